@@ -1,0 +1,55 @@
+# make demo    sets up .venv, trains Mask R-CNN with MSVMamba-Nano on the bundled photographs, draws what it found
+# make test    sets up .venv, runs the linter and all tests
+# make setup   only the set-up; MMCV=compiled builds the real mmcv (5-10 minutes, needs a C++ compiler)
+
+PYTHON ?= python3
+VENV   := .venv
+PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
+# Once the compiled mmcv is in place, later runs keep it.
+MMCV   ?= $(if $(wildcard $(VENV)/.done-mmcv-compiled),compiled,lite)
+
+.PHONY: setup demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: setup
+	$(VENV)/bin/python tools/demo.py
+
+test: setup lint
+	$(VENV)/bin/python -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+
+clean:
+	rm -rf $(VENV) work_dirs build *.egg-info
+
+# Each step leaves a stamp when it has ended: a set-up that was cut off goes on with the step that is missing.
+setup: $(VENV)/.done-mmcv-$(MMCV)
+
+$(VENV)/.done-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "mmmsv needs Python 3.10 or newer, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/a/newer/python")'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "This Python cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.done-torch: constraints.txt $(VENV)/.done-venv
+	$(PIP) install -c constraints.txt torch torchvision setuptools wheel
+	@touch $@
+
+$(VENV)/.done-packages: pyproject.toml setup.py $(VENV)/.done-torch
+	$(PIP) install -c constraints.txt -e '.[det,seg,cls,dev]'
+	@touch $@
+
+MMCV_OPS := $(wildcard packaging/mmcv_ops/*.toml packaging/mmcv_ops/mmcv/*.py)
+
+$(VENV)/.done-mmcv-lite: $(VENV)/.done-packages $(MMCV_OPS)
+	$(PIP) install -c constraints.txt mmcv-lite
+	$(PIP) install --no-deps --force-reinstall ./packaging/mmcv_ops
+	@touch $@
+
+# mmcv and mmcv-lite own the same files, so the one goes before the other comes.
+$(VENV)/.done-mmcv-compiled: $(VENV)/.done-packages
+	$(PIP) uninstall -y mmcv-lite mmmsv-mmcv-ops
+	@rm -f $(VENV)/.done-mmcv-lite
+	MMCV_WITH_OPS=1 CFLAGS=-g0 CXXFLAGS=-g0 $(PIP) install --no-build-isolation --no-cache-dir -c constraints.txt mmcv
+	@touch $@

@@ -1,0 +1,218 @@
+"""The scan in plain PyTorch, vectorised over chunks: runs wherever torch runs.
+
+The sequence is walked in chunks of ``_CHUNK`` state elements, so that nothing of size batch x D x L x N exists; inside a
+chunk :func:`linear_scan_` works on all sub-chunks at once. Nothing is divided by a product of decays, so a decay of 0
+is as exact as any other.
+
+Layout inside: ``(batch, T, N, G, D / G)`` for states and ``(batch, T, G, D / G)`` for u and delta: channels innermost,
+so channels-last inputs are read in place and each operation runs over contiguous channels.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+# State elements worked on at once. Small enough for a CPU's last-level cache, large enough to hide launch costs.
+_CHUNK = 1 << 20
+# Tokens of a sub-chunk: a scan of T tokens takes 2 * _STEP vector operations on T / _STEP states, then recurses.
+_STEP = 16
+
+
+def linear_scan_(decay: Tensor, drive: Tensor, start: Tensor, reverse: bool = False) -> None:
+    r"""Overwrite ``drive`` with the states of :math:`h_t = decay_t\, h_{t-1} + drive_t` along dimension 1.
+
+    Work-efficient: first what each sub-chunk does to a state that enters it (a factor and an offset), then the states
+    that really enter (the same problem, ``_STEP`` times shorter), then all sub-chunks again from those.
+
+    Args:
+        decay: ``(batch, T, ...)``.
+        drive: ``(batch, T, ...)``, overwritten.
+        start: State before the first token (after the last one for ``reverse``), ``(batch, ...)``.
+        reverse: Run from the last token to the first.
+    """
+    length = decay.shape[1]
+    chunks, rest = divmod(length, _STEP)
+    # The tokens that fill no sub-chunk come last in the direction of the scan.
+    main = slice(rest, length) if reverse else slice(0, length - rest)
+    tail = range(rest)[::-1] if reverse else range(length - rest, length)
+    order = range(_STEP)[::-1] if reverse else range(_STEP)
+    if chunks > 1:
+        decays = [part[:, :, 0] for part in decay[:, main].unflatten(1, (chunks, _STEP)).split(1, dim=2)]
+        drives = [part[:, :, 0] for part in drive[:, main].unflatten(1, (chunks, _STEP)).split(1, dim=2)]
+        first, *others = order
+        factor, offset = decays[first].clone(), drives[first].clone()
+        for t in others:
+            torch.addcmul(drives[t], decays[t], offset, out=offset)
+            factor *= decays[t]
+        linear_scan_(factor, offset, start, reverse)  # offset: the state that leaves each sub-chunk
+        start = start.unsqueeze(1)
+        state = torch.cat((offset[:, 1:], start), 1) if reverse else torch.cat((start, offset[:, :-1]), 1)
+        for t in order:
+            state = drives[t].addcmul_(decays[t], state)
+        start = offset[:, 0 if reverse else -1]
+    else:
+        tail = range(length)[::-1] if reverse else range(length)
+    for t in tail:
+        start = drive[:, t].addcmul_(decay[:, t], start)
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
+    """Compute y; arguments as :func:`mmmsv.kernels.selective_scan`, with ``A``, ``D`` and the bias in the state's dtype."""
+    sequence = _Sequence(u, delta, A, B, C, delta_bias, delta_softplus)
+    y = torch.empty_like(u)
+    out = sequence.per_token(y)
+    skip = None if D is None else sequence.per_channel(D)
+    state = sequence.zero_state()
+    for chunk in sequence.chunks():
+        u_, step, decay, states, B_, C_ = sequence.load(chunk, state)
+        linear_scan_(decay, states[:, 1:], state)
+        state = states[:, -1]
+        total = _contract(C_, states[:, 1:])
+        if skip is not None:
+            total.addcmul_(skip, u_)
+        out[:, chunk] = total
+    return y
+
+
+def backward(
+    dy: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, ...]:
+    """Compute the gradients of the seven tensors, in their order; empty where a weight was not given.
+
+    Only the state at the start of each chunk is kept from a forward pass; the others are computed again.
+    """
+    sequence = _Sequence(u, delta, A, B, C, delta_bias, delta_softplus)
+    du, ddelta, dA, dB, dC = (torch.empty_like(tensor) for tensor in (u, delta, A, B, C))
+    du_, ddelta_ = sequence.per_token(du), sequence.per_token(ddelta)
+    dB_, dC_ = sequence.per_group(dB), sequence.per_group(dC)
+    skip = None if D is None else sequence.per_channel(D)
+    dy = sequence.per_token(dy)
+    A_total, D_total, bias_total = torch.zeros_like(sequence.A), *(torch.zeros_like(sequence.A[0]) for _ in range(2))
+
+    chunks = list(sequence.chunks())
+    starts = [sequence.zero_state()]
+    for chunk in chunks[:-1]:
+        _, _, decay, states, _, _ = sequence.load(chunk, starts[-1])
+        linear_scan_(decay, states[:, 1:], starts[-1])
+        starts.append(states[:, -1].clone())
+
+    # What the tokens behind a chunk want of the state that leaves it: exp(step_{t+1} A) g_{t+1}.
+    wanted = sequence.zero_state()
+    for chunk, start in zip(reversed(chunks), reversed(starts), strict=True):
+        u_, step, decay, states, B_, C_ = sequence.load(chunk, start)
+        linear_scan_(decay, states[:, 1:], start)
+        before, after = states[:, :-1], states[:, 1:]
+        dy_ = dy[:, chunk].to(A.dtype)
+
+        # g_t = dL/dh_t = C_t dy_t + exp(step_{t+1} A) g_{t+1}
+        g = C_ * dy_.unsqueeze(2)
+        g[:, -1] += wanted
+        linear_scan_(decay[:, 1:], g[:, :-1], g[:, -1], reverse=True)
+        wanted = decay[:, 0] * g[:, 0]
+
+        dB_[:, chunk] = (g * (step * u_).unsqueeze(2)).sum(-1)
+        dC_[:, chunk] = (after * dy_.unsqueeze(2)).sum(-1)
+        gB = _contract(B_, g)
+        dexponent = decay.mul_(before).mul_(g)
+        A_total += (dexponent * step.unsqueeze(2)).sum((0, 1))
+        dstep = _contract(sequence.A, dexponent).addcmul_(gB, u_)
+        if delta_softplus:
+            dstep *= torch.sigmoid(sequence.biased(chunk))
+        ddelta_[:, chunk] = dstep
+        bias_total += dstep.sum((0, 1))
+        gB *= step
+        if skip is not None:
+            gB.addcmul_(skip, dy_)
+            D_total += (dy_ * u_).sum((0, 1))
+        du_[:, chunk] = gB
+
+    return (
+        du,
+        ddelta,
+        dA.copy_(A_total.flatten(1).t()),
+        dB,
+        dC,
+        u.new_empty(0) if D is None else D_total.flatten().to(D.dtype),
+        u.new_empty(0) if delta_bias is None else bias_total.flatten().to(delta_bias.dtype),
+    )
+
+
+def _contract(weight: Tensor, state: Tensor) -> Tensor:
+    """Sum weight * state over the N states (the third dimension from the right), without a product of full size."""
+    weights, states = weight.unbind(-3), state.unbind(-3)
+    total = weights[0] * states[0]
+    for one_weight, one_state in zip(weights[1:], states[1:], strict=True):
+        total.addcmul_(one_weight, one_state)
+    return total
+
+
+class _Sequence:
+    """The inputs of a scan, seen as ``(batch, L, [N,] G, D / G)``, and read chunk by chunk in the state's dtype."""
+
+    def __init__(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, delta_bias: Tensor | None, delta_softplus: bool
+    ) -> None:
+        self.groups = B.shape[1]
+        self.A = A.t().unflatten(1, (self.groups, -1)).contiguous()
+        self.u, self.delta = self.per_token(u), self.per_token(delta)
+        self.B, self.C = self.per_group(B), self.per_group(C)
+        self.bias = None if delta_bias is None else self.per_channel(delta_bias)
+        self.softplus = delta_softplus
+
+    def per_token(self, tensor: Tensor) -> Tensor:
+        """View ``(batch, D, L)`` as ``(batch, L, G, D / G)``."""
+        return tensor.transpose(1, 2).unflatten(2, (self.groups, tensor.shape[1] // self.groups))
+
+    def per_group(self, tensor: Tensor) -> Tensor:
+        """View ``(batch, G, N, L)`` as ``(batch, L, N, G)``."""
+        return tensor.permute(0, 3, 2, 1)
+
+    def per_channel(self, weight: Tensor) -> Tensor:
+        """View ``(D,)`` as ``(G, D / G)``."""
+        return weight.unflatten(0, (self.groups, -1))
+
+    def zero_state(self) -> Tensor:
+        return self.A.new_zeros(self.u.shape[0], *self.A.shape)
+
+    def chunks(self) -> Iterator[slice]:
+        size = max(_CHUNK // max(self.u.shape[0] * self.A.numel(), 1), 2 * _STEP)
+        for begin in range(0, self.u.shape[1], size):
+            yield slice(begin, min(begin + size, self.u.shape[1]))
+
+    def biased(self, chunk: slice) -> Tensor:
+        delta = self.delta[:, chunk].to(self.A.dtype)
+        return delta if self.bias is None else delta + self.bias
+
+    def load(self, chunk: slice, start: Tensor) -> tuple[Tensor, ...]:
+        """Return u, the step, the decays, ``[start, step * B * u]`` (one longer: the states to be), B and C."""
+        u = self.u[:, chunk].to(self.A.dtype)
+        step = self.biased(chunk)
+        if self.softplus:
+            step = softplus(step)
+        B, C = (tensor[:, chunk].to(self.A.dtype).unsqueeze(-1) for tensor in (self.B, self.C))
+        batch, length = u.shape[:2]
+        decay = self.A.new_empty(batch, length, *self.A.shape)
+        torch.mul(step.unsqueeze(2), self.A, out=decay).exp_()
+        states = self.A.new_empty(batch, length + 1, *self.A.shape)
+        states[:, 0] = start
+        torch.mul((step * u).unsqueeze(2), B, out=states[:, 1:])
+        return u, step, decay, states, B, C
