@@ -1,0 +1,3 @@
+from .msvmamba import MSVMamba
+
+__all__ = ["MSVMamba"]

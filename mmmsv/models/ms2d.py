@@ -1,0 +1,165 @@
+"""MS2D, the multi-scale 2-D selective scan (paper, Section 4.2 and Figure 4), and its parts."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, linear, silu
+
+from mmmsv.kernels import selective_scan
+
+from .routes import Route, roll_up, unroll
+from .stems import ChannelsLastConv2d
+
+
+class S6(nn.Module):
+    r"""One parameter set of the selective scan: makes the step, B and C of each token, then runs the recurrence.
+
+    .. math:: (dt, B, C) = W_x u, \quad \Delta = \mathrm{softplus}(W_{dt}\, dt + b_{dt}), \quad A = -e^{A_{\log}}
+
+    and then :func:`mmmsv.kernels.selective_scan`. The projection is pointwise: a token's step, B and C do not depend on
+    the route that visits it, so :meth:`forward` projects each token of the map once, however many routes there are.
+
+    Args:
+        dim: Channels D of the map.
+        state_size: N, numbers that the state keeps for each channel.
+        dt_rank: R, width of the low-rank step.
+
+    Source:
+        Mamba, arXiv 2312.00752, Section 3.2; initial values of Section 3.6.
+    """
+
+    def __init__(self, dim: int, state_size: int, dt_rank: int) -> None:
+        super().__init__()
+        self.state_size, self.dt_rank = state_size, dt_rank
+        self.x_proj = nn.Linear(dim, dt_rank + 2 * state_size, bias=False)
+        self.dt_proj = nn.Linear(dt_rank, dim)
+        self.A_log = nn.Parameter(torch.empty(dim, state_size))
+        self.skip = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the initial values: steps log-uniform in [1e-3, 0.1], A = -(1, ..., N), skip weight 1."""
+        nn.init.trunc_normal_(self.x_proj.weight, std=0.02)
+        bound = self.dt_rank**-0.5
+        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
+        with torch.no_grad():
+            step = torch.empty_like(self.dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1)).exp_().clamp_(min=1e-4)
+            self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+            self.A_log.copy_(torch.arange(1, self.state_size + 1).log().expand_as(self.A_log))
+            self.skip.fill_(1.0)
+
+    def forward(self, x: Tensor, routes: tuple[Route, ...]) -> Tensor:
+        """Scan a map ``(B, H, W, D)`` along ``routes`` as one sequence; return its tokens, ``(B, L, D)``."""
+        dt, B, C = self.x_proj(x).split((self.dt_rank, self.state_size, self.state_size), dim=-1)
+        delta = linear(dt, self.dt_proj.weight)
+        u, delta, B, C = (unroll(tensor, routes).transpose(1, 2) for tensor in (x, delta, B, C))
+        # At least float32: a decay rounded to half precision is another time constant.
+        A = -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
+        y = selective_scan(u, delta, A, B, C, self.skip, self.dt_proj.bias, delta_softplus=True)
+        return y.transpose(1, 2)
+
+
+class SqueezeExcite(nn.Module):
+    """Weigh the channels by what the whole map holds: ``x * sigmoid(W_2 relu(W_1 mean(x)))``.
+
+    Args:
+        dim: Channels.
+        reduction: How much narrower the layer between is.
+
+    Source:
+        Squeeze-and-Excitation, arXiv 1709.01507, without biases.
+    """
+
+    def __init__(self, dim: int, reduction: int = 8) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(dim, dim // reduction, bias=False)
+        self.expand = nn.Linear(dim // reduction, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, C)`` to the same shape."""
+        weight = self.expand(self.reduce(x.mean((1, 2), keepdim=True)).relu()).sigmoid()
+        return x * weight
+
+
+class MS2D(nn.Module):
+    r"""Multi-scale 2-D selective scan: few routes over the full map, the others over a map of half the resolution.
+
+    .. math::
+        x, z &= W_{in}\, input, \qquad z = \mathrm{SiLU}(z) \\
+        full &= \mathrm{SiLU}(\mathrm{DWConv}_{3\times3}(x)), \qquad
+        half = \mathrm{SiLU}(\mathrm{DWConv}_{7\times7,\,stride\,2}(x)) \\
+        y &= \mathrm{LN}\Big(\sum_{full\ routes} \mathrm{S6}(full)\Big)
+             + \mathrm{upsample}\Big(\sum_{half\ routes} \mathrm{LN}(\mathrm{S6}(half))\Big) \\
+        output &= W_{out}\,(\mathrm{SE}(y) \odot z)
+
+    Each full-resolution route is a sequence with a parameter set of its own. The half-resolution routes are one
+    sequence with one parameter set: the state runs on from the end of one route into the start of the next.
+
+    Args:
+        dim: Channels C of the input and of the output.
+        state_size: N, numbers that a scan's state keeps for each channel.
+        ssm_ratio: The scans work on D = ssm_ratio * C channels.
+        full_routes: Routes over the full map.
+        half_routes: Routes over the half-resolution map.
+        se: Whether squeeze-and-excitation follows the scans.
+        gate: Whether the gate z is made and applied.
+
+    Source:
+        MSVMamba, arXiv 2405.14174, Section 4.2. An odd side of the map is rounded up in the half-resolution map.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        state_size: int = 1,
+        ssm_ratio: float = 2.0,
+        full_routes: tuple[Route, ...] = ("row",),
+        half_routes: tuple[Route, ...] = ("row_rev", "col", "col_rev"),
+        se: bool = True,
+        gate: bool = True,
+    ) -> None:
+        super().__init__()
+        inner, dt_rank = int(ssm_ratio * dim), math.ceil(dim / 16)
+        self.full_routes, self.half_routes, self.gate = full_routes, half_routes, gate
+        self.in_proj = nn.Linear(dim, 2 * inner if gate else inner, bias=False)
+        self.full_conv = ChannelsLastConv2d(inner, inner, 3, padding=1, groups=inner)
+        self.half_conv = ChannelsLastConv2d(inner, inner, 7, stride=2, padding=3, groups=inner)
+        self.full_scans = nn.ModuleList(S6(inner, state_size, dt_rank) for _ in full_routes)
+        self.half_scan = S6(inner, state_size, dt_rank)
+        self.out_norm = nn.LayerNorm(inner)
+        self.se = SqueezeExcite(inner) if se else nn.Identity()
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        nn.init.trunc_normal_(self.in_proj.weight, std=0.02)
+        nn.init.trunc_normal_(self.out_proj.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, C)`` to the same shape."""
+        x, z = self._project_in(x)
+        full = silu(self.full_conv(x))
+        half = silu(self.half_conv(x))
+        y = self.se(self._scan_full(full) + _upsample(self._scan_half(half), full.shape[1:3]))
+        return self.out_proj(y if z is None else y * z)
+
+    def _project_in(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.gate:
+            return self.in_proj(x), None
+        # Two products, not one that is cut in two: the halves of one would be strided, and each conv would copy its own.
+        to_x, to_z = self.in_proj.weight.chunk(2)
+        return linear(x, to_x), silu(linear(x, to_z))
+
+    def _scan_full(self, full: Tensor) -> Tensor:
+        height, width = full.shape[1:3]
+        routes = [(route,) for route in self.full_routes]
+        walks = zip(self.full_scans, routes, strict=True)
+        maps = [roll_up(scan(full, route), route, height, width) for scan, route in walks]
+        return self.out_norm(sum(maps[1:], start=maps[0]))
+
+    def _scan_half(self, half: Tensor) -> Tensor:
+        height, width = half.shape[1:3]
+        tokens = self.out_norm(self.half_scan(half, self.half_routes))
+        return roll_up(tokens, self.half_routes, height, width)
+
+
+def _upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return interpolate(x.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)

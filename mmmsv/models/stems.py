@@ -1,0 +1,67 @@
+"""What changes the resolution: the patch embedding in front and the patch merging between stages.
+
+Every map inside the network is channels-last, ``(B, H, W, C)``: linear layers and norms act on it as it is, and a
+convolution sees it as a ``torch.channels_last`` tensor without a copy.
+"""
+
+from torch import Tensor, cat, nn
+from torch.nn.functional import pad
+
+
+class ChannelsLastConv2d(nn.Conv2d):
+    """A 2-D convolution from and to channels-last maps; arguments and weights of :class:`torch.nn.Conv2d`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, C_in)`` to ``(B, H', W', C_out)``."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class PatchEmbed(nn.Module):
+    """Embed patches of 4 x 4 pixels: ``LN(Conv4x4 stride 4(image))``.
+
+    Args:
+        in_channels: Channels of the image.
+        dim: Channels of the embedding.
+
+    Source:
+        Paper, Section 4.1; also the patch embedding of Swin and VMamba.
+    """
+
+    patch_size = 4
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.conv = ChannelsLastConv2d(in_channels, dim, self.patch_size, stride=self.patch_size)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map ``(B, in_channels, H, W)`` to ``(B, H // 4, W // 4, dim)``."""
+        return self.norm(self.conv(image.permute(0, 2, 3, 1)))
+
+
+class PatchMerging(nn.Module):
+    """Halve the resolution: ``Linear(LN(the four pixels of each 2 x 2 patch, side by side))``.
+
+    An odd side gets one row or column of zeros at its end.
+
+    Args:
+        in_dim: Channels of the input map.
+        out_dim: Channels of the output map.
+
+    Source:
+        Swin, arXiv 2103.14030, Section 3.1.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * in_dim)
+        self.reduction = nn.Linear(4 * in_dim, out_dim, bias=False)
+        nn.init.trunc_normal_(self.reduction.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, in_dim)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dim)``."""
+        height, width = x.shape[1:3]
+        if height % 2 or width % 2:
+            x = pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        patches = cat((x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]), dim=-1)
+        return self.reduction(self.norm(patches))
