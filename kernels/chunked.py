@@ -1,14 +1,15 @@
 """The scan in plain PyTorch, vectorised over chunks: runs wherever torch runs.
 
-The sequence is walked in chunks of ``_CHUNK`` state elements, so that nothing of size batch x D x L x N exists; inside a
-chunk :func:`linear_scan_` works on all sub-chunks at once. Nothing is divided by a product of decays, so a decay of 0
-is as exact as any other.
+The sequence is walked in chunks of ``_CHUNK`` state elements, so that nothing of size batch x D x L x N exists; inside
+a chunk :func:`linear_scan_` works on all sub-chunks at once. Nothing is divided by a product of decays, so a decay of
+0 is as exact as any other.
 
 Layout inside: ``(batch, T, N, G, D / G)`` for states and ``(batch, T, G, D / G)`` for u and delta: channels innermost,
 so channels-last inputs are read in place and each operation runs over contiguous channels.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,20 +69,19 @@ def forward(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> Tensor:
-    """Compute y; arguments as :func:`mmmsv.kernels.selective_scan`, with ``A``, ``D`` and the bias in the state's dtype."""
+    """Compute y; arguments as :func:`mmmsv.kernels.selective_scan`, ``A``, ``D`` and bias in the state's dtype."""
     sequence = _Sequence(u, delta, A, B, C, delta_bias, delta_softplus)
     y = torch.empty_like(u)
     out = sequence.per_token(y)
     skip = None if D is None else sequence.per_channel(D)
     state = sequence.zero_state()
-    for chunk in sequence.chunks():
-        u_, step, decay, states, B_, C_ = sequence.load(chunk, state)
-        linear_scan_(decay, states[:, 1:], state)
-        state = states[:, -1]
-        total = _contract(C_, states[:, 1:])
+    for where in sequence.chunks():
+        chunk = sequence.run(where, state)
+        state = chunk.states[:, -1]
+        total = _contract(chunk.C, chunk.states[:, 1:])
         if skip is not None:
-            total.addcmul_(skip, u_)
-        out[:, chunk] = total
+            total.addcmul_(skip, chunk.u)
+        out[:, where] = total
     return y
 
 
@@ -109,19 +109,18 @@ def backward(
     A_total, D_total, bias_total = torch.zeros_like(sequence.A), *(torch.zeros_like(sequence.A[0]) for _ in range(2))
 
     chunks = list(sequence.chunks())
-    starts = [sequence.zero_state()]
-    for chunk in chunks[:-1]:
-        _, _, decay, states, _, _ = sequence.load(chunk, starts[-1])
-        linear_scan_(decay, states[:, 1:], starts[-1])
-        starts.append(states[:, -1].clone())
+    starts, state = [], sequence.zero_state()
+    for where in chunks:
+        starts.append(state)
+        if where is not chunks[-1]:
+            state = sequence.run(where, state).states[:, -1].clone()
 
     # What the tokens behind a chunk want of the state that leaves it: exp(step_{t+1} A) g_{t+1}.
     wanted = sequence.zero_state()
-    for chunk, start in zip(reversed(chunks), reversed(starts), strict=True):
-        u_, step, decay, states, B_, C_ = sequence.load(chunk, start)
-        linear_scan_(decay, states[:, 1:], start)
+    for where, start in zip(reversed(chunks), reversed(starts), strict=True):
+        u_, step, decay, states, B_, C_ = sequence.run(where, start)
         before, after = states[:, :-1], states[:, 1:]
-        dy_ = dy[:, chunk].to(A.dtype)
+        dy_ = dy[:, where].to(A.dtype)
 
         # g_t = dL/dh_t = C_t dy_t + exp(step_{t+1} A) g_{t+1}
         g = C_ * dy_.unsqueeze(2)
@@ -129,21 +128,21 @@ def backward(
         linear_scan_(decay[:, 1:], g[:, :-1], g[:, -1], reverse=True)
         wanted = decay[:, 0] * g[:, 0]
 
-        dB_[:, chunk] = (g * (step * u_).unsqueeze(2)).sum(-1)
-        dC_[:, chunk] = (after * dy_.unsqueeze(2)).sum(-1)
+        dB_[:, where] = (g * (step * u_).unsqueeze(2)).sum(-1)
+        dC_[:, where] = (after * dy_.unsqueeze(2)).sum(-1)
         gB = _contract(B_, g)
         dexponent = decay.mul_(before).mul_(g)
         A_total += (dexponent * step.unsqueeze(2)).sum((0, 1))
         dstep = _contract(sequence.A, dexponent).addcmul_(gB, u_)
         if delta_softplus:
-            dstep *= torch.sigmoid(sequence.biased(chunk))
-        ddelta_[:, chunk] = dstep
+            dstep *= torch.sigmoid(sequence.biased(where))
+        ddelta_[:, where] = dstep
         bias_total += dstep.sum((0, 1))
         gB *= step
         if skip is not None:
             gB.addcmul_(skip, dy_)
             D_total += (dy_ * u_).sum((0, 1))
-        du_[:, chunk] = gB
+        du_[:, where] = gB
 
     return (
         du,
@@ -163,6 +162,17 @@ def _contract(weight: Tensor, state: Tensor) -> Tensor:
     for one_weight, one_state in zip(weights[1:], states[1:], strict=True):
         total.addcmul_(one_weight, one_state)
     return total
+
+
+class _Chunk(NamedTuple):
+    """Some tokens of a sequence in the state's dtype, and what the scan made of them."""
+
+    u: Tensor  # (batch, T, G, D / G)
+    step: Tensor  # (batch, T, G, D / G)
+    decay: Tensor  # (batch, T, N, G, D / G)
+    states: Tensor  # (batch, 1 + T, N, G, D / G): the state before the first token, then that after each
+    B: Tensor  # (batch, T, N, G, 1)
+    C: Tensor  # (batch, T, N, G, 1)
 
 
 class _Sequence:
@@ -198,21 +208,22 @@ class _Sequence:
         for begin in range(0, self.u.shape[1], size):
             yield slice(begin, min(begin + size, self.u.shape[1]))
 
-    def biased(self, chunk: slice) -> Tensor:
-        delta = self.delta[:, chunk].to(self.A.dtype)
+    def biased(self, where: slice) -> Tensor:
+        delta = self.delta[:, where].to(self.A.dtype)
         return delta if self.bias is None else delta + self.bias
 
-    def load(self, chunk: slice, start: Tensor) -> tuple[Tensor, ...]:
-        """Return u, the step, the decays, ``[start, step * B * u]`` (one longer: the states to be), B and C."""
-        u = self.u[:, chunk].to(self.A.dtype)
-        step = self.biased(chunk)
+    def run(self, where: slice, start: Tensor) -> _Chunk:
+        """Read the tokens ``where`` and scan them from the state ``start``."""
+        u = self.u[:, where].to(self.A.dtype)
+        step = self.biased(where)
         if self.softplus:
             step = softplus(step)
-        B, C = (tensor[:, chunk].to(self.A.dtype).unsqueeze(-1) for tensor in (self.B, self.C))
+        B, C = (tensor[:, where].to(self.A.dtype).unsqueeze(-1) for tensor in (self.B, self.C))
         batch, length = u.shape[:2]
         decay = self.A.new_empty(batch, length, *self.A.shape)
         torch.mul(step.unsqueeze(2), self.A, out=decay).exp_()
-        states = self.A.new_empty(batch, length + 1, *self.A.shape)
+        states = self.A.new_empty(batch, 1 + length, *self.A.shape)
         states[:, 0] = start
         torch.mul((step * u).unsqueeze(2), B, out=states[:, 1:])
-        return u, step, decay, states, B, C
+        linear_scan_(decay, states[:, 1:], start)
+        return _Chunk(u, step, decay, states, B, C)

@@ -85,7 +85,8 @@ def _check_shapes(
     batch, channels, length = u.shape
     if A.dim() != 2 or A.shape[0] != channels or A.shape[1] == 0:
         raise ValueError(
-            f"selective_scan: A has shape {tuple(A.shape)}, expected (D, N) = ({channels}, N >= 1) for u {tuple(u.shape)}"
+            f"selective_scan: A has shape {tuple(A.shape)}, expected (D, N) = ({channels}, N >= 1) for u "
+            f"{tuple(u.shape)}"
         )
     if delta.shape != u.shape:
         raise ValueError(f"selective_scan: delta has shape {tuple(delta.shape)}, expected that of u, {tuple(u.shape)}")

@@ -10,9 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
 
-_ARGUMENTS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus"
-)
+_ARGUMENTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus"
 torch.library.define("mmmsv::selective_scan", f"({_ARGUMENTS}) -> Tensor")
 torch.library.define(
     "mmmsv::selective_scan_backward",

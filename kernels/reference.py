@@ -15,7 +15,7 @@ def forward(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> Tensor:
-    """Compute y; arguments as :func:`mmmsv.kernels.selective_scan`, with ``A``, ``D`` and the bias in the state's dtype."""
+    """Compute y; arguments as :func:`mmmsv.kernels.selective_scan`, ``A``, ``D`` and bias in the state's dtype."""
     step, B, C = _prepare(u, delta, A, B, C, delta_bias, delta_softplus)
     states = _states(step, u.to(A.dtype), A, B)
     y = (states[..., 1:] * C).sum(2)

@@ -5,10 +5,10 @@
 """
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import Registry
 
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmmsv", locations=["mmmsv.models"])
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmmsv", locations=["mmmsv.engine"])
-RUNNERS = Registry("runner", parent=MMENGINE_RUNNERS, scope="mmmsv", locations=["mmmsv.engine"])
+LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope="mmmsv", locations=["mmmsv.engine"])

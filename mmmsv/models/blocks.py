@@ -20,7 +20,7 @@ class ConvFFN(nn.Module):
         drop_rate: Dropout after the GELU and after ``fc2``.
 
     Source:
-        MSVMamba, arXiv 2405.14174, Section 4.3.
+        MSVMamba, arXiv 2405.14174.
     """
 
     def __init__(self, dim: int, ratio: float = 2.0, drop_rate: float = 0.0) -> None:
@@ -48,7 +48,7 @@ class MS3Block(nn.Module):
         drop_path_rate: Probability that a sample skips a branch while training.
 
     Source:
-        MSVMamba, arXiv 2405.14174, Section 4.3 and Figure 4.
+        MSVMamba, arXiv 2405.14174.
     """
 
     def __init__(self, dim: int, ms2d: MS2D, ffn: ConvFFN | None, drop_path_rate: float) -> None:

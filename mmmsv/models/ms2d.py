@@ -1,4 +1,4 @@
-"""MS2D, the multi-scale 2-D selective scan (paper, Section 4.2 and Figure 4), and its parts."""
+"""MS2D, the multi-scale 2-D selective scan of MSVMamba (arXiv 2405.14174), and its parts."""
 
 import math
 
@@ -106,7 +106,7 @@ class MS2D(nn.Module):
         gate: Whether the gate z is made and applied.
 
     Source:
-        MSVMamba, arXiv 2405.14174, Section 4.2. An odd side of the map is rounded up in the half-resolution map.
+        MSVMamba, arXiv 2405.14174. An odd side of the map is rounded up in the half-resolution map.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class MS2D(nn.Module):
     def _project_in(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self.gate:
             return self.in_proj(x), None
-        # Two products, not one that is cut in two: the halves of one would be strided, and each conv would copy its own.
+        # Two products, not one cut in two: its halves would be strided, and each convolution would copy its own.
         to_x, to_z = self.in_proj.weight.chunk(2)
         return linear(x, to_x), silu(linear(x, to_z))
 

@@ -30,7 +30,8 @@ class MSVMamba(BaseModule):
         out_indices: Stages whose maps are returned, in ascending order; strides 4, 8, 16, 32.
         drop_path_rate: Drop path rate of the last block, in [0, 1); it rises linearly from 0 in the first.
         ffn_drop_rate: Dropout in the FFNs, in [0, 1).
-        frozen_stages: -1 freezes nothing, 0 the patch embedding, ``k`` also the first ``k`` stages, all norms included; frozen parts get no gradient and stay in evaluation mode.
+        frozen_stages: -1 freezes nothing, 0 the patch embedding, ``k`` also the first ``k`` stages, norms included;
+            frozen parts get no gradient and stay in evaluation mode.
         norm_eval: Keep every norm in evaluation mode while training. Accepted because stock configs set it for batch
             norms; a LayerNorm has no running statistics, so the numbers do not change.
         with_cp: Recompute each block in the backward pass: less memory, about a third more time.
@@ -41,7 +42,7 @@ class MSVMamba(BaseModule):
         ValueError: An argument is out of range; the message says what is allowed.
 
     Source:
-        MSVMamba, arXiv 2405.14174, Section 4. The published classification models used ``drop_path_rate=0.2``.
+        MSVMamba, arXiv 2405.14174. The published classification models used ``drop_path_rate=0.2``.
     """
 
     def __init__(
@@ -194,7 +195,11 @@ def _check_fit(
         if key in theirs and theirs[key].shape != value.shape
     ]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
-    told = [f"{len(keys)} {fault}: {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}" for fault, keys in faults.items() if keys]
+    told = [
+        f"{len(keys)} {fault}: {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}"
+        for fault, keys in faults.items()
+        if keys
+    ]
     if told:
         raise ValueError(
             f"the checkpoint does not fit MSVMamba with embed_dims {model.arch.embed_dims} and depths "

@@ -24,7 +24,7 @@ class PatchEmbed(nn.Module):
         dim: Channels of the embedding.
 
     Source:
-        Paper, Section 4.1; also the patch embedding of Swin and VMamba.
+        MSVMamba, arXiv 2405.14174; also the patch embedding of Swin and VMamba.
     """
 
     patch_size = 4
