@@ -1,0 +1,4 @@
+# MSVMamba-Micro on ImageNet, 300 epochs.
+_base_ = './msvmamba_t_300e.py'
+
+model = dict(backbone=dict(arch='micro'), head=dict(in_channels=512))

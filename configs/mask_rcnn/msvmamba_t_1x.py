@@ -1,0 +1,16 @@
+# Mask R-CNN with MSVMamba-Tiny on COCO, 12 epochs: mmdet's recipe for Swin-T with another backbone.
+# The published figures start from ImageNet weights. A checkpoint of configs/cls/msvmamba_t_300e.py goes in with
+# --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
+# model.backbone.init_cfg.prefix=backbone
+_base_ = [
+    'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+    '../_base_/coco.py',
+    '../_base_/engine.py',
+]
+model = dict(backbone=dict(_delete_=True, type='mmmsv.MSVMamba', arch='tiny', drop_path_rate=0.1))
+optim_wrapper = dict(paramwise_cfg=dict(_delete_=True, custom_keys=_base_.no_decay))
+
+# Stock loops that look for the data first, and say where to get it.
+train_cfg = dict(type='mmmsv.EpochBasedTrainLoop')
+val_cfg = dict(type='mmmsv.ValLoop')
+test_cfg = dict(type='mmmsv.TestLoop')
