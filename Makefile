@@ -21,7 +21,7 @@ lint: setup
 	$(VENV)/bin/ruff check .
 
 clean:
-	rm -rf $(VENV) work_dirs build *.egg-info
+	rm -rf $(VENV) work_dirs build *.egg-info packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
 
 # Each step leaves a stamp when it has ended: a set-up that was cut off goes on with the step that is missing.
 setup: $(VENV)/.done-mmcv-$(MMCV)
@@ -42,12 +42,14 @@ $(VENV)/.done-packages: pyproject.toml setup.py $(VENV)/.done-torch
 
 MMCV_OPS := $(wildcard packaging/mmcv_ops/*.toml packaging/mmcv_ops/mmcv/*.py)
 
+# mmcv and mmcv-lite own the same files, so the one goes before the other comes.
 $(VENV)/.done-mmcv-lite: $(VENV)/.done-packages $(MMCV_OPS)
+	$(PIP) uninstall -y mmcv
+	@rm -f $(VENV)/.done-mmcv-compiled
 	$(PIP) install -c constraints.txt mmcv-lite
 	$(PIP) install --no-deps --force-reinstall ./packaging/mmcv_ops
 	@touch $@
 
-# mmcv and mmcv-lite own the same files, so the one goes before the other comes.
 $(VENV)/.done-mmcv-compiled: $(VENV)/.done-packages
 	$(PIP) uninstall -y mmcv-lite mmmsv-mmcv-ops
 	@rm -f $(VENV)/.done-mmcv-lite
