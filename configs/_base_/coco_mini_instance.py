@@ -3,11 +3,11 @@ data_source = 'these photographs come with the repository, under data/: git chec
 data_root = '{{ fileDirname }}/../../data/coco_mini/'
 
 # poly2mask stays True, its default: the masks are RLE, and mmdet takes every RLE instance for an ignored one without it.
+# No augmentation: the photographs are to be learnt by heart.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='Resize', scale=(384, 384), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
@@ -23,6 +23,7 @@ train_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
     sampler=dict(type='DefaultSampler', shuffle=True),
+    batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
         type='CocoDataset',
         data_root=data_root,
