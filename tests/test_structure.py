@@ -1,0 +1,56 @@
+"""Who imports whom: kernels <- models <- tools, and nothing the other way round (docs/design.md)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OPENMMLAB = {"mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain", "mim"}
+
+# Folder: top-level packages that its files may not import.
+FORBIDDEN = {
+    "kernels": {*OPENMMLAB, "mmmsv.models", "mmmsv.engine", "mmmsv.registry", "mmmsv.compat", "torchvision"},
+    "mmmsv/models": {*OPENMMLAB - {"mmengine"}, "mmmsv.engine", "tools"},
+    "mmmsv/engine": {*OPENMMLAB - {"mmengine"}, "mmmsv.models", "mmmsv.kernels", "tools"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Names of all modules that a file imports, at any depth; relative ones under their full name."""
+    package = f"mmmsv.{path.parent.name}"
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_imports_go_one_way(folder):
+    files = sorted((ROOT / folder).glob("*.py"))
+    assert files
+    for path in files:
+        for name in imported(path):
+            broken = [ban for ban in FORBIDDEN[folder] if name == ban or name.startswith(f"{ban}.")]
+            assert not broken, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_models_reach_the_kernels_by_their_public_names():
+    public = {"mmmsv.kernels", "mmmsv.kernels.selective_scan"}
+    used = {n for path in (ROOT / "mmmsv/models").glob("*.py") for n in imported(path) if n.startswith("mmmsv.kernels")}
+    assert used == public
+
+
+def test_the_check_sees_imports(tmp_path):
+    """A broken rule is found, absolute or relative, at the top or inside a function."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    path = folder / "x.py"
+    path.write_text("from ..engine import hooks\ndef f():\n    import mmdet.models\n")
+    assert {"mmmsv.engine", "mmmsv.engine.hooks", "mmdet.models"} <= imported(path)

@@ -1,0 +1,65 @@
+"""What the demo checks: a run that learns nothing must not pass for one that does."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "tools/demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def training_data(demo, **annotations):
+    cfg = Config.fromfile(ROOT / demo.CONFIG)
+    init_default_scope("mmdet")
+    cfg.train_dataloader.dataset.pipeline[1].update(annotations)
+    return Runner.build_dataloader(cfg.train_dataloader).dataset
+
+
+def test_bundled_photographs_pass(demo):
+    assert demo.count_boxes(training_data(demo)) == {"images": 23, "boxes": 116}
+
+
+def test_boxes_that_training_would_ignore_are_noticed(demo):
+    """poly2mask=False: mmdet loads the RLE masks of these photographs, and ignores every one."""
+    with pytest.raises(ValueError, match=r"jpg: 0 boxes to learn from and \d+ ignored.*poly2mask=True"):
+        demo.count_boxes(training_data(demo, poly2mask=False))
+
+
+def record(loss, box=0.1, mask=0.1):
+    return {"loss": loss, "loss_bbox": box, "loss_mask": mask}
+
+
+def test_losses_of_a_run_that_learns(demo):
+    assert demo.check_losses([record(5.0, box=0.0), record(4.0), record(1.0)]) == (5.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([record(5.0, box=0.0), record(1.0, box=0.0)], "the network saw none"),
+        ([record(5.0, mask=0.0), record(1.0, mask=0.0)], "the network saw none"),
+        ([record(1.0), record(2.0)], "the loss did not fall: 1.000 at first, 2.000 at last"),
+        ([record(1.0), record(float("nan"))], "the loss did not fall"),
+    ],
+)
+def test_losses_of_a_run_that_does_not(demo, records, message):
+    with pytest.raises(ValueError, match=message):
+        demo.check_losses(records)
+
+
+def test_a_failed_command_is_shown(demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match=r"mim train failed; all that it printed is in .*mim.log"):
+        demo.mim("train", ["--no-such-option"], tmp_path, [])
+    assert "--no-such-option" in (tmp_path / "mim.log").read_text()
