@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections import OrderedDict
 
 import numpy as np
 import torch
@@ -82,7 +83,9 @@ def misfits(model: nn.Module, state_dict: dict[str, Tensor], shown: int = 3) -> 
     tensors = [*model.parameters(), *model.buffers()]
     storageless = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
     trial = copy.deepcopy(model, storageless)
-    weights = {name.removeprefix("module."): tensor.to("meta") for name, tensor in state_dict.items()}
+    weights = OrderedDict((name.removeprefix("module."), tensor.to("meta")) for name, tensor in state_dict.items())
+    # The versions of the modules that wrote it, by which some of them rename what they find.
+    weights._metadata = getattr(state_dict, "_metadata", {})
     try:
         trial.load_state_dict(weights)
     except RuntimeError as error:

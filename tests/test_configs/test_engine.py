@@ -1,0 +1,127 @@
+"""Hooks and loops, in this process, on a small classifier."""
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from torch import nn
+
+from mmmsv.engine import SeedEpochHook, hooks
+from mmmsv.engine.hooks import misfits
+from mmmsv.engine.loops import missing_paths
+
+CONFIG = Path(__file__).parents[2] / "configs/cls/msvmamba_n_clothing_mini.py"
+
+
+def _runner(tmp_path: Path, **changes: object) -> Runner:
+    cfg = Config.fromfile(CONFIG)
+    cfg.merge_from_dict(
+        {
+            "work_dir": str(tmp_path / "run"),
+            "model.backbone.arch": {"_delete_": True, "embed_dims": (8, 16), "depths": (1, 1)},
+            "model.backbone.out_indices": (1,),
+            "model.head.in_channels": 16,
+            "train_dataloader.dataset.indices": 2,
+            "train_dataloader.batch_size": 2,
+            "test_dataloader.dataset.indices": 2,
+            "train_cfg.max_epochs": 1,
+            "param_scheduler": [],
+            "val_cfg": None,
+            "val_dataloader": None,
+            "val_evaluator": None,
+            "experiment_name": f"{tmp_path.name}_{random.getrandbits(64)}",
+            **changes,
+        }
+    )
+    init_default_scope(cfg.default_scope)
+    return Runner.from_cfg(cfg)
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    """A checkpoint of the small classifier with 7 classes, where the config has 10."""
+    model = _runner(tmp_path, **{"model.head.num_classes": 7}).model
+    path = tmp_path / "seven_classes.pth"
+    torch.save({"state_dict": model.state_dict(), "meta": {"epoch": 0, "iter": 0}}, path)
+    return path
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_misfit_is_refused_and_the_model_left_alone(tmp_path, checkpoint, resume):
+    runner = _runner(tmp_path, load_from=str(checkpoint), resume=resume)
+    # Training initialises a model before it resumes; here that is done beforehand.
+    runner.model.init_weights()
+    runner._init_model_weights = lambda: None
+    before = {name: value.clone() for name, value in runner.model.state_dict().items()}
+    run = runner.train if resume else runner.test
+    with pytest.raises(ValueError, match="does not fit ImageClassifier") as error:
+        run()
+    assert ("resumed from" if resume else "tested") in str(error.value)
+    assert "head.fc.weight" in str(error.value)
+    assert "torch.Size([7, 16])" in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in runner.model.state_dict().items())
+
+
+def test_fine_tuning_may_change_the_head(tmp_path, checkpoint):
+    runner = _runner(tmp_path, load_from=str(checkpoint), **{"optim_wrapper.optimizer.lr": 0.0})
+    runner.train()
+    theirs = torch.load(checkpoint)["state_dict"]
+    loaded = [name for name, value in runner.model.state_dict().items() if torch.equal(value, theirs[name])]
+    assert set(theirs) - set(loaded) == {"head.fc.weight", "head.fc.bias"}
+
+
+def test_misfits_counts_names_and_shortens():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 4))
+    state = model.state_dict()
+    assert misfits(model, state) == []
+    assert misfits(model, {f"module.{name}": value for name, value in state.items()}) == []
+
+    # Names that changed with a version of their module: without the version in the file, BatchNorm would take the
+    # missing counter for one of before there was any.
+    del state["1.num_batches_tracked"]
+    assert misfits(model, state) == ['Missing key(s) in state_dict: "1.num_batches_tracked".']
+
+    missing, unexpected, shapes = misfits(
+        model, {"2.weight": torch.zeros(5, 3), **{f"head.{i}": torch.zeros(1) for i in range(4)}}
+    )
+    assert missing.startswith("Missing key(s)")
+    assert '"0.weight", "0.bias", "1.weight", ... (7 in all)' in missing
+    assert '"head.0", "head.1", "head.2", ... (4 in all)' in unexpected
+    assert shapes.startswith("size mismatch for 2.weight")
+
+
+def _draws(seed: int, iteration: int, **randomness: bool) -> tuple:
+    runner = SimpleNamespace(seed=seed, iter=iteration, cfg={"randomness": randomness})
+    SeedEpochHook().before_train_epoch(runner)
+    return random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def test_epochs_draw_what_seed_and_iteration_say(monkeypatch):
+    assert _draws(0, 12) == _draws(0, 12)
+    others = [_draws(0, 12), _draws(0, 13), _draws(1, 12)]
+    monkeypatch.setattr(hooks, "get_rank", lambda: 1)
+    assert _draws(0, 12) == others[0]
+    others.append(_draws(0, 12, diff_rank_seed=True))
+    for generator in zip(*others, strict=True):
+        assert len(set(generator)) == len(others)
+
+
+def test_missing_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there/images").mkdir(parents=True)
+    there = {"data_root": "there", "data_prefix": {"img": "images/"}}
+    assert missing_paths(there) == []
+    assert missing_paths({**there, "ann_file": "all.json"}) == [str(tmp_path / "there/all.json")]
+    assert missing_paths({**there, "data_prefix": "labels"}) == [str(tmp_path / "there/labels")]
+    # The root says it all.
+    gone = {"data_root": "gone", "ann_file": "all.json", "data_prefix": {"img": "images/"}}
+    assert missing_paths(gone) == [str(tmp_path / "gone")]
+    assert missing_paths({"data_root": "s3://bucket/coco", "ann_file": "all.json"}) == []
+    # Inside wrappers.
+    assert missing_paths({"type": "RepeatDataset", "dataset": {"datasets": [there, gone]}}) == [str(tmp_path / "gone")]
