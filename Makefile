@@ -44,14 +44,14 @@ MMCV_OPS := $(wildcard packaging/mmcv_ops/*.toml packaging/mmcv_ops/mmcv/*.py)
 
 # mmcv and mmcv-lite own the same files, so the one goes before the other comes.
 $(VENV)/.done-mmcv-lite: $(VENV)/.done-packages $(MMCV_OPS)
-	$(PIP) uninstall -y mmcv
 	@rm -f $(VENV)/.done-mmcv-compiled
+	$(PIP) uninstall -y mmcv
 	$(PIP) install -c constraints.txt mmcv-lite
 	$(PIP) install --no-deps --force-reinstall ./packaging/mmcv_ops
 	@touch $@
 
 $(VENV)/.done-mmcv-compiled: $(VENV)/.done-packages
-	$(PIP) uninstall -y mmcv-lite mmmsv-mmcv-ops
 	@rm -f $(VENV)/.done-mmcv-lite
+	$(PIP) uninstall -y mmcv-lite mmmsv-mmcv-ops
 	MMCV_WITH_OPS=1 CFLAGS=-g0 CXXFLAGS=-g0 $(PIP) install --no-build-isolation --no-cache-dir -c constraints.txt mmcv
 	@touch $@
