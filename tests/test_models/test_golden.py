@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mmpretrain.models import ImageClassifier
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 
 from mmmsv.models import MSVMamba
 
@@ -61,10 +61,14 @@ def test_gradients(name, dtype, with_cp):
 def test_logits_of_mmpretrains_classifier(name, dtype):
     golden = load_golden(name)
     meta, weights = golden["meta"], golden["model"]
-    classifier = ImageClassifier(
-        backbone={"type": "mmmsv.MSVMamba", "arch": arch_of(meta), "out_indices": (3,)},
-        neck={"type": "GlobalAveragePooling"},
-        head={"type": "LinearClsHead", "num_classes": 10, "in_channels": meta["embed_dims"][-1]},
+    classifier = MMPRETRAIN_MODELS.build(
+        {
+            "type": "ImageClassifier",
+            "_scope_": "mmpretrain",
+            "backbone": {"type": "mmmsv.MSVMamba", "arch": arch_of(meta), "out_indices": (3,)},
+            "neck": {"type": "GlobalAveragePooling"},
+            "head": {"type": "LinearClsHead", "num_classes": 10, "in_channels": meta["embed_dims"][-1]},
+        }
     )
     norm = {f"outnorm3.{part}": weights[f"classifier.norm.{part}"] for part in ("weight", "bias")}
     classifier.backbone.load_state_dict(backbone_weights({**weights, **norm}, meta["full_routes"] + 1))

@@ -61,5 +61,5 @@ def test_losses_of_a_run_that_does_not(demo, records, message):
 def test_a_failed_command_is_shown(demo, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit, match=r"mim train failed; all that it printed is in .*mim.log"):
-        demo.mim("train", ["--no-such-option"], tmp_path, [])
+        demo.mim("train", ["--no-such-option"], tmp_path)
     assert "--no-such-option" in (tmp_path / "mim.log").read_text()
