@@ -19,6 +19,7 @@ test: setup lint
 
 lint: setup
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 
 clean:
 	rm -rf $(VENV) work_dirs build *.egg-info packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
