@@ -70,7 +70,12 @@ def _autograd(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple[Ten
     return (*given, None)
 
 
+def _no_second_derivative(ctx: torch.autograd.function.FunctionCtx, *_: Tensor) -> None:
+    raise NotImplementedError("selective_scan has first derivatives only; this asks for a second one (double backward)")
+
+
 torch.library.register_autograd("mmmsv::selective_scan", _autograd, setup_context=_setup_context)
+torch.library.register_autograd("mmmsv::selective_scan_backward", _no_second_derivative)
 
 
 @register_flop_formula(torch.ops.mmmsv.selective_scan)

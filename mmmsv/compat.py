@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from torch.torch_version import TorchVersion
 
 # The methods that every HistoryBuffer registers for itself, and with which it is pickled.
 _STATISTICS: dict[str, Callable] = {
@@ -145,14 +144,8 @@ def _statistics_method(owner: type, name: str) -> Callable:
     )
 
 
-def allow_mmengine_checkpoints() -> bool:
-    """Register what MMEngine's checkpoints hold with ``torch.load``; called when ``mmmsv`` is imported.
-
-    Returns:
-        Whether it was registered: not with a torch before 2.6, whose ``torch.load`` is not restricted by default.
-    """
-    if TorchVersion(torch.__version__) < (2, 6):
-        return False
+def allow_mmengine_checkpoints() -> None:
+    """Register what MMEngine's checkpoints hold with ``torch.load``; called when ``mmmsv.registry`` is imported."""
     # NumPy 2 moved numpy.core to numpy._core: a checkpoint has the name of the version that wrote it.
     numpy_cores = ("numpy.core.multiarray", "numpy._core.multiarray")
     torch.serialization.add_safe_globals(
@@ -166,4 +159,3 @@ def allow_mmengine_checkpoints() -> bool:
             *((_scalar, f"{core}.scalar") for core in numpy_cores),
         ]
     )
-    return True

@@ -9,6 +9,11 @@ from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
+from .compat import allow_mmengine_checkpoints
+
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmmsv", locations=["mmmsv.models"])
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmmsv", locations=["mmmsv.engine"])
 LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope="mmmsv", locations=["mmmsv.engine"])
+
+# Here, because whoever names a type of this package passes here before a checkpoint is read.
+allow_mmengine_checkpoints()

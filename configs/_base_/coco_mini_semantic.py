@@ -1,12 +1,7 @@
 # The 24 + 8 bundled COCO photographs with a class for every pixel (133 things and stuff), for mmseg.
-# MMEngine takes a config without _base_ for one of the new style as soon as it imports anything.
-_base_ = []
-import json
-import pathlib
-
 data_source = 'these photographs come with the repository, under data/: git checkout -- data'
 data_root = '{{ fileDirname }}/../../data/coco_mini/'
-metainfo = dict(classes=json.loads(pathlib.Path(data_root, 'semantic/classes.json').read_text()))
+metainfo = dict(classes=data_root + 'semantic/classes.txt')
 crop_size = (224, 224)
 
 train_pipeline = [

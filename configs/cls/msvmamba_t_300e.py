@@ -8,7 +8,7 @@ data_source = 'ImageNet-1k from https://image-net.org/download.php: the folders 
 model = dict(
     backbone=dict(_delete_=True, type='mmmsv.MSVMamba', arch='tiny', out_indices=(3, ), drop_path_rate=0.2),
     head=dict(init_cfg=dict(_delete_=True, type='TruncNormal', layer='Linear', std=0.02)),
-    # The backbone initialises itself; Swin's rule for all linear layers would overwrite its step sizes.
+    # The backbone initialises itself; Swin's rule for all linear layers is not that of its ConvFFN.
     init_cfg=None)
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(_delete_=True, **_base_.no_decay)))
 custom_hooks = _base_.custom_hooks + [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
@@ -56,7 +56,9 @@ class CheckpointFitHook(Hook):
         training = isinstance(runner._train_loop, BaseLoop)
         if training and not runner._resume:
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
         if faults := misfits(model, checkpoint.get("state_dict", checkpoint)):
             task = "resumed from" if training else "tested"
             raise ValueError(
@@ -83,7 +85,10 @@ def misfits(model: nn.Module, state_dict: dict[str, Tensor], shown: int = 3) -> 
     tensors = [*model.parameters(), *model.buffers()]
     storageless = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
     trial = copy.deepcopy(model, storageless)
-    weights = OrderedDict((name.removeprefix("module."), tensor.to("meta")) for name, tensor in state_dict.items())
+    weights = OrderedDict(
+        (name.removeprefix("module."), value.to("meta") if isinstance(value, Tensor) else value)
+        for name, value in state_dict.items()
+    )
     # The versions of the modules that wrote it, by which some of them rename what they find.
     weights._metadata = getattr(state_dict, "_metadata", {})
     try:

@@ -24,7 +24,7 @@ class _LooksForData:
     """
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, *args: object, **kwargs: object) -> None:
-        missing = missing_paths(dataloader["dataset"]) if isinstance(dataloader, dict) else []
+        missing = missing_paths(dataloader["dataset"]) if _is_config(dataloader) else []
         if missing:
             source = runner.cfg.get("data_source", "the config names no data_source that would say where to get it")
             raise FileNotFoundError(
@@ -52,6 +52,10 @@ class ValLoop(_LooksForData, mmengine_runner.ValLoop):
 @LOOPS.register_module()
 class TestLoop(_LooksForData, mmengine_runner.TestLoop):
     """MMEngine's ``TestLoop`` behind a look for the data."""
+
+
+def _is_config(dataloader: DataLoader | dict) -> bool:
+    return isinstance(dataloader, dict) and isinstance(dataloader["dataset"], dict)
 
 
 def missing_paths(dataset: dict) -> list[str]:

@@ -1,5 +1,6 @@
 """What distinguishes one MSVMamba from another: the published sizes, and the check of a user's own."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -54,18 +55,27 @@ class MSVMambaArch:
         ):
             if not all(type(value) is int and value > 0 for value in values):
                 raise ValueError(f"arch: {name} is {getattr(self, name)!r}, expected whole numbers of at least 1")
+        dims = self.embed_dims
         for name in ("ssm_ratio", "ffn_ratio"):
-            if not isinstance(getattr(self, name), (int, float)) or getattr(self, name) <= 0:
-                raise ValueError(f"arch: {name} is {getattr(self, name)!r}, expected a number above 0")
+            ratio = getattr(self, name)
+            if type(ratio) not in (int, float) or not all(_is_width(ratio * dim) for dim in dims):
+                raise ValueError(
+                    f"arch: {name} is {ratio!r}, expected a number that makes whole numbers of at least 8 of the "
+                    f"embed_dims {dims}"
+                )
         for name in ("se", "gate"):
             if type(getattr(self, name)) is not bool:
                 raise TypeError(f"arch: {name} is {getattr(self, name)!r}, expected True or False")
         for name in ("full_routes", "half_routes"):
             routes = getattr(self, name)
-            if not routes or not set(routes) <= set(ROUTES):
+            if not routes or not all(route in ROUTES for route in routes):
                 raise ValueError(f"arch: {name} is {routes}, expected one or more of {ROUTES}")
         if self.ffn not in ("conv", "none"):
             raise ValueError(f"arch: ffn is {self.ffn!r}, expected 'conv' or 'none'")
+
+
+def _is_width(value: float) -> bool:
+    return 8 <= value < math.inf and abs(value - round(value)) < 1e-6
 
 
 ARCHS: dict[str, MSVMambaArch] = {

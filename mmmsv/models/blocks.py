@@ -7,12 +7,15 @@ from torch.nn.functional import gelu
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
+from .layers import ChannelsLastConv2d
 from .ms2d import MS2D
-from .stems import ChannelsLastConv2d, PatchMerging
+from .stems import PatchMerging
 
 
 class ConvFFN(nn.Module):
-    r"""A feed-forward net that mixes neighbours: ``fc2(gelu(h + DWConv3x3(h)))`` with ``h = fc1(x)``.
+    """A feed-forward net that mixes neighbours: ``fc2(gelu(h + DWConv3x3(h)))`` with ``h = fc1(x)``.
+
+    ``fc1`` and ``fc2`` are the paper's 1 x 1 convolutions, and keep the initial values of convolutions.
 
     Args:
         dim: Channels of the input and of the output.
@@ -25,7 +28,7 @@ class ConvFFN(nn.Module):
 
     def __init__(self, dim: int, ratio: float = 2.0, drop_rate: float = 0.0) -> None:
         super().__init__()
-        inner = int(ratio * dim)
+        inner = round(ratio * dim)
         self.fc1 = nn.Linear(dim, inner)
         self.dwconv = ChannelsLastConv2d(inner, inner, 3, padding=1, groups=inner)
         self.fc2 = nn.Linear(inner, dim)

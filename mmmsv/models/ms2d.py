@@ -8,8 +8,8 @@ from torch.nn.functional import interpolate, linear, silu
 
 from mmmsv.kernels import selective_scan
 
+from .layers import ChannelsLastConv2d, projection
 from .routes import Route, roll_up, unroll
-from .stems import ChannelsLastConv2d
 
 
 class S6(nn.Module):
@@ -32,31 +32,33 @@ class S6(nn.Module):
     def __init__(self, dim: int, state_size: int, dt_rank: int) -> None:
         super().__init__()
         self.state_size, self.dt_rank = state_size, dt_rank
-        self.x_proj = nn.Linear(dim, dt_rank + 2 * state_size, bias=False)
-        self.dt_proj = nn.Linear(dt_rank, dim)
+        self.x_proj = projection(dim, dt_rank + 2 * state_size)
+        # Plain parameters, no nn.Linear: an init_cfg that draws all linear layers anew, as those of many classifiers
+        # do, would set b_dt to 0, and with it every step to 0.69.
+        self.dt_weight = nn.Parameter(torch.empty(dim, dt_rank))
+        self.dt_bias = nn.Parameter(torch.empty(dim))
         self.A_log = nn.Parameter(torch.empty(dim, state_size))
         self.skip = nn.Parameter(torch.empty(dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the initial values: steps log-uniform in [1e-3, 0.1], A = -(1, ..., N), skip weight 1."""
-        nn.init.trunc_normal_(self.x_proj.weight, std=0.02)
         bound = self.dt_rank**-0.5
-        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
+        nn.init.uniform_(self.dt_weight, -bound, bound)
         with torch.no_grad():
-            step = torch.empty_like(self.dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1)).exp_().clamp_(min=1e-4)
-            self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+            step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(0.1)).exp_().clamp_(min=1e-4)
+            self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
             self.A_log.copy_(torch.arange(1, self.state_size + 1).log().expand_as(self.A_log))
             self.skip.fill_(1.0)
 
     def forward(self, x: Tensor, routes: tuple[Route, ...]) -> Tensor:
         """Scan a map ``(B, H, W, D)`` along ``routes`` as one sequence; return its tokens, ``(B, L, D)``."""
         dt, B, C = self.x_proj(x).split((self.dt_rank, self.state_size, self.state_size), dim=-1)
-        delta = linear(dt, self.dt_proj.weight)
+        delta = linear(dt, self.dt_weight)
         u, delta, B, C = (unroll(tensor, routes).transpose(1, 2) for tensor in (x, delta, B, C))
         # At least float32: a decay rounded to half precision is another time constant.
         A = -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
-        y = selective_scan(u, delta, A, B, C, self.skip, self.dt_proj.bias, delta_softplus=True)
+        y = selective_scan(u, delta, A, B, C, self.skip, self.dt_bias, delta_softplus=True)
         return y.transpose(1, 2)
 
 
@@ -73,8 +75,8 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, dim: int, reduction: int = 8) -> None:
         super().__init__()
-        self.reduce = nn.Linear(dim, dim // reduction, bias=False)
-        self.expand = nn.Linear(dim // reduction, dim, bias=False)
+        self.reduce = projection(dim, dim // reduction)
+        self.expand = projection(dim // reduction, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
@@ -120,18 +122,16 @@ class MS2D(nn.Module):
         gate: bool = True,
     ) -> None:
         super().__init__()
-        inner, dt_rank = int(ssm_ratio * dim), math.ceil(dim / 16)
+        inner, dt_rank = round(ssm_ratio * dim), math.ceil(dim / 16)
         self.full_routes, self.half_routes, self.gate = full_routes, half_routes, gate
-        self.in_proj = nn.Linear(dim, 2 * inner if gate else inner, bias=False)
+        self.in_proj = projection(dim, 2 * inner if gate else inner)
         self.full_conv = ChannelsLastConv2d(inner, inner, 3, padding=1, groups=inner)
         self.half_conv = ChannelsLastConv2d(inner, inner, 7, stride=2, padding=3, groups=inner)
         self.full_scans = nn.ModuleList(S6(inner, state_size, dt_rank) for _ in full_routes)
         self.half_scan = S6(inner, state_size, dt_rank)
         self.out_norm = nn.LayerNorm(inner)
         self.se = SqueezeExcite(inner) if se else nn.Identity()
-        self.out_proj = nn.Linear(inner, dim, bias=False)
-        nn.init.trunc_normal_(self.in_proj.weight, std=0.02)
-        nn.init.trunc_normal_(self.out_proj.weight, std=0.02)
+        self.out_proj = projection(inner, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""

@@ -27,7 +27,8 @@ class MSVMamba(BaseModule):
         arch: ``'nano'``, ``'micro'``, ``'tiny'``, or a dict with the keys of
             :class:`~mmmsv.models.arch.MSVMambaArch` (``embed_dims`` and ``depths`` at least).
         in_channels: Channels of the image.
-        out_indices: Stages whose maps are returned, in ascending order; strides 4, 8, 16, 32.
+        out_indices: Stages whose maps are returned, in ascending order; strides 4, 8, 16, 32. Stages behind the last
+            of them are not run, and frozen.
         drop_path_rate: Drop path rate of the last block, in [0, 1); it rises linearly from 0 in the first.
         ffn_drop_rate: Dropout in the FFNs, in [0, 1).
         frozen_stages: -1 freezes nothing, 0 the patch embedding, ``k`` also the first ``k`` stages, norms included;
@@ -91,6 +92,10 @@ class MSVMamba(BaseModule):
         Returns:
             For each of ``out_indices``, ``(B, embed_dims[i], ceil(H // 4 / 2**i), ceil(W // 4 / 2**i))``, contiguous:
             compiled RoI ops downstream read a map by its pointer, whatever its strides.
+
+        Raises:
+            TypeError: The image is no floating-point tensor.
+            ValueError: It has another shape, other channels, or sides of less than one patch.
         """
         _check_image(image, self.in_channels)
         x = self.patch_embed(image)
@@ -114,10 +119,11 @@ class MSVMamba(BaseModule):
         return self
 
     def _frozen(self) -> list[nn.Module]:
+        not_run = self.stages[self.out_indices[-1] + 1 :]
         if self.frozen_stages < 0:
-            return []
+            return [*not_run]
         norms = [self.out_norms[str(i)] for i in self.out_indices if i < self.frozen_stages]
-        return [self.patch_embed, *self.stages[: self.frozen_stages], *norms]
+        return [self.patch_embed, *self.stages[: self.frozen_stages], *norms, *not_run]
 
 
 def _block(arch: MSVMambaArch, dim: int, ffn_drop_rate: float, drop_path_rate: float) -> MS3Block:

@@ -1,19 +1,9 @@
-"""What changes the resolution: the patch embedding in front and the patch merging between stages.
-
-Every map inside the network is channels-last, ``(B, H, W, C)``: linear layers and norms act on it as it is, and a
-convolution sees it as a ``torch.channels_last`` tensor without a copy.
-"""
+"""What changes the resolution: the patch embedding in front and the patch merging between stages."""
 
 from torch import Tensor, cat, nn
 from torch.nn.functional import pad
 
-
-class ChannelsLastConv2d(nn.Conv2d):
-    """A 2-D convolution from and to channels-last maps; arguments and weights of :class:`torch.nn.Conv2d`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, C_in)`` to ``(B, H', W', C_out)``."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+from .layers import ChannelsLastConv2d, projection
 
 
 class PatchEmbed(nn.Module):
@@ -55,8 +45,7 @@ class PatchMerging(nn.Module):
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * in_dim)
-        self.reduction = nn.Linear(4 * in_dim, out_dim, bias=False)
-        nn.init.trunc_normal_(self.reduction.weight, std=0.02)
+        self.reduction = projection(4 * in_dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, in_dim)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dim)``."""

@@ -87,21 +87,32 @@ def test_norms_decay_rates_and_skips_are_not_decayed(built):
     names = [name for name, _ in model.backbone.named_parameters()]
     spared |= {name for name in names if name.endswith((".A_log", ".skip"))}
     if cfg.default_scope == "mmpretrain":
-        spared |= {name for name in names if name.endswith(".bias")}
+        spared |= {name for name in names if name.endswith("bias")}
     assert {name for name, param in model.backbone.named_parameters() if decay[id(param)] == 0} == spared
     expected = cfg.optim_wrapper.optimizer.weight_decay
     assert expected > 0
     assert {decay[id(param)] for param in model.backbone.parameters()} == {0, expected}
 
 
-def test_step_sizes_survive_the_initialisation_of_a_classifier():
+STOCK_INIT = [
+    {"type": "TruncNormal", "layer": "Linear", "std": 0.02, "bias": 0.0},
+    {"type": "Constant", "layer": "LayerNorm", "val": 1.0, "bias": 0.0},
+]
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_step_sizes_survive_the_initialisation_of_a_classifier(stock):
+    """Also with the rule for all linear layers that mmpretrain's classifiers bring along."""
     cfg = Config.fromfile(REPOSITORY / "configs/cls/msvmamba_n_300e.py")
     init_default_scope(cfg.default_scope)
+    if stock:
+        cfg.model.init_cfg = STOCK_INIT
     model = MODELS.build(cfg.model)
-    before = {name: value.clone() for name, value in model.backbone.state_dict().items() if ".dt_proj." in name}
+    scan = ("dt_weight", "dt_bias", "A_log", "skip")
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items() if name.endswith(scan)}
     model.init_weights()
     after = model.backbone.state_dict()
-    assert before
+    assert len(before) == 2 * len(scan) * sum(model.backbone.arch.depths)
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert 0.018 < model.head.fc.weight.std() < 0.022
 

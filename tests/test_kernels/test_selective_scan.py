@@ -1,5 +1,7 @@
 """The scan op: its backends against each other and against the recurrence, its gradients, its registration."""
 
+import functools
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -47,10 +49,15 @@ def test_reference_is_the_recurrence():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("state", "groups"), [(1, 1), (16, 1), (1, 2), (16, 4), (2, 3)])
 @pytest.mark.parametrize("length", [1, 7, 37])
-def test_gradcheck(backend, state, groups, length):
+@pytest.mark.parametrize("softplus", [True, False])
+def test_gradcheck(backend, state, groups, length, softplus):
     inputs = scan_inputs(batch=1, dim=12 if groups == 4 else 6, length=length, state=state, groups=groups)
+    if not softplus:  # the step as it is, without bias: positive, so that the state stays small
+        inputs["delta"] = inputs["delta"].detach().abs().requires_grad_()
+    arguments = list(inputs.values())[: 7 if softplus else 6]
     with use_backend(backend):
-        assert torch.autograd.gradcheck(lambda *t: selective_scan(*t, True), list(inputs.values()), fast_mode=True)
+        scan = functools.partial(selective_scan, delta_softplus=softplus)
+        assert torch.autograd.gradcheck(scan, arguments, fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -149,6 +156,25 @@ def test_flops():
     with FlopCounterMode(display=False) as counter:
         y.sum().backward()
     assert counter.get_total_flops() == 3 * 50 * 6 * (23 * 4 + 8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_second_derivative_is_refused(backend):
+    inputs = scan_inputs(length=5)
+    with use_backend(backend):
+        y = selective_scan(**inputs, delta_softplus=True)
+        (du,) = torch.autograd.grad(y.square().sum(), inputs["u"], create_graph=True)
+        with pytest.raises(NotImplementedError, match="selective_scan has first derivatives only"):
+            du.sum().backward()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_equals_cpu(dtype):
+    inputs = scan_inputs(length=700, state=2, groups=2, dtype=dtype)
+    on_gpu = {name: tensor.detach().cuda().requires_grad_() for name, tensor in inputs.items()}
+    for ours, theirs in zip(run("torch", on_gpu), run("torch", inputs), strict=True):
+        assert_near(ours.cpu(), theirs, TOLERANCE[dtype])
 
 
 def test_compiles_without_graph_break():

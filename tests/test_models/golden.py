@@ -28,8 +28,8 @@ _RENAMED = {
 }
 _STACKED = {
     "op.x_proj_weight": "x_proj.weight",
-    "op.dt_projs_weight": "dt_proj.weight",
-    "op.dt_projs_bias": "dt_proj.bias",
+    "op.dt_projs_weight": "dt_weight",
+    "op.dt_projs_bias": "dt_bias",
     "op.A_logs": "A_log",
     "op.Ds": "skip",
 }

@@ -68,16 +68,20 @@ def test_bfloat16_follows_float32():
 
 
 def test_initial_values():
-    """Steps between 1e-3 and 0.1, A = -1, ..., -N, skip 1, narrow linear weights."""
+    """Steps between 1e-3 and 0.1, A = -1, ..., -N, skip 1, narrow linear weights (but in the ConvFFN)."""
     model = MSVMamba({**SMALL, "state_size": 4})
     scan = model.stages[0].blocks[0].ms2d.half_scan
-    step = nn.functional.softplus(scan.dt_proj.bias)
+    step = nn.functional.softplus(scan.dt_bias)
     assert (step > 0.99e-3).all()
     assert (step < 0.101).all()
     torch.testing.assert_close(-scan.A_log.exp(), -torch.arange(1.0, 5).expand(16, 4))
     assert (scan.skip == 1).all()
-    assert scan.dt_proj.weight.abs().max() <= scan.dt_rank**-0.5
-    assert 0.015 < model.stages[3].blocks[0].ms2d.in_proj.weight.std() < 0.025
+    assert scan.dt_weight.abs().max() <= scan.dt_rank**-0.5
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and ".ffn." not in name}
+    assert len(linear) == 6 * 5 + 3  # in, out, two of SE, two scans in each block; the patch mergings
+    for name, module in linear.items():
+        assert module.bias is None
+        assert 0.015 < module.weight.std() < 0.025, name
 
 
 def test_a_half_resolution_token_is_projected_once():
@@ -104,6 +108,26 @@ def test_drop_rates_act_in_training_only():
         assert torch.equal(model.eval()(image)[-1], model(image)[-1])
     model = MSVMamba(SMALL, drop_path_rate=0.0)
     assert torch.equal(model(image)[-1], model.eval()(image)[-1])
+
+
+def test_stages_behind_the_last_map_are_frozen():
+    """They are not run: distributed training would wait for their gradients."""
+    model = MSVMamba(SMALL, out_indices=(0, 1)).train()
+    sum(m.sum() for m in model(torch.randn(1, 3, 32, 32))).backward()
+    assert all((parameter.grad is not None) is parameter.requires_grad for parameter in model.parameters())
+    assert not any(parameter.requires_grad for parameter in model.stages[2:].parameters())
+
+
+def test_compiles_whole_with_gradients():
+    torch.manual_seed(0)
+    model, image = MSVMamba(SMALL, drop_path_rate=0.0).double(), torch.randn(2, 3, 40, 56, dtype=torch.float64)
+    sum(m.square().sum() for m in model(image)).backward()
+    plain = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    sum(m.square().sum() for m in compiled(image)).backward()
+    for ours, theirs in zip(model.parameters(), plain, strict=True):
+        torch.testing.assert_close(ours.grad, theirs)
 
 
 @pytest.mark.parametrize("frozen_stages", [-1, 0, 1, 4])
@@ -169,7 +193,10 @@ def test_with_cp_gives_the_same_gradients():
         ),
         ({"arch": {**SMALL, "ffn": "mlp"}}, ValueError, "ffn is 'mlp', expected 'conv' or 'none'"),
         ({"arch": {**SMALL, "se": "yes"}}, TypeError, "se is 'yes', expected True or False"),
-        ({"arch": {**SMALL, "ssm_ratio": 0}}, ValueError, "ssm_ratio is 0, expected a number above 0"),
+        ({"arch": {**SMALL, "ssm_ratio": 0}}, ValueError, "ssm_ratio is 0, expected a number that makes whole numbers"),
+        ({"arch": {**SMALL, "ssm_ratio": 1.3}}, ValueError, r"ssm_ratio is 1.3, .*of at least 8 of the embed_dims \(8"),
+        ({"arch": {**SMALL, "ffn_ratio": float("nan")}}, ValueError, "ffn_ratio is nan, expected"),
+        ({"arch": {**SMALL, "full_routes": (["row"],)}}, ValueError, "full_routes is .* expected one or more of"),
         ({"out_indices": (0, 4)}, ValueError, r"out_indices is \(0, 4\), expected stages in 0..3"),
         ({"out_indices": (-1,)}, ValueError, r"expected stages in 0..3"),
         ({"out_indices": (1, 1)}, ValueError, "each once"),
