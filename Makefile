@@ -24,6 +24,10 @@ lint: setup
 clean:
 	rm -rf $(VENV) work_dirs build *.egg-info packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
 
+ifeq ($(filter lite compiled,$(MMCV)),)
+$(error MMCV is '$(MMCV)', expected lite or compiled)
+endif
+
 # Each step leaves a stamp when it has ended: a set-up that was cut off goes on with the step that is missing.
 setup: $(VENV)/.done-mmcv-$(MMCV)
 
@@ -44,14 +48,14 @@ $(VENV)/.done-packages: pyproject.toml setup.py $(VENV)/.done-torch
 MMCV_OPS := $(wildcard packaging/mmcv_ops/*.toml packaging/mmcv_ops/mmcv/*.py)
 
 # mmcv and mmcv-lite own the same files, so the one goes before the other comes.
-$(VENV)/.done-mmcv-lite: $(VENV)/.done-packages $(MMCV_OPS)
+$(VENV)/.done-mmcv-lite: constraints.txt $(MMCV_OPS) | $(VENV)/.done-packages
 	@rm -f $(VENV)/.done-mmcv-compiled
 	$(PIP) uninstall -y mmcv
 	$(PIP) install -c constraints.txt mmcv-lite
 	$(PIP) install --no-deps --force-reinstall ./packaging/mmcv_ops
 	@touch $@
 
-$(VENV)/.done-mmcv-compiled: $(VENV)/.done-packages
+$(VENV)/.done-mmcv-compiled: constraints.txt | $(VENV)/.done-packages
 	@rm -f $(VENV)/.done-mmcv-lite
 	$(PIP) uninstall -y mmcv-lite mmmsv-mmcv-ops
 	MMCV_WITH_OPS=1 CFLAGS=-g0 CXXFLAGS=-g0 $(PIP) install --no-build-isolation --no-cache-dir -c constraints.txt mmcv

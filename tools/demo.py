@@ -1,8 +1,8 @@
 """Train Mask R-CNN with MSVMamba-Nano on the bundled photographs, test it, and draw what it found.
 
-Everything runs through the commands that users run, ``mim train mmdet`` and ``mim test mmdet``. The network learns 24
+Everything runs through the commands that users run, ``mim train mmdet`` and ``mim test mmdet``. The network learns the
 photographs by heart, on purpose: that shows within minutes, on a CPU, that training works from end to end. What it
-makes of 8 photographs that it never saw is in the table too.
+makes of photographs that it never saw is in the table too.
 """
 
 import argparse
@@ -36,6 +36,8 @@ CONFIG = Path("configs/mask_rcnn/msvmamba_n_coco_mini.py")  # in ROOT, like all 
 PROGRESS = re.compile(r"Epoch\((train|val|test)\)")
 METRICS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP", "segm_mAP_50")
 SCORE = 0.5
+# A network that learnt its photographs by heart is well above; one that learnt nothing is at 0.
+WANTED = 0.30
 
 
 def main() -> None:
@@ -60,7 +62,7 @@ def main() -> None:
     mim("train", [], out / "train")
     losses = check_losses(read_losses(out / "train"))
 
-    step(4, "the trained network, on the photographs it learnt, then on 8 that it never saw")
+    step(4, "the trained network, on the photographs it learnt, then on others")
     checkpoint = Path((out / "train/last_checkpoint").read_text().strip())
     learnt = evaluate(checkpoint, out / "after")
     unseen = evaluate(checkpoint, out / "unseen", validation_data(cfg))
@@ -68,9 +70,11 @@ def main() -> None:
     step(5, "pictures")
     pictures = draw(cfg, learnt["predictions"], out / "pictures")
 
-    report = table(losses, {"untrained": before, "after training": learnt, "8 unseen photographs": unseen})
+    report = table(losses, {"untrained": before, "after training": learnt, "photographs it never saw": unseen})
     (out / "report.md").write_text(report)
     print(f"\n{report}\nPictures: {pictures}\nTook {(time.monotonic() - started) / 60:.1f} minutes.")
+    if learnt["segm_mAP_50"] < WANTED:
+        sys.exit(f"mask AP50 is {learnt['segm_mAP_50']:.3f} on the photographs it learnt, expected {WANTED} or more")
 
 
 def step(number: int, title: str) -> None:
@@ -235,7 +239,7 @@ def table(losses: tuple[float, float], results: dict[str, dict]) -> str:
         "# Mask R-CNN, MSVMamba-Nano, bundled photographs",
         "",
         f"Loss: {losses[0]:.2f} at first, {losses[1]:.2f} at last. The network learnt its photographs by heart, on",
-        "purpose; only the last row tells how well that carries over to others: from so few, not at all.",
+        "purpose; only the last row tells what that is worth on others, for which they are far too few.",
         "",
         "| | box AP | box AP50 | mask AP | mask AP50 |",
         "|---|---|---|---|---|",

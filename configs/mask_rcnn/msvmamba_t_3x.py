@@ -1,8 +1,5 @@
 # Mask R-CNN with MSVMamba-Tiny on COCO, 36 epochs with multi-scale crops: mmdet's recipe for Swin-T with another
 # backbone.
-# The published figures start from ImageNet weights. A checkpoint of configs/cls/msvmamba_t_300e.py goes in with
-# --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
-# model.backbone.init_cfg.prefix=backbone
 _base_ = [
     'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py',
     '../_base_/coco.py',

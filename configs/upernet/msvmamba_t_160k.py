@@ -1,7 +1,4 @@
 # UperNet with MSVMamba-Tiny on ADE20K, 160k iterations: mmseg's recipe for Swin-T with another backbone.
-# The published figures start from ImageNet weights. A checkpoint of configs/cls/msvmamba_t_300e.py goes in with
-# --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
-# model.backbone.init_cfg.prefix=backbone
 _base_ = [
     'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
     '../_base_/engine.py',

@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmpretrain.models import AverageClsScoreTTA
 from torch import nn
 
 from mmmsv.engine import SeedEpochHook, hooks
@@ -66,6 +67,18 @@ def test_misfit_is_refused_and_the_model_left_alone(tmp_path, checkpoint, resume
     assert "head.fc.weight" in str(error.value)
     assert "torch.Size([7, 16])" in str(error.value)
     assert all(torch.equal(value, before[name]) for name, value in runner.model.state_dict().items())
+
+
+def test_models_wrapped_for_test_time_augmentation(tmp_path, checkpoint):
+    runner = _runner(tmp_path)
+    classifier = runner.model
+    fitting = {name: torch.full_like(value, 0.5) for name, value in classifier.state_dict().items()}
+    torch.save({"state_dict": fitting}, tmp_path / "ten_classes.pth")
+    runner.model = AverageClsScoreTTA(module=classifier)
+    runner.load_checkpoint(str(tmp_path / "ten_classes.pth"))
+    assert all(torch.equal(value, fitting[name]) for name, value in classifier.state_dict().items())
+    with pytest.raises(ValueError, match="does not fit ImageClassifier and cannot be tested"):
+        runner.load_checkpoint(str(checkpoint))
 
 
 def test_fine_tuning_may_change_the_head(tmp_path, checkpoint):

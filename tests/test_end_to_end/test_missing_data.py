@@ -1,15 +1,22 @@
 """A data root that is not there: which path, and how to get the data, before anything is trained or tested."""
 
+import pytest
+
 from .runs import TASKS, mim
 
-MMDET, MMSEG, _ = TASKS
+MMDET, MMSEG, MMPRETRAIN = TASKS
 
 
-def test_training_names_the_missing_path(tmp_path):
+@pytest.mark.parametrize(
+    ("task", "loop"), [(MMDET, "Val"), (MMSEG, "Train"), (MMPRETRAIN, "Train")], ids=lambda value: str(value)[:16]
+)
+def test_training_names_the_missing_path(task, loop, tmp_path):
     nowhere, work_dir = tmp_path / "nowhere", tmp_path / "run"
-    run = mim("train", MMDET, work_dir, "--cfg-options", f"val_dataloader.dataset.data_root={nowhere}")
+    data = f"{loop.lower()}_dataloader.dataset.data_root={nowhere}"
+    run = mim("train", task, work_dir, "--cfg-options", data)
     assert run.status != 0
-    assert f"FileNotFoundError: ValLoop: the data set lacks {nowhere} " in run.output
+    looked = {"Train": "EpochBasedTrainLoop", "Val": "ValLoop"}[loop]
+    assert f"FileNotFoundError: {looked}: the data set lacks {nowhere} " in run.output
     assert "git checkout -- data" in run.output
     assert "Epoch(train)" not in run.output
     assert not list(work_dir.glob("*.pth"))

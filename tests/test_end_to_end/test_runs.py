@@ -9,12 +9,15 @@ import torch
 from .runs import mim
 
 
-def test_training_has_finite_losses(trained):
+def test_losses_are_finite_and_fall(trained):
     losses = [{key: row[key] for key in row if "loss" in key} for row in trained.log if "loss" in row]
     assert len(losses) >= 8
     assert all(math.isfinite(value) for row in losses for value in row.values())
     if trained.task.package == "mmdet":  # 0.0 would mean that it saw no boxes
         assert all(row["loss_bbox"] > 0 and row["loss_mask"] > 0 for row in losses)
+    half = len(losses) // 2
+    first, second = (sum(row["loss"] for row in part) / len(part) for part in (losses[:half], losses[half:]))
+    assert second < first
 
 
 def test_checkpoint_reloads_to_the_same_metrics(trained, tmp_path):

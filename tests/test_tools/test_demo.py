@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -63,3 +64,19 @@ def test_a_failed_command_is_shown(demo, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"mim train failed; all that it printed is in .*mim.log"):
         demo.mim("train", ["--no-such-option"], tmp_path)
     assert "--no-such-option" in (tmp_path / "mim.log").read_text()
+
+
+def test_from_end_to_end(demo, tmp_path, monkeypatch):
+    """On a network too small to learn them: all is tested and drawn, and the demo says that it fell short."""
+    monkeypatch.setattr(demo, "CONFIG", Path("tests/test_end_to_end/small/mmdet.py"))
+    monkeypatch.setattr("sys.argv", ["demo.py", "--out", str(tmp_path)])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match=r"mask AP50 is 0.\d+ on the photographs it learnt, expected 0.3 or more"):
+        demo.main()
+    report = (tmp_path / "report.md").read_text()
+    assert all(f"| {row} | 0." in report for row in ("untrained", "after training", "photographs it never saw"))
+    pictures = sorted((tmp_path / "pictures").glob("*.png"))
+    assert len(pictures) == 4
+    height, width, _ = plt.imread(pictures[0]).shape
+    assert width > 2 * height
