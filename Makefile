@@ -22,7 +22,7 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf $(VENV) work_dirs build *.egg-info packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache work_dirs build *.egg-info packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
 
 ifeq ($(filter lite compiled,$(MMCV)),)
 $(error MMCV is '$(MMCV)', expected lite or compiled)
@@ -43,20 +43,24 @@ $(VENV)/.done-torch: constraints.txt $(VENV)/.done-venv
 
 $(VENV)/.done-packages: pyproject.toml setup.py $(VENV)/.done-torch
 	$(PIP) install -c constraints.txt -e '.[det,seg,cls,dev]'
+# MMEngine asks for opencv-python, which needs libGL and glib from the system; the headless build needs neither.
+	$(PIP) uninstall -y opencv-python opencv-python-headless
+	$(PIP) install -c constraints.txt opencv-python-headless
 	@touch $@
 
 MMCV_OPS := $(wildcard packaging/mmcv_ops/*.toml packaging/mmcv_ops/mmcv/*.py)
 
-# mmcv and mmcv-lite own the same files, so the one goes before the other comes.
+# mmcv and mmcv-lite own the same files, so the one goes before the other comes. --no-deps: all that they need is there,
+# but for opencv-python, which is not wanted.
 $(VENV)/.done-mmcv-lite: constraints.txt $(MMCV_OPS) | $(VENV)/.done-packages
 	@rm -f $(VENV)/.done-mmcv-compiled
 	$(PIP) uninstall -y mmcv
-	$(PIP) install -c constraints.txt mmcv-lite
+	$(PIP) install --no-deps -c constraints.txt mmcv-lite
 	$(PIP) install --no-deps --force-reinstall ./packaging/mmcv_ops
 	@touch $@
 
 $(VENV)/.done-mmcv-compiled: constraints.txt | $(VENV)/.done-packages
 	@rm -f $(VENV)/.done-mmcv-lite
 	$(PIP) uninstall -y mmcv-lite mmmsv-mmcv-ops
-	MMCV_WITH_OPS=1 CFLAGS=-g0 CXXFLAGS=-g0 $(PIP) install --no-build-isolation --no-cache-dir -c constraints.txt mmcv
+	MMCV_WITH_OPS=1 CFLAGS=-g0 CXXFLAGS=-g0 $(PIP) install --no-build-isolation --no-cache-dir --no-deps -c constraints.txt mmcv
 	@touch $@

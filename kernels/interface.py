@@ -43,15 +43,19 @@ def selective_scan(
         float32 (float64 when ``u`` is float64), whatever the dtype of ``u``.
 
     Raises:
-        TypeError: An argument is no floating-point tensor, or its dtype disagrees with ``u``.
+        TypeError: An argument is no floating-point tensor, or its dtype disagrees with ``u``; ``delta_softplus`` is no
+            bool.
         ValueError: Shapes or devices disagree; the message names the argument and both shapes.
 
     Source:
-        Mamba, arXiv 2312.00752, Algorithm 2; the argument order is that of mamba-ssm's ``selective_scan_fn``.
+        Mamba, arXiv 2312.00752, Algorithm 2; the arguments are those of mamba-ssm's ``selective_scan_fn``, without
+        ``z`` and ``return_last_state``.
     """
     given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias}
     given = {name: tensor for name, tensor in given.items() if tensor is not None}
     _check_types(given)
+    if not isinstance(delta_softplus, bool):
+        raise TypeError(f"selective_scan: delta_softplus is a {type(delta_softplus).__name__}, expected True or False")
     if B.dim() == 3 and C.dim() == 3:
         B, C = B.unsqueeze(1), C.unsqueeze(1)
     _check_shapes(u, delta, A, B, C, D, delta_bias)

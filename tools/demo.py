@@ -32,8 +32,8 @@ from torch.utils.data import Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = Path("configs/mask_rcnn/msvmamba_n_coco_mini.py")  # in ROOT, like all paths that are printed
-# Of all that the OpenMMLab tools print, the lines that tell how far they are.
-PROGRESS = re.compile(r"Epoch\((train|val|test)\)")
+# Of all that the OpenMMLab tools print, how far they are, how long it will take, and the loss.
+PROGRESS = re.compile(r"Epoch\((\w+)\) *(\S.*?\]) .*?eta: (\S+)(?:.* (loss: \S+))?")
 METRICS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP", "segm_mAP_50")
 SCORE = 0.5
 # A network that learnt its photographs by heart is well above; one that learnt nothing is at 0.
@@ -53,12 +53,12 @@ def main() -> None:
     cfg = Config.fromfile(CONFIG)
     init_default_scope(cfg.default_scope)
     seen = count_boxes(Runner.build_dataloader(cfg.train_dataloader).dataset)
-    print(f"{seen['images']} photographs with {seen['boxes']} boxes and masks")
+    print(f"{seen['images']} photographs with objects: {seen['boxes']} boxes and masks")
 
     step(2, "the untrained network, on the photographs it is going to learn")
     before = evaluate(save_untrained(cfg, out / "untrained.pth"), out / "before")
 
-    step(3, "training")
+    step(3, "training, about 6 minutes on two CPU cores")
     mim("train", [], out / "train")
     losses = check_losses(read_losses(out / "train"))
 
@@ -67,12 +67,20 @@ def main() -> None:
     learnt = evaluate(checkpoint, out / "after")
     unseen = evaluate(checkpoint, out / "unseen", validation_data(cfg))
 
-    step(5, "pictures")
+    step(5, "a picture of each photograph")
     pictures = draw(cfg, learnt["predictions"], out / "pictures")
 
-    report = table(losses, {"untrained": before, "after training": learnt, "photographs it never saw": unseen})
+    report = table(
+        losses,
+        {
+            "untrained": before,
+            "trained, on the photographs it learnt": learnt,
+            "trained, on photographs it never saw": unseen,
+        },
+    )
     (out / "report.md").write_text(report)
-    print(f"\n{report}\nPictures: {pictures}\nTook {(time.monotonic() - started) / 60:.1f} minutes.")
+    print(f"\n{report}\nThis table: {out / 'report.md'}\nPictures: {pictures}")
+    print(f"Took {(time.monotonic() - started) / 60:.1f} minutes.")
     if learnt["segm_mAP_50"] < WANTED:
         sys.exit(f"mask AP50 is {learnt['segm_mAP_50']:.3f} on the photographs it learnt, expected {WANTED} or more")
 
@@ -135,7 +143,8 @@ def mim(command: str, arguments: list[str], work_dir: Path) -> None:
             log.write(line)
             lines.append(line)
             if match := PROGRESS.search(line):
-                print("  " + line[match.start() :].rstrip(), flush=True)
+                phase, place, eta, loss = match.groups(default="")
+                print(f"  {phase:5} {place:13} {eta} to go  {loss}".rstrip(), flush=True)
     if process.returncode:
         sys.exit(f"{''.join(lines[-30:])}\nmim {command} failed; all that it printed is in {work_dir / 'mim.log'}")
 
@@ -149,7 +158,9 @@ def evaluate(checkpoint: Path, work_dir: Path, arguments: Sequence[str] = ()) ->
     # Of a network that finds nothing at all mmdet reports no AP; that is an AP of 0.
     if not any(len(prediction["pred_instances"]["scores"]) for prediction in predictions):
         metrics = {f"coco/{name}": 0.0 for name in METRICS}
-    return {**{name: metrics[f"coco/{name}"] for name in METRICS}, "predictions": predictions}
+    result = {name: metrics[f"coco/{name}"] for name in METRICS}
+    print("  " + ", ".join(f"{name} {value:.3f}" for name, value in result.items()), flush=True)
+    return {**result, "predictions": predictions}
 
 
 def validation_data(cfg: Config) -> list[str]:

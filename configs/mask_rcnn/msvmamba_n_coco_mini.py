@@ -39,5 +39,5 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=4),
-    checkpoint=dict(interval=5, max_keep_ckpts=2))
+    checkpoint=dict(interval=5, max_keep_ckpts=1))
 randomness = dict(seed=0)

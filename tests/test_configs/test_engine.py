@@ -89,6 +89,13 @@ def test_fine_tuning_may_change_the_head(tmp_path, checkpoint):
     assert set(theirs) - set(loaded) == {"head.fc.weight", "head.fc.bias"}
 
 
+def test_one_epoch_is_enough(tmp_path):
+    """The bundled schedules may be cut short, as for a first try."""
+    runner = _runner(tmp_path, param_scheduler=Config.fromfile(CONFIG).param_scheduler)
+    runner.train()
+    assert runner.epoch == 1
+
+
 def test_misfits_counts_names_and_shortens():
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 4))
     state = model.state_dict()

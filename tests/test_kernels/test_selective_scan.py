@@ -223,6 +223,7 @@ def test_backend_choice(monkeypatch):
         ("B", torch.ones(2, 2, 1, 37), ValueError, r"B \(2, 2, 1, 37\) and C \(2, 1, 1, 37\) must have one shape"),
         ("C", torch.ones(2, 1, 1, 36), ValueError, r"C has shape \(2, 1, 1, 36\), expected"),
         ("D", torch.ones(6, 1), ValueError, r"D has shape \(6, 1\), expected \(D,\) = \(6,\)"),
+        ("delta_softplus", torch.ones(6), TypeError, "delta_softplus is a Tensor, expected True or False"),
         ("delta_bias", torch.ones(5), ValueError, r"delta_bias has shape \(5,\), expected"),
         ("delta_bias", torch.ones(6, device="meta"), ValueError, "delta_bias is on meta and u on cpu"),
     ],
