@@ -63,7 +63,7 @@ def main() -> None:
     losses = check_losses(read_losses(out / "train"))
 
     step(4, "the trained network, on the photographs it learnt, then on others")
-    checkpoint = Path((out / "train/last_checkpoint").read_text().strip())
+    checkpoint = Path(os.path.relpath((out / "train/last_checkpoint").read_text().strip()))
     learnt = evaluate(checkpoint, out / "after")
     unseen = evaluate(checkpoint, out / "unseen", validation_data(cfg))
 
