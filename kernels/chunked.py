@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 # State elements worked on at once. Small enough for a CPU's last-level cache, large enough to hide launch costs.
-_CHUNK = 1 << 20
+_CHUNK = 1 << 19
 # Tokens of a sub-chunk: a scan of T tokens takes about 3 * _STEP operations on T / _STEP states, then recurses.
 _STEP = 16
 

@@ -1,6 +1,6 @@
 """What changes the resolution: the patch embedding in front and the patch merging between stages."""
 
-from torch import Tensor, cat, nn
+from torch import Tensor, cat, channels_last, nn
 from torch.nn.functional import pad
 
 from .layers import ChannelsLastConv2d, projection
@@ -26,6 +26,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, H // 4, W // 4, dim)``."""
+        # A copy of three channels, where the image is not channels-last yet, saves one of the whole map behind it.
+        image = image.contiguous(memory_format=channels_last)
         return self.norm(self.conv(image.permute(0, 2, 3, 1)))
 
 

@@ -8,7 +8,9 @@ MMDET, MMSEG, MMPRETRAIN = TASKS
 
 
 @pytest.mark.parametrize(
-    ("task", "loop"), [(MMDET, "Val"), (MMSEG, "Train"), (MMPRETRAIN, "Train")], ids=lambda value: str(value)[:16]
+    ("task", "loop"),
+    [(MMDET, "Val"), (MMSEG, "Train"), (MMPRETRAIN, "Train")],
+    ids=["mmdet-val", "mmseg-train", "mmpretrain-train"],
 )
 def test_training_names_the_missing_path(task, loop, tmp_path):
     nowhere, work_dir = tmp_path / "nowhere", tmp_path / "run"

@@ -1,5 +1,7 @@
 """The backbone as its users meet it: sizes, options, freezing, weights, and what it says to bad input."""
 
+import functools
+
 import pytest
 import torch
 from mmengine.runner import load_checkpoint, save_checkpoint
@@ -92,6 +94,22 @@ def test_a_half_resolution_token_is_projected_once():
     )
     model(torch.randn(1, 3, 64, 64))
     assert tokens == [8 * 8]
+
+
+def test_one_layout_from_stem_to_output():
+    """Every convolution, norm and projection reads and writes contiguous channels-last maps, so nothing is copied."""
+    model, strided, seen = MSVMamba(SMALL), [], []
+
+    def look(name, module, inputs, output):
+        seen.append(name)
+        strided.extend((name, tensor.stride()) for tensor in (*inputs, output) if not tensor.is_contiguous())
+
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.LayerNorm, nn.Linear)):
+            module.register_forward_hook(functools.partial(look, name))
+    model(torch.randn(2, 3, 64, 96))
+    assert len(seen) > 60
+    assert strided == []
 
 
 def test_drop_path_rises_linearly():
