@@ -11,8 +11,8 @@ Registering those classes as they are would open the door to a prepared file:
 - ``numpy.dtype.__setstate__`` checks nothing: a forged state corrupts the memory of the interpreter.
 
 So what is registered, under the names that stand in the files, are stand-ins that check what they are given and build
-the plain object: numbers, strings and arrays of them, and HistoryBuffers with their own methods. Whatever else a file
-asks for is refused with ``pickle.UnpicklingError`` before it is built.
+the plain object: numbers, strings and arrays of them, HistoryBuffers with their own methods, and the annealing function
+that a OneCycleLR keeps. Whatever else a file asks for is refused with ``pickle.UnpicklingError`` before it is built.
 """
 
 import math
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import OneCycleParamScheduler
 
 # The methods that every HistoryBuffer registers for itself, and with which it is pickled.
 _STATISTICS: dict[str, Callable] = {
@@ -134,13 +135,26 @@ def _bytes() -> bytes:
     return b""
 
 
-def _statistics_method(owner: type, name: str) -> Callable:
+class _OneCycle:
+    """Stands for OneCycleParamScheduler, of whose state one static method is a part; never becomes one."""
+
+
+_METHODS: dict[type, dict[str, Callable]] = {
+    _HistoryBuffer: _STATISTICS,
+    _OneCycle: {
+        "_annealing_cos": OneCycleParamScheduler._annealing_cos,
+        "_annealing_linear": OneCycleParamScheduler._annealing_linear,
+    },
+}
+
+
+def _method(owner: type, name: str) -> Callable:
     """Stand in for ``getattr``: serve the statistics methods of HistoryBuffer and nothing else."""
-    if owner is _HistoryBuffer and type(name) is str and name in _STATISTICS:
-        return _STATISTICS[name]
+    if type(owner) is type and type(name) is str and name in _METHODS.get(owner, {}):
+        return _METHODS[owner][name]
     raise UnpicklingError(
         f"the checkpoint asks for getattr({owner!r:.200}, {name!r:.200}), which could run any code: only "
-        f"{', '.join(_STATISTICS)} of HistoryBuffer are allowed"
+        f"{', '.join(_STATISTICS)} of HistoryBuffer, and the annealing of OneCycleLR, are allowed"
     )
 
 
@@ -151,7 +165,8 @@ def allow_mmengine_checkpoints() -> None:
     torch.serialization.add_safe_globals(
         [
             (_HistoryBuffer, f"{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}"),
-            (_statistics_method, "builtins.getattr"),
+            (_method, "builtins.getattr"),
+            (_OneCycle, f"{OneCycleParamScheduler.__module__}.{OneCycleParamScheduler.__qualname__}"),
             (_bytes, "builtins.bytes"),
             (_DType, "numpy.dtype"),
             (_Array, "numpy.ndarray"),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
+from mmengine.optim import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 
 import mmmsv.registry
@@ -41,7 +42,10 @@ class Points(torch.utils.data.Dataset):
         return {"inputs": torch.full((3,), index / 6), "target": torch.ones(1)}
 
 
-def make_runner(work_dir, max_epochs, **options):
+STEPS = {"type": "MultiStepLR", "milestones": [1]}
+
+
+def make_runner(work_dir, max_epochs, param_scheduler=STEPS, **options):
     # A name of its own for each runner: MMEngine keeps message hubs by name.
     return Runner(
         model=Regression(),
@@ -54,7 +58,7 @@ def make_runner(work_dir, max_epochs, **options):
         },
         train_cfg={"by_epoch": True, "max_epochs": max_epochs},
         optim_wrapper={"optimizer": {"type": "AdamW", "lr": 0.01}},
-        param_scheduler={"type": "MultiStepLR", "milestones": [1]},
+        param_scheduler=param_scheduler,
         default_hooks={"logger": {"type": "LoggerHook", "interval": 1}},
         experiment_name=f"{work_dir.name}_{max_epochs}",
         **options,
@@ -117,6 +121,26 @@ def test_mmengine_checkpoint_loads(checkpoint, core):
     assert losses.current() == 1.0
     assert loaded["meta"]["dataset_meta"] == Points().metainfo
     assert loaded["meta"]["epoch"] == 2
+
+
+@pytest.mark.parametrize("anneal_strategy", ["cos", "linear"])
+def test_one_cycle_schedule_resumes(tmp_path, anneal_strategy):
+    """The state of this one holds a method, pickled through getattr."""
+    cycle = {"type": "OneCycleLR", "eta_max": 0.1, "total_steps": 9, "by_epoch": False}
+    schedule = {**cycle, "anneal_strategy": anneal_strategy}
+    unbroken = make_runner(tmp_path / f"unbroken_{anneal_strategy}", max_epochs=3, param_scheduler=schedule)
+    unbroken.train()
+    resumed = make_runner(
+        tmp_path / f"resumed_{anneal_strategy}",
+        max_epochs=3,
+        param_scheduler=schedule,
+        resume=True,
+        load_from=str(tmp_path / f"unbroken_{anneal_strategy}/epoch_2.pth"),
+    )
+    resumed.train()
+    rates = [runner.message_hub.get_scalar("train/lr").data[0] for runner in (unbroken, resumed)]
+    assert len(set(rates[0])) == 9
+    assert np.array_equal(*rates)
 
 
 def test_weights_of_mmengine_checkpoint_load(checkpoint):
@@ -313,6 +337,9 @@ def test_harmful_pickle_that_names_a_module_is_refused(tmp_path):
         (HistoryBuffer, "statistics"),
         (HistoryBuffer, "register_statistics"),
         (HistoryBuffer, "_statistics_methods"),
+        (OneCycleParamScheduler, "__init__"),
+        (OneCycleParamScheduler, "step"),
+        (OneCycleParamScheduler, "mean"),
         (np.ndarray, "tofile"),
         (np.ndarray, "max"),
         (torch.Tensor, "mean"),
@@ -339,7 +366,7 @@ def test_getattr_serves_statistics(tmp_path, name):
 def test_what_is_dangerous_was_not_registered():
     entries = torch.serialization.get_safe_globals()
     functions = [entry[0] if isinstance(entry, tuple) else entry for entry in entries]
-    assert compat._statistics_method in functions
+    assert compat._method in functions
     for dangerous in (getattr, bytes, HistoryBuffer, np.dtype, np.ndarray, *vars(builtins).values()):
         assert not any(function is dangerous for function in functions), dangerous
 
