@@ -26,7 +26,7 @@ class ConvFFN(nn.Module):
         MSVMamba, arXiv 2405.14174.
     """
 
-    def __init__(self, dim: int, ratio: float = 2.0, drop_rate: float = 0.0) -> None:
+    def __init__(self, dim: int, ratio: float, drop_rate: float) -> None:
         super().__init__()
         inner = round(ratio * dim)
         self.fc1 = nn.Linear(dim, inner)

@@ -114,12 +114,12 @@ class MS2D(nn.Module):
     def __init__(
         self,
         dim: int,
-        state_size: int = 1,
-        ssm_ratio: float = 2.0,
-        full_routes: tuple[Route, ...] = ("row",),
-        half_routes: tuple[Route, ...] = ("row_rev", "col", "col_rev"),
-        se: bool = True,
-        gate: bool = True,
+        state_size: int,
+        ssm_ratio: float,
+        full_routes: tuple[Route, ...],
+        half_routes: tuple[Route, ...],
+        se: bool,
+        gate: bool,
     ) -> None:
         super().__init__()
         inner, dt_rank = round(ssm_ratio * dim), math.ceil(dim / 16)
