@@ -1,8 +1,8 @@
 """The scan in plain PyTorch, vectorised over chunks: runs wherever torch runs.
 
-The sequence is walked in chunks of ``_CHUNK`` state elements, so that nothing of size batch x D x L x N exists; inside
-a chunk :func:`linear_scan_` works on all sub-chunks at once. Nothing is divided by a product of decays, so a decay of
-0 is as exact as any other.
+The sequence is walked in chunks of about ``_ELEMENTS`` state elements, so that nothing of size batch x D x L x N
+exists; inside a chunk :func:`linear_scan_` works on all sub-chunks at once. Nothing is divided by a product of decays,
+so a decay of 0 is as exact as any other.
 
 Layout inside: ``(batch, T, N, G, D / G)`` for states and ``(batch, T, G, D / G)`` for u and delta: channels innermost,
 so channels-last inputs are read in place and each operation runs over contiguous channels.
@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from . import unfused
+from .arguments import CHUNK, Scan1d, chunks
+
 # State elements worked on at once. Small enough for a CPU's last-level cache, large enough to hide launch costs.
-_CHUNK = 1 << 19
+_ELEMENTS = 1 << 19
 # Tokens of a sub-chunk: a scan of T tokens takes about 3 * _STEP operations on T / _STEP states, then recurses.
 _STEP = 16
 
@@ -59,48 +62,28 @@ def linear_scan_(decay: Tensor, drive: Tensor, start: Tensor, reverse: bool = Fa
         start = drive[:, t].addcmul_(decay[:, t], start)
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
-    """Compute y; arguments as :func:`mmmsv.kernels.selective_scan`, ``A``, ``D`` and bias in the state's dtype."""
-    sequence = _Sequence(u, delta, A, B, C, delta_bias, delta_softplus)
-    y = torch.empty_like(u)
+def selective_scan(scan: Scan1d) -> tuple[Tensor, Tensor]:
+    """Compute y and the states before every 64th token."""
+    sequence = _Sequence(scan)
+    y, states = torch.empty_like(scan.u), scan.A.new_empty(scan.states_shape)
     out = sequence.per_token(y)
-    skip = None if D is None else sequence.per_channel(D)
+    skip = None if scan.D is None else sequence.per_channel(scan.D)
     state = sequence.zero_state()
     for where in sequence.chunks():
         chunk = sequence.run(where, state)
         state = chunk.states[:, -1]
+        states[:, _kept(where)] = chunk.states[:, :-1:CHUNK].flatten(3)
         total = _contract(chunk.C, chunk.states[:, 1:])
         if skip is not None:
             total.addcmul_(skip, chunk.u)
         out[:, where] = total
-    return y
+    return y, states
 
 
-def backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, ...]:
-    """Compute the gradients of the seven tensors, in their order; empty where a weight was not given.
-
-    Only the state at the start of each chunk is kept from a forward pass; the others are computed again.
-    """
-    sequence = _Sequence(u, delta, A, B, C, delta_bias, delta_softplus)
+def selective_scan_backward(scan: Scan1d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
+    """Compute the gradients of the seven tensors, in their order; empty where a weight was not given."""
+    u, delta, A, B, C, D, delta_bias, delta_softplus = scan
+    sequence = _Sequence(scan)
     du, ddelta, dA, dB, dC = (torch.empty_like(tensor) for tensor in (u, delta, A, B, C))
     du_, ddelta_ = sequence.per_token(du), sequence.per_token(ddelta)
     dB_, dC_ = sequence.per_group(dB), sequence.per_group(dC)
@@ -108,18 +91,11 @@ def backward(
     dy = sequence.per_token(dy)
     A_total, D_total, bias_total = torch.zeros_like(sequence.A), *(torch.zeros_like(sequence.A[0]) for _ in range(2))
 
-    chunks = list(sequence.chunks())
-    starts, state = [], sequence.zero_state()
-    for where in chunks:
-        starts.append(state)
-        if where is not chunks[-1]:
-            state = sequence.run(where, state).states[:, -1].clone()
-
     # What the tokens behind a chunk want of the state that leaves it: exp(step_{t+1} A) g_{t+1}.
     wanted = sequence.zero_state()
-    for where, start in zip(reversed(chunks), reversed(starts), strict=True):
-        u_, step, decay, states, B_, C_ = sequence.run(where, start)
-        before, after = states[:, :-1], states[:, 1:]
+    for where in reversed(list(sequence.chunks())):
+        u_, step, decay, states_, B_, C_ = sequence.run(where, states[:, _kept(where)][:, 0].view_as(wanted))
+        before, after = states_[:, :-1], states_[:, 1:]
         dy_ = dy[:, where].to(A.dtype)
 
         # g_t = dL/dh_t = C_t dy_t + exp(step_{t+1} A) g_{t+1}
@@ -155,6 +131,11 @@ def backward(
     )
 
 
+def _kept(where: slice) -> slice:
+    """Return which of the states before every 64th token lie in the tokens ``where``."""
+    return slice(where.start // CHUNK, chunks(where.stop))
+
+
 def _contract(weight: Tensor, state: Tensor) -> Tensor:
     """Sum weight * state over the N states (the third dimension from the right), without a product of full size."""
     weights, states = weight.unbind(-3), state.unbind(-3)
@@ -178,15 +159,13 @@ class _Chunk(NamedTuple):
 class _Sequence:
     """The inputs of a scan, seen as ``(batch, L, [N,] G, D / G)``, and read chunk by chunk in the state's dtype."""
 
-    def __init__(
-        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, delta_bias: Tensor | None, delta_softplus: bool
-    ) -> None:
-        self.groups = B.shape[1]
-        self.A = A.t().unflatten(1, (self.groups, -1)).contiguous()
-        self.u, self.delta = self.per_token(u), self.per_token(delta)
-        self.B, self.C = self.per_group(B), self.per_group(C)
-        self.bias = None if delta_bias is None else self.per_channel(delta_bias)
-        self.softplus = delta_softplus
+    def __init__(self, scan: Scan1d) -> None:
+        self.groups = scan.B.shape[1]
+        self.A = scan.A.t().unflatten(1, (self.groups, -1)).contiguous()
+        self.u, self.delta = self.per_token(scan.u), self.per_token(scan.delta)
+        self.B, self.C = self.per_group(scan.B), self.per_group(scan.C)
+        self.bias = None if scan.delta_bias is None else self.per_channel(scan.delta_bias)
+        self.softplus = scan.delta_softplus
 
     def per_token(self, tensor: Tensor) -> Tensor:
         """View ``(batch, D, L)`` as ``(batch, L, G, D / G)``."""
@@ -204,7 +183,7 @@ class _Sequence:
         return self.A.new_zeros(self.u.shape[0], *self.A.shape)
 
     def chunks(self) -> Iterator[slice]:
-        size = max(_CHUNK // max(self.u.shape[0] * self.A.numel(), 1), 2 * _STEP)
+        size = CHUNK * max(_ELEMENTS // max(self.u.shape[0] * self.A.numel() * CHUNK, 1), 1)
         for begin in range(0, self.u.shape[1], size):
             yield slice(begin, min(begin + size, self.u.shape[1]))
 
@@ -227,3 +206,6 @@ class _Sequence:
         torch.mul((step * u).unsqueeze(2), B, out=states[:, 1:])
         linear_scan_(decay, states[:, 1:], start)
         return _Chunk(u, step, decay, states, B, C)
+
+
+BACKEND = unfused.backend(selective_scan, selective_scan_backward)

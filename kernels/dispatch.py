@@ -1,32 +1,65 @@
-"""Which backend computes a scan: a new one is a module with ``forward`` and ``backward`` and a line in ``BACKENDS``."""
+"""Which backend computes a scan, and why not another. A new one is a :class:`Backend` and a line in ``BACKENDS``."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
-from types import ModuleType
+
+import torch
 
 from . import chunked, reference
+from .backend import Backend
 
-# In the order in which the automatic choice tries them.
-BACKENDS: dict[str, ModuleType] = {"torch": chunked, "reference": reference}
+BACKENDS: dict[str, Backend] = {
+    "torch": chunked.BACKEND,
+    "reference": reference.BACKEND,
+}
 
+# What the automatic choice tries, fastest first, by type of device; "torch" where a type is not listed.
+_AUTOMATIC = {"cuda": ("torch",), "cpu": ("torch",)}
 _ENVIRONMENT = "MMMSV_BACKEND"
 _chosen: str | None = None
+_logger = logging.getLogger("mmmsv.kernels")
+_logged: set[str] = set()
 
 
-def select() -> ModuleType:
-    """Return the backend in force: that of :func:`use_backend`, else of ``MMMSV_BACKEND``, else the first.
+def select(device: torch.device) -> Backend:
+    """Return the backend for ``device``: that of :func:`use_backend`, else of ``MMMSV_BACKEND``, else the fastest.
 
     Raises:
         ValueError: The environment variable names no backend.
+        RuntimeError: The backend that was asked for cannot run here; the message says why.
     """
-    name = _chosen or os.environ.get(_ENVIRONMENT) or next(iter(BACKENDS))
-    return BACKENDS[_known(name, f"environment variable {_ENVIRONMENT}")]
+    name = _chosen or os.environ.get(_ENVIRONMENT)
+    if not name:
+        return BACKENDS[automatic(device)]
+    backend = BACKENDS[_known(name, f"environment variable {_ENVIRONMENT}")]
+    if reason := backend.why_not(device):
+        raise RuntimeError(
+            f"scan backend {name!r} was asked for, and cannot run on {device.type}: {reason}; choose another, or none "
+            "for the fastest that can"
+        )
+    return backend
+
+
+def automatic(device: torch.device) -> str:
+    """Name the fastest backend that can run on ``device``; says once in the log which faster one cannot, and why."""
+    for name in _AUTOMATIC.get(device.type, ("torch",)):
+        reason = BACKENDS[name].why_not(device)
+        if reason is None:
+            return name
+        if name not in _logged:
+            _logged.add(name)
+            _logger.warning("scan backend %r cannot run on %s: %s; taking a slower one", name, device.type, reason)
+    return "torch"
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Compute every scan in the ``with`` block, backward passes included, by the backend ``name``.
+
+    Holds for all threads of the process. A scan on a device that the backend cannot run on is a RuntimeError that says
+    why.
 
     Args:
         name: A key of ``BACKENDS``: ``'torch'`` (chunked, vectorised) or ``'reference'`` (token by token, slow).

@@ -1,9 +1,13 @@
-"""The public scan function: checks what it is given, then calls the registered op."""
+"""The public functions: they check what they are given, then call the registered ops."""
+
+import functools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from . import library  # noqa: F401  (registers torch.ops.mmmsv.selective_scan)
+from . import library  # noqa: F401  (registers torch.ops.mmmsv)
+from .routes import ROUTES, Route
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -51,34 +55,127 @@ def selective_scan(
         Mamba, arXiv 2312.00752, Algorithm 2; the arguments are those of mamba-ssm's ``selective_scan_fn``, without
         ``z`` and ``return_last_state``.
     """
-    given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias}
-    given = {name: tensor for name, tensor in given.items() if tensor is not None}
-    _check_types(given)
-    if not isinstance(delta_softplus, bool):
-        raise TypeError(f"selective_scan: delta_softplus is a {type(delta_softplus).__name__}, expected True or False")
+    op = "selective_scan"
+    per_token = {"u": u, "delta": delta, "B": B, "C": C}
+    weights = {"A": A, "D": D, "delta_bias": delta_bias}
+    _check_tensors(op, per_token, {name: weight for name, weight in weights.items() if weight is not None})
+    _check_bool(op, "delta_softplus", delta_softplus)
     if B.dim() == 3 and C.dim() == 3:
         B, C = B.unsqueeze(1), C.unsqueeze(1)
+    u, delta, B, C = _one_dtype(op, {**per_token, "B": B, "C": C})
     _check_shapes(u, delta, A, B, C, D, delta_bias)
-    state_dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    D, delta_bias = (None if weight is None else weight.to(state_dtype) for weight in (D, delta_bias))
-    return torch.ops.mmmsv.selective_scan(u, delta, A.to(state_dtype), B, C, D, delta_bias, delta_softplus)
+    A, D, delta_bias = (None if weight is None else weight.to(_state_dtype(u)) for weight in (A, D, delta_bias))
+    return torch.ops.mmmsv.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)[0]
 
 
-def _check_types(given: dict[str, Tensor]) -> None:
+def scan2d(
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    W_dt: Tensor,
+    b_dt: Tensor,
+    A: Tensor,
+    Dskip: Tensor,
+    routes: Sequence[Route],
+    carry: bool = False,
+    merge: bool = True,
+) -> Tensor:
+    r"""Run the S6 recurrence over a map, along one or several routes, the step made from its low-rank form on the way.
+
+    For the tokens t of a route, in its order:
+
+    .. math::
+        \Delta_t = \mathrm{softplus}(W_{dt}\, dt_t + b_{dt}), \qquad
+        h_t = e^{\Delta_t A} h_{t-1} + \Delta_t B_t x_t, \qquad y_t = C_t \cdot h_t + D_{skip}\, x_t
+
+    Each y is laid onto the map where its x came from. Below, a map has H x W tokens of D channels; each channel keeps a
+    state of N numbers; the step has rank R; there are S parameter sets: one for each route, or one that all share. The
+    fastest layout is channels-last, that is the shapes below in memory; other strides are accepted.
+
+    Args:
+        x: Map, ``(batch, H, W, D)``; float16, bfloat16, float32 or float64.
+        dt: Low-rank step of each token for each set, ``(batch, H, W, S, R)``; dtype of ``x``.
+        B: Input projection of each token for each set, ``(batch, H, W, S, N)``; dtype of ``x``.
+        C: Output projection, shape and dtype of ``B``.
+        W_dt: From the low-rank step to that of each channel, ``(S, D, R)``.
+        b_dt: Added to the step before the softplus, ``(S, D)``.
+        A: Decay rate, ``(S, D, N)``, as a rule negative.
+        Dskip: Skip weight, ``(S, D)``.
+        routes: One or more of ``'row'`` (row-major), ``'col'`` (column-major), ``'row_rev'`` and ``'col_rev'`` (their
+            reversals).
+        carry: Whether the state runs on from the end of each route into the start of the next, as if the routes were
+            one sequence; needs S = 1. Otherwise each route starts from 0.
+        merge: Whether to sum the routes' outputs.
+
+    Returns:
+        ``(batch, H, W, D)`` in ``x.dtype``, or ``(batch, len(routes), H, W, D)`` without ``merge``. The step, the
+        state, ``A`` and the exponential are held in float32 (float64 when ``x`` is float64), whatever the dtype of x.
+
+    Raises:
+        TypeError: An argument is no floating-point tensor, or its dtype disagrees with ``x``; a switch is no bool.
+        ValueError: Shapes or devices disagree, or a route is unknown; the message names the argument and both shapes.
+
+    Source:
+        The cross scan and merge of VMamba, arXiv 2401.10166, and the multi-scale scan of MSVMamba, arXiv 2405.14174,
+        around Mamba's recurrence (arXiv 2312.00752, Algorithm 2).
+    """
+    op = "scan2d"
+    per_token = {"x": x, "dt": dt, "B": B, "C": C}
+    weights = {"W_dt": W_dt, "b_dt": b_dt, "A": A, "Dskip": Dskip}
+    _check_tensors(op, per_token, weights)
+    _check_bool(op, "carry", carry)
+    _check_bool(op, "merge", merge)
+    codes = _route_codes(op, routes)
+    x, dt, B, C = _one_dtype(op, per_token)
+    _check_shapes_2d(x, dt, B, C, W_dt, b_dt, A, Dskip, len(codes), carry)
+    W_dt, b_dt, A, Dskip = (weight.to(_state_dtype(x)) for weight in (W_dt, b_dt, A, Dskip))
+    return torch.ops.mmmsv.scan2d(x, dt, B, C, W_dt, b_dt, A, Dskip, codes, carry, merge)[0]
+
+
+def _state_dtype(u: Tensor) -> torch.dtype:
+    return torch.float64 if u.dtype == torch.float64 else torch.float32
+
+
+def _check_tensors(op: str, per_token: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    first, given = next(iter(per_token)), {**per_token, **weights}
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"selective_scan: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
+            raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
         if tensor.dtype not in _FLOATS:
-            raise TypeError(
-                f"selective_scan: {name} is {tensor.dtype}, expected one of float16, bfloat16, float32, float64"
-            )
-        if tensor.device != given["u"].device:
+            raise TypeError(f"{op}: {name} is {tensor.dtype}, expected one of float16, bfloat16, float32, float64")
+        if tensor.device != given[first].device:
             raise ValueError(
-                f"selective_scan: {name} is on {tensor.device} and u on {given['u'].device}; move both to one device"
+                f"{op}: {name} is on {tensor.device} and {first} on {given[first].device}; move both to one device"
             )
-    for name in ("delta", "B", "C"):
-        if given[name].dtype != given["u"].dtype:
-            raise TypeError(f"selective_scan: {name} is {given[name].dtype} and u is {given['u'].dtype}; cast one")
+
+
+def _check_bool(op: str, name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected True or False")
+
+
+def _one_dtype(op: str, per_token: dict[str, Tensor]) -> Iterator[Tensor]:
+    """Yield the tensors in one dtype: under autocast the widest of theirs, since it leaves them in different ones."""
+    (first, u), *others = per_token.items()
+    if torch.is_autocast_enabled(u.device.type):
+        widest = functools.reduce(torch.promote_types, (tensor.dtype for tensor in per_token.values()))
+        return (tensor.to(widest) for tensor in per_token.values())
+    for name, tensor in others:
+        if tensor.dtype != u.dtype:
+            raise TypeError(f"{op}: {name} is {tensor.dtype} and {first} is {u.dtype}; cast one")
+    return iter(per_token.values())
+
+
+def _route_codes(op: str, routes: Sequence[Route]) -> list[int]:
+    if isinstance(routes, str) or not isinstance(routes, Sequence):
+        raise TypeError(f"{op}: routes is {routes!r}, expected a tuple of routes out of {ROUTES}")
+    for route in routes:
+        if route not in ROUTES:
+            raise ValueError(f"{op}: routes holds {route!r}, expected one or more of {ROUTES}")
+    if not routes:
+        raise ValueError(f"{op}: routes is empty, expected one or more of {ROUTES}")
+    return [ROUTES.index(route) for route in routes]
 
 
 def _check_shapes(
@@ -109,3 +206,47 @@ def _check_shapes(
     for name, weight in (("D", D), ("delta_bias", delta_bias)):
         if weight is not None and weight.shape != (channels,):
             raise ValueError(f"selective_scan: {name} has shape {tuple(weight.shape)}, expected (D,) = ({channels},)")
+
+
+def _check_shapes_2d(
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    W_dt: Tensor,
+    b_dt: Tensor,
+    A: Tensor,
+    Dskip: Tensor,
+    routes: int,
+    carry: bool,
+) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"scan2d: x has shape {tuple(x.shape)}, expected (batch, H, W, D)")
+    *tokens, channels = x.shape
+    if A.dim() != 3 or A.shape[0] == 0 or A.shape[1] != channels or A.shape[2] == 0:
+        raise ValueError(
+            f"scan2d: A has shape {tuple(A.shape)}, expected (S, D, N) = (S >= 1, {channels}, N >= 1) for x "
+            f"{tuple(x.shape)}"
+        )
+    sets, _, state = A.shape
+    if sets not in ((1,) if carry else (1, routes)):
+        allowed = "1, since the state is carried over" if carry else f"1 or {routes}, one for each route"
+        raise ValueError(f"scan2d: A {tuple(A.shape)} holds {sets} parameter sets, expected {allowed}")
+    if W_dt.dim() != 3 or W_dt.shape[:2] != A.shape[:2] or W_dt.shape[2] == 0:
+        raise ValueError(
+            f"scan2d: W_dt has shape {tuple(W_dt.shape)}, expected (S, D, R) = ({sets}, {channels}, R >= 1) for A "
+            f"{tuple(A.shape)}"
+        )
+    for name, weight in (("b_dt", b_dt), ("Dskip", Dskip)):
+        if weight.shape != (sets, channels):
+            raise ValueError(
+                f"scan2d: {name} has shape {tuple(weight.shape)}, expected (S, D) = {(sets, channels)} for A "
+                f"{tuple(A.shape)}"
+            )
+    for name, tensor, letter, last in (("dt", dt, "R", W_dt.shape[2]), ("B", B, "N", state), ("C", C, "N", state)):
+        if tensor.shape != (*tokens, sets, last):
+            weight = f"W_dt {tuple(W_dt.shape)}" if letter == "R" else f"A {tuple(A.shape)}"
+            raise ValueError(
+                f"scan2d: {name} has shape {tuple(tensor.shape)}, expected (batch, H, W, S, {letter}) = "
+                f"{(*tokens, sets, last)} for x {tuple(x.shape)} and {weight}"
+            )

@@ -1,92 +1,139 @@
-"""The op as torch sees it: schema, implementation, fake kernel, autograd and FLOP formula.
+"""The ops as torch sees them: schema, implementation, fake kernel, autograd, vmap and FLOP formula.
 
 Backends stay out of sight here: an implementation asks :mod:`.dispatch` for one, so a new backend changes nothing in
 this file, and `torch.compile`, `torch.export` and checkpointing see one op whatever computes it.
 """
+
+from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
+from .arguments import Scan1d, Scan2d
 
-_ARGUMENTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus"
-torch.library.define("mmmsv::selective_scan", f"({_ARGUMENTS}) -> Tensor")
-torch.library.define(
-    "mmmsv::selective_scan_backward",
-    f"(Tensor dy, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+_ARGUMENTS_1D = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus"
+)
+_ARGUMENTS_2D = (
+    "Tensor x, Tensor dt, Tensor B, Tensor C, Tensor W_dt, Tensor b_dt, Tensor A, Tensor Dskip, "
+    "int[] route_codes, bool carry, bool merge"
 )
 
 
-@torch.library.impl("mmmsv::selective_scan", "default")
-def _forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
-    return dispatch.select().forward(u, delta, A, B, C, D, delta_bias, delta_softplus)
-
-
-@torch.library.register_fake("mmmsv::selective_scan")
-def _fake_forward(u: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(u)
-
-
-@torch.library.impl("mmmsv::selective_scan_backward", "default")
-def _backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, ...]:
-    return dispatch.select().backward(dy, u, delta, A, B, C, D, delta_bias, delta_softplus)
-
-
-@torch.library.register_fake("mmmsv::selective_scan_backward")
-def _fake_backward(dy: Tensor, *arguments: Tensor | bool | None) -> tuple[Tensor, ...]:
+def _fake_gradients(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
     # A schema has no optional results: an empty tensor stands for the gradient of a weight that was not given.
-    return tuple(dy.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in arguments[:7])
+    given = next(tensor for tensor in tensors if tensor is not None)
+    return tuple(given.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in tensors)
 
 
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.delta_softplus = inputs
-    ctx.save_for_backward(*tensors)
+def _define(
+    name: str, arguments: str, kind: type[Scan1d] | type[Scan2d], fake_y: Callable[[Scan1d | Scan2d], Tensor]
+) -> None:
+    """Register ``mmmsv::{name}`` and ``mmmsv::{name}_backward``.
+
+    Args:
+        name: Of the op, and of the backends' method; the method of the backward pass has ``_backward`` behind it.
+        arguments: Their schema, tensors first.
+        kind: The tuple that backends are given them as.
+        fake_y: Makes an uninitialised y.
+    """
+    count = arguments.count("Tensor")
+    op, backward_op = f"mmmsv::{name}", f"mmmsv::{name}_backward"
+    torch.library.define(op, f"({arguments}) -> (Tensor y, Tensor states)")
+    torch.library.define(backward_op, f"(Tensor dy, Tensor states, {arguments}) -> ({', '.join(['Tensor'] * count)})")
+
+    @torch.library.impl(op, "default")
+    def forward(*values: object) -> tuple[Tensor, Tensor]:
+        scan = kind(*values)
+        return getattr(dispatch.select(scan.tensors[0].device), name)(scan)
+
+    @torch.library.impl(backward_op, "default")
+    def backward(dy: Tensor, states: Tensor, *values: object) -> tuple[Tensor, ...]:
+        scan = kind(*values)
+        return getattr(dispatch.select(scan.tensors[0].device), f"{name}_backward")(scan, dy, states)
+
+    @torch.library.register_fake(op)
+    def fake_forward(*values: object) -> tuple[Tensor, Tensor]:
+        scan = kind(*values)
+        return fake_y(scan), scan.A.new_empty(scan.states_shape)
+
+    @torch.library.register_fake(backward_op)
+    def fake_backward(dy: Tensor, states: Tensor, *values: object) -> tuple[Tensor, ...]:
+        return _fake_gradients(kind(*values).tensors)
+
+    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        ctx.options = inputs[count:]
+        ctx.save_for_backward(output[1], *inputs[:count])
+        ctx.set_materialize_grads(False)
+
+    def autograd(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * (count + len(ctx.options))
+        states, *tensors = ctx.saved_tensors
+        gradients = getattr(torch.ops.mmmsv, f"{name}_backward")(dy, states, *tensors, *ctx.options)
+        given = (None if tensor is None else gradient for tensor, gradient in zip(tensors, gradients, strict=True))
+        return (*given, *(None for _ in ctx.options))
+
+    def no_second_derivative(ctx: torch.autograd.function.FunctionCtx, *_: Tensor) -> NoReturn:
+        raise NotImplementedError(f"{name} has first derivatives only; this asks for a second one (double backward)")
+
+    def no_vmap(*_: object) -> NoReturn:
+        raise NotImplementedError(
+            f"{name} does not work under torch.func.vmap; it takes a batch: put the axis there, without vmap"
+        )
+
+    torch.library.register_autograd(op, autograd, setup_context=setup_context)
+    torch.library.register_autograd(backward_op, no_second_derivative)
+    torch.library.register_vmap(op, no_vmap)
+    torch.library.register_vmap(backward_op, no_vmap)
 
 
-def _autograd(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    gradients = torch.ops.mmmsv.selective_scan_backward(dy, *tensors, ctx.delta_softplus)
-    given = (None if tensor is None else gradient for tensor, gradient in zip(tensors, gradients, strict=True))
-    return (*given, None)
-
-
-def _no_second_derivative(ctx: torch.autograd.function.FunctionCtx, *_: Tensor) -> None:
-    raise NotImplementedError("selective_scan has first derivatives only; this asks for a second one (double backward)")
-
-
-torch.library.register_autograd("mmmsv::selective_scan", _autograd, setup_context=_setup_context)
-torch.library.register_autograd("mmmsv::selective_scan_backward", _no_second_derivative)
+_define("selective_scan", _ARGUMENTS_1D, Scan1d, lambda scan: torch.empty_like(scan.u))
+_define("scan2d", _ARGUMENTS_2D, Scan2d, lambda scan: scan.x.new_empty(scan.y_shape))
 
 
 @register_flop_formula(torch.ops.mmmsv.selective_scan)
-def _forward_flops(u: tuple, delta: tuple, A: tuple, *_: object, **__: object) -> int:
+def _flops_1d(u: tuple, delta: tuple, A: tuple, *_: object, **__: object) -> int:
     """9 L D N + L D operations a sequence, as published (github.com/state-spaces/mamba, issue 110)."""
     batch, channels, length = u
     return batch * length * channels * (9 * A[1] + 1)
 
 
 @register_flop_formula(torch.ops.mmmsv.selective_scan_backward)
-def _backward_flops(dy: tuple, u: tuple, delta: tuple, A: tuple, *_: object, **__: object) -> int:
+def _backward_flops_1d(dy: tuple, states: tuple, u: tuple, delta: tuple, A: tuple, *_: object, **__: object) -> int:
     """23 a state element (7 to recompute h, 4 for the reverse scan, 12 for the gradients), 8 a token and channel."""
     batch, channels, length = u
     return batch * length * channels * (23 * A[1] + 8)
+
+
+def _pairs(x: tuple, route_codes: list[int]) -> int:
+    batch, height, width, channels = x
+    return batch * height * width * channels * len(route_codes)
+
+
+@register_flop_formula(torch.ops.mmmsv.scan2d)
+def _flops_2d(
+    x: tuple,
+    dt: tuple,
+    B: tuple,
+    C: tuple,
+    W_dt: tuple,
+    b_dt: tuple,
+    A: tuple,
+    Dskip: tuple,
+    route_codes: list[int],
+    *_: object,
+    **__: object,
+) -> int:
+    """Those of the 1-D op for each route, and 2 R a token, channel and route for the step."""
+    return _pairs(x, route_codes) * (9 * A[2] + 1 + 2 * W_dt[2])
+
+
+@register_flop_formula(torch.ops.mmmsv.scan2d_backward)
+def _backward_flops_2d(dy: tuple, states: tuple, *arguments: object, **__: object) -> int:
+    """Those of the 1-D op for each route, and 6 R: the step again, and the gradients of dt and of W_dt."""
+    x, _, _, _, W_dt, _, A, _, route_codes, *_ = arguments
+    return _pairs(x, route_codes) * (23 * A[2] + 8 + 6 * W_dt[2])

@@ -4,40 +4,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from . import unfused
+from .arguments import CHUNK, Scan1d
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
-    """Compute y; arguments as :func:`mmmsv.kernels.selective_scan`, ``A``, ``D`` and bias in the state's dtype."""
-    step, B, C = _prepare(u, delta, A, B, C, delta_bias, delta_softplus)
+
+def selective_scan(scan: Scan1d) -> tuple[Tensor, Tensor]:
+    """Compute y and the states before every 64th token."""
+    u, _, A, _, _, D, *_ = scan
+    step, B, C = _prepare(scan)
     states = _states(step, u.to(A.dtype), A, B)
     y = (states[..., 1:] * C).sum(2)
     if D is not None:
         y = y + D[:, None] * u
-    return torch.empty_like(u).copy_(y)
+    return torch.empty_like(u).copy_(y), states[..., :-1:CHUNK].permute(0, 3, 2, 1).contiguous()
 
 
-def backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, ...]:
-    """Compute the gradients of the seven tensors, in their order; empty where a weight was not given."""
+def selective_scan_backward(scan: Scan1d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
+    """Compute the gradients of the seven tensors, in their order; empty where a weight was not given.
+
+    Computes all states again from the first token on: an oracle leaves nothing to others.
+    """
+    u, delta, A, B, C, D, delta_bias, delta_softplus = scan
     groups = B.shape[1]
-    step, B_, C_ = _prepare(u, delta, A, B, C, delta_bias, delta_softplus)
+    step, B_, C_ = _prepare(scan)
     u_, dy_ = u.to(A.dtype), dy.to(A.dtype)
     states = _states(step, u_, A, B_)
     before, after = states[..., :-1], states[..., 1:]
@@ -54,7 +43,7 @@ def backward(
         du = du + D[:, None] * dy_
     ddelta = (dexponent * A[..., None]).sum(2) + gB * u_
     if delta_softplus:
-        ddelta = ddelta * torch.sigmoid(_biased(delta, A, delta_bias))
+        ddelta = ddelta * torch.sigmoid(_biased(scan))
     dB = (g * (step * u_).unsqueeze(2)).unflatten(1, (groups, -1)).sum(2)
     dC = (after * dy_.unsqueeze(2)).unflatten(1, (groups, -1)).sum(2)
     return (
@@ -68,19 +57,17 @@ def backward(
     )
 
 
-def _biased(delta: Tensor, A: Tensor, delta_bias: Tensor | None) -> Tensor:
-    delta = delta.to(A.dtype)
-    return delta if delta_bias is None else delta + delta_bias[:, None]
+def _biased(scan: Scan1d) -> Tensor:
+    delta = scan.delta.to(scan.A.dtype)
+    return delta if scan.delta_bias is None else delta + scan.delta_bias[:, None]
 
 
-def _prepare(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, delta_bias: Tensor | None, delta_softplus: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _prepare(scan: Scan1d) -> tuple[Tensor, Tensor, Tensor]:
     """Return the step ``(batch, D, L)`` and B and C spread over the channels of their group, ``(batch, D, N, L)``."""
-    step = _biased(delta, A, delta_bias)
-    spread = u.shape[1] // B.shape[1]
-    B, C = (tensor.to(A.dtype).repeat_interleave(spread, dim=1) for tensor in (B, C))
-    return softplus(step) if delta_softplus else step, B, C
+    step = _biased(scan)
+    spread = scan.u.shape[1] // scan.B.shape[1]
+    B, C = (tensor.to(scan.A.dtype).repeat_interleave(spread, dim=1) for tensor in (scan.B, scan.C))
+    return softplus(step) if scan.delta_softplus else step, B, C
 
 
 def _states(step: Tensor, u: Tensor, A: Tensor, B: Tensor) -> Tensor:
@@ -91,3 +78,6 @@ def _states(step: Tensor, u: Tensor, A: Tensor, B: Tensor) -> Tensor:
         decay = torch.exp(step[:, :, None, t] * A)
         states[..., t + 1] = decay * states[..., t] + (step[:, :, t] * u[:, :, t]).unsqueeze(2) * B[..., t]
     return states
+
+
+BACKEND = unfused.backend(selective_scan, selective_scan_backward)

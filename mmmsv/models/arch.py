@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from .routes import ROUTES, Route
+from mmmsv.kernels import ROUTES, Route
 
 
 @dataclass(frozen=True)

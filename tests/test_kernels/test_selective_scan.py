@@ -1,5 +1,6 @@
 """The scan op: its backends against each other and against the recurrence, its gradients, its registration."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -72,11 +73,11 @@ def test_chunked_equals_reference(dtype, state, groups, length):
         assert_near(ours, theirs, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("chunk", [1, 100, 10_000])
+@pytest.mark.parametrize("elements", [1, 2000, 10_000])
 @pytest.mark.parametrize("length", [33, 34, 700])
-def test_chunk_borders(monkeypatch, chunk, length):
+def test_chunk_borders(monkeypatch, elements, length):
     """The state crosses from chunk to chunk, forwards and backwards, wherever the borders fall."""
-    monkeypatch.setattr(chunked, "_CHUNK", chunk)
+    monkeypatch.setattr(chunked, "_ELEMENTS", elements)
     inputs = scan_inputs(length=length, state=3)
     for ours, theirs in zip(run("torch", inputs), run("reference", inputs), strict=True):
         assert_near(ours, theirs, 1e-12)
@@ -144,8 +145,8 @@ def test_opcheck(state, groups, optional):
         arguments[5:] = [None, None]
     torch.library.opcheck(torch.ops.mmmsv.selective_scan, (*arguments, True))
     arguments = [None if tensor is None else tensor.detach() for tensor in arguments]
-    dy = torch.randn(2, 6, 9)
-    torch.library.opcheck(torch.ops.mmmsv.selective_scan_backward, (dy, *arguments, True))
+    dy, states = torch.randn(2, 6, 9), torch.zeros(2, 1, state, 6)
+    torch.library.opcheck(torch.ops.mmmsv.selective_scan_backward, (dy, states, *arguments, True))
 
 
 def test_flops():
@@ -186,9 +187,9 @@ def test_compiles_without_graph_break():
 def test_backend_choice(monkeypatch):
     inputs = scan_inputs(dtype=torch.float32)
     calls = []
-    for name, module in BACKENDS.items():
-        real = module.forward
-        monkeypatch.setattr(module, "forward", lambda *a, name=name, real=real: calls.append(name) or real(*a))
+    for name, backend in BACKENDS.items():
+        spy = lambda scan, name=name, real=backend.selective_scan: calls.append(name) or real(scan)  # noqa: E731
+        monkeypatch.setitem(BACKENDS, name, dataclasses.replace(backend, selective_scan=spy))
     selective_scan(**inputs)
     with use_backend("reference"):
         selective_scan(**inputs)

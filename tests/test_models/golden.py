@@ -78,10 +78,11 @@ def backbone_weights(weights: Mapping[str, Tensor], sets: int) -> dict[str, Tens
         else:
             block, local = "", key
         if local in _STACKED:
-            parts = value.chunk(sets) if local in ("op.A_logs", "op.Ds") else value
-            for k, part in enumerate(parts):
-                scan = f"full_scans.{k - 1}" if k else "half_scan"
-                renamed[f"{block}ms2d.{scan}.{_STACKED[local]}"] = part
+            # Ours keep the set in an axis of its own, and the projections of all sets in one matrix.
+            parts = value.unflatten(0, (sets, -1)) if local in ("op.A_logs", "op.Ds") else value
+            for scan, part in (("half_scan", parts[:1]), ("full_scan", parts[1:])):
+                name = _STACKED[local]
+                renamed[f"{block}ms2d.{scan}.{name}"] = part.flatten(0, 1) if name == "x_proj.weight" else part
         else:
             prefix = next(prefix for prefix in _RENAMED if local.startswith(prefix))
             squeezed = value[:, :, 0, 0] if "linear" in prefix and value.dim() == 4 else value

@@ -76,9 +76,9 @@ def test_initial_values():
     step = nn.functional.softplus(scan.dt_bias)
     assert (step > 0.99e-3).all()
     assert (step < 0.101).all()
-    torch.testing.assert_close(-scan.A_log.exp(), -torch.arange(1.0, 5).expand(16, 4))
+    torch.testing.assert_close(-scan.A_log.exp(), -torch.arange(1.0, 5).expand(1, 16, 4))
     assert (scan.skip == 1).all()
-    assert scan.dt_weight.abs().max() <= scan.dt_rank**-0.5
+    assert scan.dt_weight.abs().max() <= scan.dt_weight.shape[-1] ** -0.5
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and ".ffn." not in name}
     assert len(linear) == 6 * 5 + 3  # in, out, two of SE, two scans in each block; the patch mergings
     for name, module in linear.items():

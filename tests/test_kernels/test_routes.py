@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmmsv.models.routes import ROUTES, roll_up, unroll
+from mmmsv.kernels.routes import ROUTES, roll_up, unroll
 
 MAP = torch.tensor([[[[0.0], [1.0], [2.0]], [[3.0], [4.0], [5.0]]]])  # (1, 2, 3, 1), numbered row by row
 
