@@ -7,16 +7,17 @@ from collections.abc import Iterator
 
 import torch
 
-from . import chunked, reference
+from . import chunked, native, reference
 from .backend import Backend
 
 BACKENDS: dict[str, Backend] = {
+    "cpu": native.BACKEND,
     "torch": chunked.BACKEND,
     "reference": reference.BACKEND,
 }
 
 # What the automatic choice tries, fastest first, by type of device; "torch" where a type is not listed.
-_AUTOMATIC = {"cuda": ("torch",), "cpu": ("torch",)}
+_AUTOMATIC = {"cuda": ("torch",), "cpu": ("cpu", "torch")}
 _ENVIRONMENT = "MMMSV_BACKEND"
 _chosen: str | None = None
 _logger = logging.getLogger("mmmsv.kernels")

@@ -1,0 +1,376 @@
+"""Backend ``cpu``: hands tensors to the C++ library of ``csrc/`` by their addresses.
+
+The library knows nothing of Python or torch (plain C, called through ctypes), so it fits every version of both. It has
+one entry for both ops: a 1-D scan is a scan over a map of one row, each group of B and C a sequence with channels and a
+parameter set of its own, and its step given instead of made.
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .arguments import Scan1d, Scan2d
+from .backend import Backend
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# Weights are padded with zeros to a multiple of this many channels: the widest register holds 16 floats.
+_LANES = 16
+# The gradients of the weights are summed over images in so many groups, which other numbers of threads do not change.
+_GROUPS = 8
+# Channels of a block in a backward pass. Sums over channels are made block by block, so this must not depend on the
+# number of threads either; blocks come in pairs, so that two cores share an image evenly.
+_BACKWARD_CHANNELS = 64
+_FORWARD_CHANNELS = 512
+
+
+class _PerToken(ctypes.Structure):
+    """``PerToken`` of scan.cpp."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "sequence", "route", "row", "column")),
+    ]
+
+
+class _Scan(ctypes.Structure):
+    """``Scan`` of scan.cpp."""
+
+    _integers = (
+        *("dtype", "wide", "batch", "height", "width", "channels", "states", "rank", "sequences", "routes"),
+        *("one_map", "merge", "shared", "softplus", "blocks", "threads"),
+    )
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _integers),
+        ("route_codes", ctypes.c_void_p),
+        *((name, _PerToken) for name in ("x", "dt", "B", "C", "y")),
+        ("padded", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("W_dt", "b_dt", "A", "Dskip", "kept")),
+        *((name, _PerToken) for name in ("dy", "dx", "ddelta")),
+        ("padded_rank", ctypes.c_int64),
+        ("W_dt_rows", ctypes.c_void_p),
+        ("groups", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("token_parts", "weight_parts", "scratch")),
+    ]
+
+
+@functools.cache
+def library_path() -> Path | None:
+    """Return the library built for the best instructions of this processor; None where none was built."""
+    # The capability is torch's own, so ATEN_CPU_CAPABILITY holds for both.
+    fitting = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}.get(torch.backends.cpu.get_cpu_capability(), ())
+    for instructions in (*fitting, "baseline"):
+        for suffix in EXTENSION_SUFFIXES:
+            path = Path(__file__).with_name(f"_scan_{instructions}{suffix}")
+            if path.exists():
+                return path
+    return None
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """Load a build of the library.
+
+    Raises:
+        OSError: The file is no library for this machine, or lacks an OpenMP runtime.
+    """
+    # OpenMP's symbols are left open in the library, and found in torch's copy of the runtime: with a second copy, the
+    # threads of the one would spin while those of the other want to work.
+    library = ctypes.CDLL(str(path))
+    for function in (library.mmmsv_scan_forward, library.mmmsv_scan_backward):
+        function.argtypes, function.restype = (ctypes.POINTER(_Scan),), None
+    library.mmmsv_scan_scratch.argtypes, library.mmmsv_scan_scratch.restype = (ctypes.POINTER(_Scan),), ctypes.c_int64
+    return library
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | str:
+    """Return the library, or why there is none; asked once."""
+    path = library_path()
+    if path is None:
+        return (
+            "its C++ library is not built: no compiler (GCC or clang) was found when mmmsv was installed; get one and "
+            "install mmmsv again"
+        )
+    try:
+        return load(path)
+    except OSError as error:
+        return f"its C++ library does not load: {error}"
+
+
+def why_not(device: torch.device) -> str | None:
+    """Return why this backend cannot run on ``device``; None where it can."""
+    if device.type != "cpu":
+        return "it computes on CPUs only"
+    library = _library()
+    return library if isinstance(library, str) else None
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Either op as the library sees it: sequences of routes over a map.
+
+    Per-token tensors are ``(batch, sequences, H, W, channels)``, expanded along the sequences where these share one.
+    """
+
+    x: Tensor
+    dt: Tensor  # R numbers a token; without W_dt the step of each channel
+    B: Tensor
+    C: Tensor
+    W_dt: Tensor | None  # (S, D, R)
+    b_dt: Tensor | None  # (S, D)
+    A: Tensor  # (S, D, N)
+    Dskip: Tensor | None  # (S, D)
+    sequences: tuple[tuple[int, ...], ...]
+    one_map: bool  # the sequences read one map, so gradients of its tokens are sums over them
+    merge: bool
+    softplus: bool
+
+    @classmethod
+    def of_1d(cls, scan: Scan1d) -> "_Problem":
+        groups = scan.B.shape[1]
+
+        def grouped(weight: Tensor | None) -> Tensor | None:
+            return None if weight is None else weight.unflatten(0, (groups, -1))
+
+        return cls(
+            x=_by_group(_rows(scan.u.transpose(1, 2)), groups),
+            dt=_by_group(_rows(scan.delta.transpose(1, 2)), groups),
+            B=_rows(scan.B.transpose(2, 3)).unsqueeze(2),
+            C=_rows(scan.C.transpose(2, 3)).unsqueeze(2),
+            W_dt=None,
+            b_dt=grouped(scan.delta_bias),
+            A=grouped(scan.A),
+            Dskip=grouped(scan.D),
+            sequences=((0,),) * groups,
+            one_map=False,
+            merge=False,
+            softplus=scan.delta_softplus,
+        )
+
+    @classmethod
+    def of_2d(cls, scan: Scan2d) -> "_Problem":
+        codes = scan.route_codes
+        sequences = (codes,) if scan.carry else tuple((code,) for code in codes)
+
+        def per_set(tensor: Tensor) -> Tensor:
+            return _rows(tensor).permute(0, 3, 1, 2, 4).expand(-1, len(sequences), -1, -1, -1)
+
+        return cls(
+            x=_rows(scan.x).unsqueeze(1).expand(-1, len(sequences), -1, -1, -1),
+            dt=per_set(scan.dt),
+            B=per_set(scan.B),
+            C=per_set(scan.C),
+            W_dt=scan.W_dt,
+            b_dt=scan.b_dt,
+            A=scan.A,
+            Dskip=scan.Dskip,
+            sequences=sequences,
+            one_map=True,
+            merge=scan.merge,
+            softplus=True,
+        )
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.W_dt is None else self.W_dt.shape[2]
+
+    def forward(self, y: Tensor, states: Tensor) -> None:
+        """Fill y, ``(batch, routes, H, W, D)``, expanded along the routes where they are merged; and the states."""
+        threads = torch.get_num_threads()
+        # Enough for two tasks a thread; each channel is computed alone, so the number changes no bit of the results.
+        blocks = max(-(-2 * threads // max(len(self.x), 1)), _pieces(self.x.shape[4], _FORWARD_CHANNELS))
+        scan, alive = self._describe(blocks, threads)
+        scan.wide = y.dtype != self.x.dtype
+        scan.y, scan.kept = _per_token(y, "route"), states.data_ptr()
+        self._run(_library().mmmsv_scan_forward, scan)
+        del alive
+
+    def backward(self, dy: Tensor, states: Tensor, dx: Tensor, ddelta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Fill dx, and ddelta where the step was given; both as x.
+
+        Args:
+            dy: As y of :meth:`forward`.
+            states: Those that it filled.
+            dx: Gradient of x.
+            ddelta: Gradient of dt; None where the step was made from its low rank.
+
+        Returns:
+            The gradients of dt, B and C, ``(batch, H, W, S, R + 2 N)``, dt's being empty where the step was given, and
+            those of W_dt, A, b_dt and Dskip, ``(S, R + N + 2, D)``.
+        """
+        batch, _, height, width, channels = self.x.shape
+        sets, _, state = self.A.shape
+        threads, blocks, groups = (
+            torch.get_num_threads(),
+            2 * _pieces(channels, 2 * _BACKWARD_CHANNELS),
+            min(batch, _GROUPS),
+        )
+        scan, alive = self._describe(blocks, threads)
+        scan.wide = dx.dtype != self.x.dtype
+        scan.dy, scan.dx, scan.kept = _per_token(dy, "route"), _per_token(dx), states.data_ptr()
+        if ddelta is not None:
+            scan.ddelta = _per_token(ddelta)
+        else:
+            rows = _padded(_padded(self.W_dt, 2), 1)
+            scan.W_dt_rows, scan.padded_rank = rows.data_ptr(), rows.shape[2]
+        token_parts = self.A.new_empty(scan.blocks, batch, height, width, sets, self.rank + 2 * state)
+        weight_parts = self.A.new_zeros(groups, sets, self.rank + state + 2, scan.padded)
+        scan.groups, scan.token_parts, scan.weight_parts = groups, token_parts.data_ptr(), weight_parts.data_ptr()
+        self._run(_library().mmmsv_scan_backward, scan)
+        del alive
+        return token_parts.sum(0), weight_parts.sum(0)[..., :channels]
+
+    def _describe(self, blocks: int, threads: int) -> tuple[_Scan, list[Tensor]]:
+        """Describe all but the results to the library; also return the tensors that must live until it has run."""
+        batch, sequences, height, width, channels = self.x.shape
+        sets, _, state = self.A.shape
+        zero = self.A.new_zeros(sets, channels)
+        weights = {
+            "b_dt": zero if self.b_dt is None else self.b_dt,
+            "Dskip": zero if self.Dskip is None else self.Dskip,
+            "A": self.A.transpose(1, 2),
+        }
+        if self.W_dt is not None:
+            weights["W_dt"] = self.W_dt.transpose(1, 2)
+        packed = {name: _padded(weight, -1) for name, weight in weights.items()}
+        codes = torch.tensor(self.sequences, dtype=torch.int64)
+        scan = _Scan(
+            dtype=DTYPES.index(self.x.dtype),
+            batch=batch,
+            height=height,
+            width=width,
+            channels=channels,
+            states=state,
+            rank=self.rank,
+            sequences=sequences,
+            routes=len(self.sequences[0]),
+            one_map=self.one_map,
+            merge=self.merge,
+            shared=self.one_map and sets == 1,
+            softplus=self.softplus,
+            blocks=max(min(blocks, _pieces(channels, _LANES)), 1),
+            threads=threads,
+            route_codes=codes.data_ptr(),
+            padded=packed["A"].shape[2],
+            **{name: weight.data_ptr() for name, weight in packed.items()},
+            **{name: _per_token(getattr(self, name)) for name in ("x", "dt", "B", "C")},
+        )
+        return scan, [codes, *packed.values()]
+
+    def _run(self, entry: Callable[[_Scan], None], scan: _Scan) -> None:
+        scratch = self.A.new_empty(scan.threads, _library().mmmsv_scan_scratch(scan))
+        scan.scratch = scratch.data_ptr()
+        entry(scan)
+
+
+def _pieces(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` with its last axis contiguous: itself, as a rule."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def _padded(weight: Tensor, axis: int) -> Tensor:
+    """Pad one axis with zeros to whole registers, and make it contiguous."""
+    missing = -weight.shape[axis] % _LANES
+    if missing:
+        zeros = weight.new_zeros([missing if i == axis % weight.dim() else n for i, n in enumerate(weight.shape)])
+        weight = torch.cat((weight, zeros), axis)
+    return weight.contiguous()
+
+
+def _by_group(tokens: Tensor, groups: int) -> Tensor:
+    """See ``(batch, L, groups * D)`` as ``(batch, groups, 1, L, D)``: a map of one row for each group."""
+    return tokens.unflatten(2, (groups, -1)).transpose(1, 2).unsqueeze(2)
+
+
+def _per_token(tensor: Tensor, axis: Literal["sequence", "route"] = "sequence") -> _PerToken:
+    """Describe a tensor ``(batch, sequences or routes, H, W, channels)``."""
+    batch, along, row, column, _ = tensor.stride()
+    return _PerToken(data=tensor.data_ptr(), batch=batch, row=row, column=column, **{axis: along})
+
+
+def _as(like: Tensor, value: Tensor) -> Tensor:
+    """Return ``value`` in the dtype and layout of ``like``: itself, as a rule."""
+    if value.dtype == like.dtype and value.stride() == like.stride():
+        return value
+    return torch.empty_like(like).copy_(value)
+
+
+def _sum_dtype(scan: Scan2d, summed: bool) -> torch.dtype:
+    """Return the dtype of a map that several routes may be summed in: that of x would be rounded after each."""
+    return scan.A.dtype if summed and len(scan.route_codes) > 1 else scan.x.dtype
+
+
+def selective_scan(scan: Scan1d) -> tuple[Tensor, Tensor]:
+    """Compute y and the states before every 64th token."""
+    batch, channels, length = scan.u.shape
+    y, states = scan.u.new_empty(batch, length, channels), scan.A.new_empty(scan.states_shape)
+    _Problem.of_1d(scan).forward(_by_group(y, scan.B.shape[1]), states)
+    return _as(scan.u, y.transpose(1, 2)), states
+
+
+def selective_scan_backward(scan: Scan1d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
+    """Compute the gradients of the seven tensors, in their order; empty where a weight was not given."""
+    batch, channels, length = scan.u.shape
+    groups, state = scan.B.shape[1:3]
+    dy = _rows(dy.to(scan.u.dtype).transpose(1, 2))
+    du, ddelta = (scan.u.new_empty(batch, length, channels) for _ in range(2))
+    tokens, weights = _Problem.of_1d(scan).backward(
+        *(_by_group(dy, groups), states), *(_by_group(d, groups) for d in (du, ddelta))
+    )
+    dB, dC = tokens[:, 0].permute(0, 2, 3, 1).split(state, 2)
+    dA, dbias, dD = weights.transpose(1, 2).flatten(0, 1).split((state, 1, 1), 1)
+    return (
+        _as(scan.u, du.transpose(1, 2)),
+        _as(scan.delta, ddelta.transpose(1, 2)),
+        _as(scan.A, dA),
+        _as(scan.B, dB),
+        _as(scan.C, dC),
+        scan.u.new_empty(0) if scan.D is None else _as(scan.D, dD[:, 0]),
+        scan.u.new_empty(0) if scan.delta_bias is None else _as(scan.delta_bias, dbias[:, 0]),
+    )
+
+
+def scan2d(scan: Scan2d) -> tuple[Tensor, Tensor]:
+    """Compute y and the states before every 64th token."""
+    y = scan.x.new_empty(scan.y_shape, dtype=_sum_dtype(scan, scan.merge))
+    states = scan.A.new_empty(scan.states_shape)
+    _Problem.of_2d(scan).forward(_by_route(scan, y), states)
+    return y.to(scan.x.dtype), states
+
+
+def scan2d_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
+    """Compute the gradients of the eight tensors, in their order."""
+    problem = _Problem.of_2d(scan)
+    dx = scan.x.new_empty(scan.x.shape, dtype=_sum_dtype(scan, True))
+    tokens, weights = problem.backward(
+        _by_route(scan, _rows(dy.to(scan.x.dtype))), states, dx.unsqueeze(1).expand_as(problem.x), None
+    )
+    rank, state = scan.W_dt.shape[2], scan.A.shape[2]
+    ddt, dB, dC = tokens.split((rank, state, state), 4)
+    dW_dt, dA, db_dt, dDskip = weights.transpose(1, 2).split((rank, state, 1, 1), 2)
+    gradients = (dx, ddt, dB, dC, dW_dt, db_dt[..., 0], dA, dDskip[..., 0])
+    return tuple(_as(tensor, gradient) for tensor, gradient in zip(scan.tensors, gradients, strict=True))
+
+
+def _by_route(scan: Scan2d, y: Tensor) -> Tensor:
+    return y.unsqueeze(1).expand(-1, len(scan.route_codes), -1, -1, -1) if scan.merge else y
+
+
+BACKEND = Backend(
+    why_not=why_not,
+    selective_scan=selective_scan,
+    selective_scan_backward=selective_scan_backward,
+    scan2d=scan2d,
+    scan2d_backward=scan2d_backward,
+)
