@@ -1,5 +1,6 @@
 # make demo    sets up .venv, trains Mask R-CNN with MSVMamba-Nano on the bundled photographs, draws what it found
 # make test    sets up .venv, runs the linter and all tests
+# make bench   measures the selective scan against other implementations, to benchmarks/results/<machine>.md
 # make setup   only the set-up; MMCV=compiled builds the real mmcv (5-10 minutes, needs a C++ compiler)
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 # Once the compiled mmcv is in place, later runs keep it.
 MMCV   ?= $(if $(wildcard $(VENV)/.done-mmcv-compiled),compiled,lite)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint bench clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -20,6 +21,11 @@ test: setup lint
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# What the extra `bench` asks for is one of the implementations compared: without it, its column is left out.
+bench: setup
+	-$(PIP) install --no-deps mambapy
+	$(VENV)/bin/python benchmarks/scan.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache work_dirs build *.egg-info packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info

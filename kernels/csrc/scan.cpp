@@ -140,17 +140,16 @@ template <class T> struct Chunk {
     int64_t batch, sequence;
     int count;
     int64_t route[CHUNK], row[CHUNK], column[CHUNK];  // route: counted over all sequences
-    Real* shared;                                     // (CHUNK, R + 2 N): dt, B, C, in the state's dtype
+    Real* shared;                                     // (R + 2 N, CHUNK): dt, B, C, in the state's dtype
 
     void fill(const Scan& scan, int64_t index) {
         count = std::min<int64_t>(CHUNK, tokens_of(scan) - index * CHUNK);
         Walk walk(scan, sequence, index * CHUNK);
         for (int t = 0;; walk.next()) {
             route[t] = sequence * scan.routes + walk.route, row[t] = walk.row, column[t] = walk.column;
-            Real* own = shared + t * shared_width(scan);
-            gather(own, scan.dt, t, scan.rank);
-            gather(own + scan.rank, scan.B, t, scan.states);
-            gather(own + scan.rank + scan.states, scan.C, t, scan.states);
+            gather(shared + t, scan.dt, t, scan.rank);
+            gather(shared + t + scan.rank * CHUNK, scan.B, t, scan.states);
+            gather(shared + t + (scan.rank + scan.states) * CHUNK, scan.C, t, scan.states);
             if (++t == count) break;
         }
     }
@@ -169,7 +168,7 @@ template <class T> struct Chunk {
 private:
     void gather(Real* to, const PerToken& tensor, int t, int64_t size) const {
         const auto* from = (const typename T::Bits*)tensor.data + place(tensor, t);
-        for (int64_t i = 0; i < size; ++i) to[i] = read_one<T>(from + i);
+        for (int64_t i = 0; i < size; ++i) to[i * CHUNK] = read_one<T>(from + i);
     }
 };
 
@@ -180,10 +179,9 @@ INLINE void steps(const Scan& scan, const Real* shared, typename T::Bits* const*
     for (int i = 0; i < count; ++i) step[i] = load(weights.b_dt);
     if (scan.rank == 0)
         for (int i = 0; i < count; ++i) step[i] += read<T, full>(delta[i] + offset, lanes);
-    const int64_t wide = shared_width(scan);
     for (int64_t r = 0; r < scan.rank; ++r) {
         const Vec<Real> weight = load(weights.W_dt + r * scan.padded);
-        for (int i = 0; i < count; ++i) step[i] += shared[i * wide + r] * weight;
+        for (int i = 0; i < count; ++i) step[i] += shared[r * CHUNK + i] * weight;
     }
 }
 
@@ -194,8 +192,7 @@ template <class T, class Out, bool full, int count, class Real = typename T::Rea
 void forward_tile(const Scan& scan, const Chunk<T>& chunk, int t, typename T::Bits* const* x_at,
                   typename T::Bits* const* delta_at, typename Out::Bits* const* y_at, int64_t offset, int lanes,
                   const Weights<Real>& weights, Real* state, int64_t state_stride) {
-    const int64_t wide = shared_width(scan);
-    const Real* shared = chunk.shared + t * wide;
+    const Real* shared = chunk.shared + t;
     Vec<Real> step[count], drive[count], y[count];
     steps<T, full, count>(scan, shared, delta_at + t, offset, lanes, weights, step);
     for (int i = 0; i < count; ++i) {
@@ -204,14 +201,14 @@ void forward_tile(const Scan& scan, const Chunk<T>& chunk, int t, typename T::Bi
         drive[i] = step[i] * x;
         y[i] = load(weights.Dskip) * x;
     }
-    const Real *B = shared + scan.rank, *C = B + scan.states;
+    const Real *B = shared + scan.rank * CHUNK, *C = B + scan.states * CHUNK;
     for (int64_t n = 0; n < scan.states; ++n) {
         const Vec<Real> rate = load(weights.A + n * scan.padded) * (Real)log2_e;
         Vec<Real> decay[count], h = load(state + n * state_stride);
         for (int i = 0; i < count; ++i) decay[i] = exp2(step[i] * rate);
         for (int i = 0; i < count; ++i) {
-            h = decay[i] * h + drive[i] * B[i * wide + n];
-            y[i] += C[i * wide + n] * h;
+            h = decay[i] * h + drive[i] * B[n * CHUNK + i];
+            y[i] += C[n * CHUNK + i] * h;
         }
         store(state + n * state_stride, h);
     }
@@ -285,14 +282,18 @@ template <class Real> struct Workspace {
 template <class T, bool full, int count, class Real = typename T::Real>
 void backward_read(const Scan& scan, const Real* shared, int t, typename T::Bits* const* x_at,
                    typename T::Bits* const* delta_at, typename T::Bits* const* dy_at, int64_t offset, int lanes,
-                   const Weights<Real>& weights, const Workspace<Real>& work) {
+                   const Weights<Real>& weights, const Workspace<Real> work) {
     constexpr int width = Simd<Real>::width;
     Vec<Real> step[count];
-    steps<T, full, count>(scan, shared + t * shared_width(scan), delta_at + t, offset, lanes, weights, step);
+    steps<T, full, count>(scan, shared + t, delta_at + t, offset, lanes, weights, step);
+    const bool through_softplus = scan.softplus;
     for (int i = 0; i < count; ++i) {
         const int64_t at = (t + i) * width;
-        store(work.slope + at, scan.softplus ? sigmoid(step[i]) : splat<Real>(1));
-        store(work.step + at, scan.softplus ? softplus(step[i]) : step[i]);
+        // The next register of channels comes soon; no prefetcher of the processor foresees it.
+        __builtin_prefetch(x_at[t + i] + offset + width);
+        __builtin_prefetch(dy_at[t + i] + offset + width);
+        store(work.slope + at, through_softplus ? sigmoid(step[i]) : splat<Real>(1));
+        store(work.step + at, through_softplus ? softplus(step[i]) : step[i]);
         store(work.x + at, read<T, full>(x_at[t + i] + offset, lanes));
         store(work.dy + at, read<T, full>(dy_at[t + i] + offset, lanes));
         store(work.gB + at, Vec<Real>{});
@@ -304,28 +305,28 @@ void backward_read(const Scan& scan, const Real* shared, int t, typename T::Bits
 // Adds to dB, dC, gB = B g and dstep; returns its part of dA.
 template <class Real>
 INLINE Vec<Real> backward_state(const Scan& scan, int count, int64_t n, Vec<Real> state, Real* wanted, Vec<Real> A,
-                                const Workspace<Real>& work) {
+                                const Workspace<Real> work) {
     constexpr int width = Simd<Real>::width;
-    const int64_t wide = shared_width(scan);
-    const Real *B = work.shared + scan.rank + n, *C = B + scan.states;
+    const int64_t states = scan.states;
+    const Real *B = work.shared + (scan.rank + n) * CHUNK, *C = B + scan.states * CHUNK;
     const Vec<Real> rate = A * (Real)log2_e;
     for (int t = 0; t < count; ++t) {
         const Vec<Real> step = load(work.step + t * width), decay = exp2(step * rate);
         store(work.decay + t * width, decay);
         store(work.state + t * width, state);
-        state = decay * state + step * load(work.x + t * width) * B[t * wide];
+        state = decay * state + step * load(work.x + t * width) * B[t];
     }
     store(work.state + count * width, state);
     Vec<Real> carried = load(wanted), dA{};  // carried: exp(step_{t+1} A) g_{t+1}
     for (int t = count - 1; t >= 0; --t) {
-        const int64_t at = t * width, sum_at = (t * scan.states + n) * width;
+        const int64_t at = t * width, sum_at = (t * states + n) * width;
         const Vec<Real> step = load(work.step + at), decay = load(work.decay + at), dy = load(work.dy + at);
-        const Vec<Real> g = carried + C[t * wide] * dy;
+        const Vec<Real> g = carried + C[t] * dy;
         carried = decay * g;
         const Vec<Real> dexponent = carried * load(work.state + at);
         store(work.dC + sum_at, load(work.dC + sum_at) + load(work.state + at + width) * dy);
         store(work.dB + sum_at, load(work.dB + sum_at) + g * (step * load(work.x + at)));
-        store(work.gB + at, load(work.gB + at) + B[t * wide] * g);
+        store(work.gB + at, load(work.gB + at) + B[t] * g);
         store(work.dstep_rate + at, load(work.dstep_rate + at) + dexponent * A);
         dA += dexponent * step;
     }
@@ -341,7 +342,7 @@ INLINE void add_dW_dt(const Scan& scan, int tokens, int64_t r, const Real* dstep
     for (int i = 0; i < count; ++i) sum[i] = load(dW_dt + (r + i) * scan.padded);
     for (int t = 0; t < tokens; ++t) {
         const Vec<Real> own = load(dstep + t * stride);
-        for (int i = 0; i < count; ++i) sum[i] += shared[t * shared_width(scan) + r + i] * own;
+        for (int i = 0; i < count; ++i) sum[i] += shared[(r + i) * CHUNK + t] * own;
     }
     for (int i = 0; i < count; ++i) store(dW_dt + (r + i) * scan.padded, sum[i]);
 }
@@ -363,85 +364,106 @@ INLINE void add_ddt(const Scan& scan, const Real* W_dt_rows, const Real* dstep, 
     }
 }
 
+// Where the tokens of a chunk have the first channel of a block.
+template <class T, class Out> struct BackwardPlaces {
+    typename T::Bits *x[CHUNK], *delta[CHUNK], *dy[CHUNK], *ddelta[CHUNK];
+    typename Out::Bits* dx[CHUNK];
+
+    BackwardPlaces(const Scan& scan, const Chunk<T>& chunk, int64_t channel) {
+        chunk.template find<T>(scan.x, channel, x);
+        chunk.template find<T>(scan.dt, channel, delta);
+        chunk.template find<T>(scan.dy, channel, dy);
+        chunk.template find<T>(scan.ddelta, channel, ddelta);
+        chunk.template find<Out>(scan.dx, channel, dx);
+    }
+};
+
+// One register of channels, d of the block on, over a chunk: all gradients but those summed over channels, which it adds
+// to work.dB and work.dC or leaves to be made of work.dstep.
+template <class T, class Out, bool full, class Real = typename T::Real>
+void backward_register(const Scan& scan, const Block<Real>& block, const Chunk<T>& chunk,
+                       const BackwardPlaces<T, Out>& places, int64_t d, const Real* kept, const Workspace<Real> work,
+                       Real* weight_parts) {
+    constexpr int width = Simd<Real>::width;
+    const int64_t padded = block.padded(), set = set_of(scan, chunk.sequence), rank = scan.rank, states = scan.states;
+    const int count = chunk.count, lanes = block.lanes(block.begin + d);
+    const Weights<Real> weights(scan, set, block.begin + d);
+    int t = 0;
+    for (; t + TILE <= count; t += TILE)
+        backward_read<T, full, TILE>(scan, work.shared, t, places.x, places.delta, places.dy, d, lanes, weights, work);
+    for (; t < count; ++t)
+        backward_read<T, full, 1>(scan, work.shared, t, places.x, places.delta, places.dy, d, lanes, weights, work);
+
+    Real* dW_dt = weight_parts + set * (rank + states + 2) * scan.padded + block.begin + d;
+    Real *dA = dW_dt + rank * scan.padded, *db_dt = dA + states * scan.padded, *dDskip = db_dt + scan.padded;
+    for (int64_t n = 0; n < states; ++n) {
+        Vec<Real> start{};
+        memcpy(&start, kept + (n * scan.sequences + chunk.sequence) * scan.channels + block.begin + d,
+               lanes * sizeof(Real));
+        const Vec<Real> sum = backward_state(scan, count, n, start, work.wanted + n * padded + d,
+                                             load(weights.A + n * scan.padded), work);
+        store(dA + n * scan.padded, load(dA + n * scan.padded) + sum);
+    }
+
+    // The walk goes backwards: at each place of the map the last route comes first, and others add to what it left.
+    const int64_t last_route = scan.one_map ? scan.sequences * scan.routes - 1 : -1;
+    const Vec<Real> skip = load(weights.Dskip);
+    Vec<Real> bias_sum = load(db_dt), skip_sum = load(dDskip);
+    for (t = count - 1; t >= 0; --t) {
+        const int64_t at = t * width;
+        const Vec<Real> x = load(work.x + at), dy = load(work.dy + at), gB = load(work.gB + at);
+        const Vec<Real> dstep = (load(work.dstep_rate + at) + gB * x) * load(work.slope + at);
+        Vec<Real> dx = gB * load(work.step + at) + skip * dy;
+        if (last_route >= 0 && chunk.route[t] != last_route) dx += read<Out, full>(places.dx[t] + d, lanes);
+        write<Out, full>(places.dx[t] + d, dx, lanes);
+        if (rank == 0) write<T, full>(places.ddelta[t] + d, dstep, lanes);
+        store(work.dstep + t * padded + d, dstep);
+        bias_sum += dstep;
+        skip_sum += dy * x;
+    }
+    store(db_dt, bias_sum);
+    store(dDskip, skip_sum);
+    int64_t r = 0;
+    for (; r + 4 <= rank; r += 4) add_dW_dt<4>(scan, count, r, work.dstep + d, padded, work.shared, dW_dt);
+    for (; r < rank; ++r) add_dW_dt<1>(scan, count, r, work.dstep + d, padded, work.shared, dW_dt);
+}
+
 template <class T, class Out, class Real = typename T::Real>
 void backward_chunk(const Scan& scan, const Block<Real>& block, const Chunk<T>& chunk, const Real* kept,
                     const Workspace<Real>& work, Real* weight_parts) {
     constexpr int width = Simd<Real>::width;
     const int64_t padded = block.padded(), set = set_of(scan, chunk.sequence);
-    const int count = chunk.count;
-    typename T::Bits *x_at[CHUNK], *delta_at[CHUNK], *dy_at[CHUNK], *ddelta_at[CHUNK];
-    typename Out::Bits* dx_at[CHUNK];
-    chunk.template find<T>(scan.x, block.begin, x_at);
-    chunk.template find<T>(scan.dt, block.begin, delta_at);
-    chunk.template find<T>(scan.dy, block.begin, dy_at);
-    chunk.template find<T>(scan.ddelta, block.begin, ddelta_at);
-    chunk.template find<Out>(scan.dx, block.begin, dx_at);
-    // The walk goes backwards, here and below: at each place the last route comes first, and others add to what it left.
-    const int64_t last_route = scan.sequences * scan.routes - 1;
-
+    const BackwardPlaces<T, Out> places(scan, chunk, block.begin);
+    for (int t = 0; t < chunk.count; ++t) {
+        __builtin_prefetch(places.x[t]);
+        __builtin_prefetch(places.dy[t]);
+    }
     std::fill_n(work.dB, 2 * scan.states * work.row, Real(0));  // dC lies behind it
     for (int64_t d = 0; d < block.channels(); d += width) {
-        const int lanes = block.lanes(block.begin + d);
-        const bool full = lanes == width;
-        const Weights<Real> weights(scan, set, block.begin + d);
-        for (int t = 0; t < count;) {
-            const bool whole = t + TILE <= count;
-            const auto read_tile = !whole ? backward_read<T, false, 1>
-                                   : full ? backward_read<T, true, TILE>
-                                          : backward_read<T, false, TILE>;
-            read_tile(scan, work.shared, t, x_at, delta_at, dy_at, d, lanes, weights, work);
-            t += whole ? TILE : 1;
-        }
-
-        Real* dW_dt = weight_parts + set * (scan.rank + scan.states + 2) * scan.padded + block.begin + d;
-        Real *dA = dW_dt + scan.rank * scan.padded, *db_dt = dA + scan.states * scan.padded;
-        Real* dDskip = db_dt + scan.padded;
-        for (int64_t n = 0; n < scan.states; ++n) {
-            Vec<Real> start{};
-            memcpy(&start, kept + (n * scan.sequences + chunk.sequence) * scan.channels + block.begin + d,
-                   lanes * sizeof(Real));
-            const Vec<Real> sum = backward_state(scan, count, n, start, work.wanted + n * padded + d,
-                                                 load(weights.A + n * scan.padded), work);
-            store(dA + n * scan.padded, load(dA + n * scan.padded) + sum);
-        }
-
-        Vec<Real> bias_sum = load(db_dt), skip_sum = load(dDskip);
-        for (int t = count - 1; t >= 0; --t) {
-            const int64_t at = t * width;
-            const Vec<Real> x = load(work.x + at), dy = load(work.dy + at), gB = load(work.gB + at);
-            const Vec<Real> dstep = (load(work.dstep_rate + at) + gB * x) * load(work.slope + at);
-            Vec<Real> dx = gB * load(work.step + at) + load(weights.Dskip) * dy;
-            if (scan.one_map && chunk.route[t] != last_route) dx += read<Out, false>(dx_at[t] + d, lanes);
-            write<Out, false>(dx_at[t] + d, dx, lanes);
-            if (scan.rank == 0) write<T, false>(ddelta_at[t] + d, dstep, lanes);
-            store(work.dstep + t * padded + d, dstep);
-            bias_sum += dstep;
-            skip_sum += dy * x;
-        }
-        store(db_dt, bias_sum);
-        store(dDskip, skip_sum);
-        int64_t r = 0;
-        for (; r + 4 <= scan.rank; r += 4) add_dW_dt<4>(scan, count, r, work.dstep + d, padded, work.shared, dW_dt);
-        for (; r < scan.rank; ++r) add_dW_dt<1>(scan, count, r, work.dstep + d, padded, work.shared, dW_dt);
+        const auto one = block.lanes(block.begin + d) == width ? backward_register<T, Out, true>
+                                                               : backward_register<T, Out, false>;
+        one(scan, block, chunk, places, d, kept, work, weight_parts);
     }
 
+    // A token's dt, B and C serve all routes where these share their parameters: first the last route, as above.
     const int64_t wide = shared_width(scan), sets = sets_of(scan), size = scan.height * scan.width;
+    const int64_t last_route = scan.sequences * scan.routes - 1;
     Real* parts[CHUNK];
-    for (int t = count - 1; t >= 0; --t) {
+    for (int t = chunk.count - 1; t >= 0; --t) {
         const int64_t token = chunk.row[t] * scan.width + chunk.column[t];
         parts[t] = (Real*)scan.token_parts +
                    (((block.index * scan.batch + chunk.batch) * size + token) * sets + set) * wide;
         if (!scan.shared || chunk.route[t] == last_route) std::fill_n(parts[t], wide, Real(0));
         for (int64_t n = 0; n < scan.states; ++n) {
-            parts[t][scan.rank + n] += lane_sum<Real>(load(work.dB + (t * scan.states + n) * width));
-            parts[t][scan.rank + scan.states + n] += lane_sum<Real>(load(work.dC + (t * scan.states + n) * width));
+            parts[t][scan.rank + n] += lane_sum(load(work.dB + (t * scan.states + n) * width));
+            parts[t][scan.rank + scan.states + n] += lane_sum(load(work.dC + (t * scan.states + n) * width));
         }
     }
     const Real* rows = (const Real*)scan.W_dt_rows + (set * scan.padded + block.begin) * scan.padded_rank;
     int t = 0;
-    for (; t + TILE <= count; t += TILE)
+    for (; t + TILE <= chunk.count; t += TILE)
         add_ddt<TILE>(scan, rows, work.dstep + t * padded, block.channels(), padded, parts + t);
-    for (; t < count; ++t) add_ddt<1>(scan, rows, work.dstep + t * padded, block.channels(), padded, parts + t);
+    for (; t < chunk.count; ++t) add_ddt<1>(scan, rows, work.dstep + t * padded, block.channels(), padded, parts + t);
 }
 
 template <class T, class Out, class Real = typename T::Real>

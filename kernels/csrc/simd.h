@@ -58,13 +58,18 @@ template <class Real> INLINE Vec<Real> load(const Real* from) {
 template <class Real> INLINE void store(Real* to, Vec<Real> value) { memcpy(to, &value, sizeof value); }
 
 // Sum over the lanes, in an order that depends on the register's width alone.
-template <class Real> INLINE Real lane_sum(Vec<Real> value) {
-    constexpr int width = Simd<Real>::width;
-    Real lanes[width];
-    store(lanes, value);
-    for (int half = width / 2; half; half /= 2)
-        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    return lanes[0];
+INLINE float lane_sum(Floats value) {
+    typedef float Quarter __attribute__((vector_size(16)));
+    Quarter parts[REGISTER_BYTES / 16], sum{};
+    memcpy(parts, &value, sizeof value);
+    for (const Quarter part : parts) sum += part;
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+INLINE double lane_sum(Doubles value) {
+    double sum = 0;
+    for (int i = 0; i < Simd<double>::width; ++i) sum += value[i];
+    return sum;
 }
 
 // --- 16-bit formats -------------------------------------------------------------------------------------------------

@@ -1,0 +1,172 @@
+"""What is scanned: the shapes that the tables measure, and the inputs of each."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mmmsv.kernels import Route
+from mmmsv.kernels.arguments import Scan1d, Scan2d
+from mmmsv.kernels.routes import ROUTES
+
+Scan = Scan1d | Scan2d
+
+
+@dataclass(frozen=True)
+class MapCase:
+    """A call of ``scan2d``; ``times`` is how many of a network's blocks make it."""
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    rank: int
+    state: int = 1
+    routes: tuple[Route, ...] = ("row",)
+    carry: bool = False
+    merge: bool = True
+    dtype: torch.dtype = torch.float32
+    times: int = 1
+
+    def __str__(self) -> str:
+        how = f"{len(self.routes)} routes, {'one sequence' if self.carry else 'merged'}" if len(self.routes) > 1 else ""
+        return _label((self.batch, self.height, self.width, self.channels), self.state, self.dtype, how)
+
+    @property
+    def pairs(self) -> int:
+        """Tokens times channels, of all routes."""
+        return self.batch * self.height * self.width * self.channels * len(self.routes)
+
+    @property
+    def moved(self) -> int:
+        """Numbers that any implementation reads and writes: x once for each route, and y."""
+        return self.pairs + (self.pairs // len(self.routes) if self.merge else self.pairs)
+
+    @property
+    def vector(self) -> int:
+        """Numbers of the state: what is scanned side by side."""
+        return self.channels * self.state
+
+    @property
+    def length(self) -> int:
+        """Tokens that are scanned one after the other."""
+        return self.height * self.width * (len(self.routes) if self.carry else 1)
+
+    def tiny(self) -> "MapCase":
+        """Return a case of the same kind that takes next to no time."""
+        sides = {"height": max(2, self.height // 7), "width": max(2, self.width // 7)}
+        return replace(self, batch=min(self.batch, 2), channels=max(8, self.channels // 24), **sides)
+
+    def scan(self, device: torch.device) -> Scan2d:
+        """Make the inputs, leaves that require gradients: dt, B and C views of one tensor, as the model makes them."""
+        draw = _Draw(device)
+        sets = 1 if self.carry else len(self.routes)
+        tokens = (self.batch, self.height, self.width)
+        sizes = (self.rank, self.state, self.state)
+        dt, B, C = draw.normal(*tokens, sets, sum(sizes)).to(self.dtype).split(sizes, -1)
+        tensors = (
+            draw.normal(*tokens, self.channels).to(self.dtype),
+            dt,
+            B,
+            C,
+            draw.normal(sets, self.channels, self.rank) * self.rank**-0.5,
+            draw.step_bias(sets, self.channels),
+            draw.decay_rate(sets, self.channels, self.state),
+            draw.normal(sets, self.channels),
+        )
+        codes = tuple(ROUTES.index(route) for route in self.routes)
+        return Scan2d(*(tensor.detach().requires_grad_() for tensor in tensors), codes, self.carry, self.merge)
+
+
+@dataclass(frozen=True)
+class SequenceCase:
+    """A call of ``selective_scan``, u and delta channels-last in memory or not."""
+
+    batch: int
+    channels: int
+    length: int
+    state: int
+    channels_last: bool
+    dtype: torch.dtype = torch.float32
+    times: int = 1
+
+    def __str__(self) -> str:
+        how = "channels-last" if self.channels_last else "contiguous"
+        return _label((self.batch, self.channels, self.length), self.state, self.dtype, how)
+
+    @property
+    def pairs(self) -> int:
+        """Tokens times channels."""
+        return self.batch * self.channels * self.length
+
+    @property
+    def moved(self) -> int:
+        """Numbers that any implementation reads and writes: u, delta and y."""
+        return 3 * self.pairs
+
+    @property
+    def vector(self) -> int:
+        """Numbers of the state: what is scanned side by side."""
+        return self.channels * self.state
+
+    def tiny(self) -> "SequenceCase":
+        """Return a case of the same kind that takes next to no time."""
+        return replace(self, batch=min(self.batch, 2), channels=8, length=max(16, self.length // 32))
+
+    def scan(self, device: torch.device) -> Scan1d:
+        """Make the inputs, leaves that require gradients."""
+        draw = _Draw(device)
+        tensors = (
+            self._per_token(draw),
+            self._per_token(draw),
+            draw.decay_rate(self.channels, self.state),
+            draw.normal(self.batch, 1, self.state, self.length).to(self.dtype),
+            draw.normal(self.batch, 1, self.state, self.length).to(self.dtype),
+            draw.normal(self.channels),
+            draw.step_bias(self.channels),
+        )
+        return Scan1d(*(tensor.detach().requires_grad_() for tensor in tensors), True)
+
+    def _per_token(self, draw: "_Draw") -> Tensor:
+        if self.channels_last:
+            return draw.normal(self.batch, self.length, self.channels).to(self.dtype).transpose(1, 2)
+        return draw.normal(self.batch, self.channels, self.length).to(self.dtype)
+
+
+Case = MapCase | SequenceCase
+
+
+def output_gradient(scan: Scan) -> Tensor:
+    """Draw a gradient of y."""
+    if isinstance(scan, Scan1d):
+        return torch.randn_like(scan.u)
+    return torch.randn(scan.y_shape, device=scan.x.device, dtype=scan.x.dtype)
+
+
+class _Draw:
+    """Draws float32 tensors as they are in a network at the start of its training; the same ones each time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.generator = torch.Generator(device).manual_seed(0)
+        self.device = device
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device)
+
+    def step_bias(self, *shape: int) -> Tensor:
+        """The inverse softplus of steps log-uniform in [1e-3, 0.1]."""
+        share = torch.rand(shape, generator=self.generator, device=self.device)
+        step = torch.exp(math.log(1e-3) + share * math.log(100))
+        return step + torch.log(-torch.expm1(-step))
+
+    def decay_rate(self, *shape: int) -> Tensor:
+        """-1, ..., -N."""
+        return -torch.arange(1.0, shape[-1] + 1, device=self.device).expand(shape).contiguous()
+
+
+def _label(sizes: tuple[int, ...], state: int, dtype: torch.dtype, how: str) -> str:
+    parts = [" x ".join(map(str, sizes)), how, f"N = {state}" if state > 1 else ""]
+    if dtype != torch.float32:
+        parts.append(str(dtype).removeprefix("torch."))
+    return ", ".join(part for part in parts if part)

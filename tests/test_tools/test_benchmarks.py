@@ -1,0 +1,140 @@
+"""The benchmark writes all its tables and the report on the backends is complete; no time is judged."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmmsv.kernels import BACKENDS, __main__
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ("benchmarks/scan.py",)
+REPORT = ("-m", "mmmsv.kernels")
+# Title of a section: how many tables it has.
+TABLES = {
+    "MSVMamba-Tiny at 224": 3,
+    "Detection at 1280 x 800": 3,
+    "Linear in the length": 1,
+    "VMamba's four routes": 3,
+    "Dtypes": 1,
+    "Threads": 1,
+    "Memory": 1,
+    "The 1-D op": 3,
+}
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def tables_of(text):
+    """The tables of a section, each a list of rows, the header first."""
+    blocks = re.findall(r"(?:^\|.*\|\n?)+", text, re.MULTILINE)
+    tables = [[[cell.strip() for cell in line.strip("|").split("|")] for line in b.splitlines()] for b in blocks]
+    assert all(len(row) == len(table[0]) for table in tables for row in table)
+    return [[header, *rows] for header, _, *rows in tables]
+
+
+@pytest.fixture(scope="module")
+def sections(tmp_path_factory):
+    """What ``--quick`` on the CPU writes, by title."""
+    output = tmp_path_factory.mktemp("bench") / "results/quick.md"
+    done = run(*SCRIPT, "--quick", "--device", "cpu", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    _, *parts = output.read_text().split("\n## ")
+    return dict(part.split("\n", 1) for part in parts)
+
+
+def test_all_tables_are_there(sections):
+    assert {title: len(tables_of(sections[title])) for title in TABLES} == TABLES
+    assert set(sections) == {*TABLES, "What is compared"}
+
+
+@pytest.mark.parametrize("title", TABLES)
+def test_the_numbers_are_finite_and_positive(sections, title):
+    for header, *rows in tables_of(sections[title]):
+        assert rows
+        for row in rows:
+            named = zip(header[1:], row[1:], strict=True)
+            cells = [(name, cell) for name, cell in named if name and cell]  # no name: forward or forward+backward
+            assert cells
+            for name, cell in cells:
+                value = float(cell.split()[0])
+                assert math.isfinite(value), f"{row[0]}, {name}: {cell}"
+                assert value > 0, f"{row[0]}, {name}: {cell}"
+
+
+@pytest.mark.parametrize("title", [title for title, tables in TABLES.items() if tables == 3])
+def test_the_peers_agree(sections, title):
+    differences = tables_of(sections[title])[2]
+    assert "token loop" in differences[0]
+    assert all(float(cell) < 1e-4 for _, *cells in differences[1:] for cell in cells)
+
+
+def test_every_peer_runs_or_has_a_reason(sections):
+    (table,) = tables_of(sections["What is compared"])
+    state = {name: runs for name, _, runs in table[1:]}
+    assert {*BACKENDS, "token loop", "mambapy", "mamba-ssm"} <= set(state)
+    assert all(runs == "yes" or re.fullmatch("no: .+", runs) for runs in state.values())
+    assert state["mamba-ssm"] == "no: needs a CUDA device"
+
+
+def test_the_report_lists_every_backend():
+    done = run(*REPORT)
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[1]: line for line in done.stdout.splitlines() if line.startswith("cpu ")}
+    assert list(lines) == list(BACKENDS)
+    for name, line in lines.items():
+        if reason := BACKENDS[name].why_not(torch.device("cpu")):
+            assert f"cannot run: {reason}" in line
+        else:
+            side, forward, both = line.split()[2:5]
+            assert int(side) > 0
+            assert 0 < float(forward) < float(both)
+    assert sum("automatic choice" in line for line in lines.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "last"),
+    [
+        ("reference", "Asked for by the environment, instead of the automatic choice: reference"),
+        ("nonsense", "Scans on cpu will fail: .*there is no scan backend 'nonsense'; choose one of .*torch.*"),
+    ],
+)
+def test_the_report_heeds_the_environment(asked, last, monkeypatch):
+    monkeypatch.setattr(__main__, "measure", lambda name, device: (56, 1.0, 3.0))
+    monkeypatch.setenv("MMMSV_BACKEND", asked)
+    assert re.fullmatch(last, __main__.report(torch.device("cpu"))[-1])
+
+
+def test_the_report_is_quiet_about_what_is_not_asked_for(monkeypatch):
+    monkeypatch.setattr(__main__, "measure", lambda name, device: (56, 1.0, 3.0))
+    monkeypatch.delenv("MMMSV_BACKEND", raising=False)
+    assert len(__main__.report(torch.device("cpu"))) == len(BACKENDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*REPORT, "--speed"), "python -m mmmsv.kernels: error: unrecognized arguments: --speed"),
+        ((*SCRIPT, "--device", "cuda"), "scan.py: error: --device cuda: torch sees no CUDA device here"),
+        ((*SCRIPT, "--output", "docs"), "scan.py: error: --output docs: is a folder, expected a file"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(arguments, message):
+    done = run(*arguments, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert re.fullmatch(message, done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
