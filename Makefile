@@ -28,7 +28,7 @@ bench: setup
 	$(VENV)/bin/python benchmarks/scan.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache work_dirs build *.egg-info packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache work_dirs build *.egg-info kernels/_scan_* packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
 
 ifeq ($(filter lite compiled,$(MMCV)),)
 $(error MMCV is '$(MMCV)', expected lite or compiled)
@@ -47,7 +47,7 @@ $(VENV)/.done-torch: constraints.txt $(VENV)/.done-venv
 	$(PIP) install -c constraints.txt torch torchvision setuptools wheel
 	@touch $@
 
-$(VENV)/.done-packages: pyproject.toml setup.py $(VENV)/.done-torch
+$(VENV)/.done-packages: pyproject.toml setup.py $(wildcard kernels/csrc/*) $(VENV)/.done-torch
 	$(PIP) install -c constraints.txt -e '.[det,seg,cls,dev]'
 # MMEngine asks for opencv-python, which needs libGL and glib from the system; the headless build needs neither.
 	$(PIP) uninstall -y opencv-python opencv-python-headless

@@ -4,6 +4,7 @@ Backends stay out of sight here: an implementation asks :mod:`.dispatch` for one
 this file, and `torch.compile`, `torch.export` and checkpointing see one op whatever computes it.
 """
 
+import math
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -48,17 +49,20 @@ def _define(
     @torch.library.impl(op, "default")
     def forward(*values: object) -> tuple[Tensor, Tensor]:
         scan = kind(*values)
-        return getattr(dispatch.select(scan.tensors[0].device), name)(scan)
+        y, states = getattr(dispatch.select(scan.tensors[0].device), name)(scan)
+        # Flat: as an axis of its own, a number of chunks that happens to be 1 would be a special case to torch.export.
+        return y, states.flatten()
 
     @torch.library.impl(backward_op, "default")
     def backward(dy: Tensor, states: Tensor, *values: object) -> tuple[Tensor, ...]:
         scan = kind(*values)
-        return getattr(dispatch.select(scan.tensors[0].device), f"{name}_backward")(scan, dy, states)
+        backend = dispatch.select(scan.tensors[0].device)
+        return getattr(backend, f"{name}_backward")(scan, dy, states.view(scan.states_shape))
 
     @torch.library.register_fake(op)
     def fake_forward(*values: object) -> tuple[Tensor, Tensor]:
         scan = kind(*values)
-        return fake_y(scan), scan.A.new_empty(scan.states_shape)
+        return fake_y(scan), scan.A.new_empty(math.prod(scan.states_shape))
 
     @torch.library.register_fake(backward_op)
     def fake_backward(dy: Tensor, states: Tensor, *values: object) -> tuple[Tensor, ...]:

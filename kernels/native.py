@@ -327,8 +327,9 @@ def _per_token(tensor: Tensor, axis: Literal["sequence", "route"] = "sequence") 
 
 
 def _as(like: Tensor, value: Tensor) -> Tensor:
-    """Return ``value`` in the dtype and layout of ``like``: itself, as a rule."""
-    if value.dtype == like.dtype and value.stride() == like.stride():
+    """Return ``value`` in the dtype and layout of ``like``: itself, as a rule, unless it is part of another tensor."""
+    whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    if whole and value.dtype == like.dtype and value.stride() == like.stride():
         return value
     return torch.empty_like(like).copy_(value)
 

@@ -1,9 +1,23 @@
-"""Inputs for the scan tests."""
+"""Inputs for the scan tests, how to run a backend on them, and how near two results must be."""
+
+import functools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mmmsv.kernels import BACKENDS, Route, scan2d, selective_scan, use_backend
+
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
+MAP_NAMES = ("x", "dt", "B", "C", "W_dt", "b_dt", "A", "Dskip")
+
+# Relative to the largest absolute value; a wrong index is off by about 1.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
+
+
+def device_of(backend: str) -> torch.device:
+    """Return the device that a backend is tested on: the processor if it can run there, else the GPU."""
+    return torch.device("cpu" if BACKENDS[backend].why_not(torch.device("cpu")) is None else "cuda")
 
 
 def scan_inputs(
@@ -16,12 +30,7 @@ def scan_inputs(
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Random arguments of selective_scan by name, u and delta channels-last in memory; A, D, bias at least float32."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    wide = torch.promote_types(dtype, torch.float32)
+    normal, wide = _normal(seed), torch.promote_types(dtype, torch.float32)
     inputs = {
         "u": normal(batch, length, dim).transpose(1, 2).to(dtype),
         "delta": 2 * normal(batch, length, dim).transpose(1, 2).to(dtype),
@@ -32,3 +41,87 @@ def scan_inputs(
         "delta_bias": normal(dim).to(wide),
     }
     return {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+
+
+@dataclass(frozen=True)
+class MapCase:
+    """Sizes, routes and dtype of one test of scan2d; hashable, so that the oracle computes each once."""
+
+    size: tuple[int, int] = (5, 3)
+    dim: int = 6
+    state: int = 1
+    rank: int = 2
+    batch: int = 2
+    routes: tuple[Route, ...] = ("row",)
+    sets: int = 1
+    carry: bool = False
+    merge: bool = True
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def options(self) -> dict:
+        return {"routes": self.routes, "carry": self.carry, "merge": self.merge}
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Random arguments by name, leaves that require gradients; weights at least float32."""
+        normal, wide = _normal(0), torch.promote_types(self.dtype, torch.float32)
+        tokens = (self.batch, *self.size)
+        inputs = {
+            "x": normal(*tokens, self.dim).to(self.dtype),
+            "dt": normal(*tokens, self.sets, self.rank).to(self.dtype),
+            "B": normal(*tokens, self.sets, self.state).to(self.dtype),
+            "C": normal(*tokens, self.sets, self.state).to(self.dtype),
+            "W_dt": (normal(self.sets, self.dim, self.rank) / self.rank**0.5).to(wide),
+            "b_dt": (normal(self.sets, self.dim) - 1).to(wide),
+            "A": -normal(self.sets, self.dim, self.state).exp().to(wide),
+            "Dskip": normal(self.sets, self.dim).to(wide),
+        }
+        return {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+
+
+def run(backend: str, inputs: dict[str, Tensor], softplus: bool = True) -> tuple[Tensor, ...]:
+    """Return y of selective_scan and the gradients of a loss that weighs each output differently, in order of NAMES."""
+    return _run(backend, functools.partial(selective_scan, delta_softplus=softplus), inputs)
+
+
+def run_map(backend: str, inputs: dict[str, Tensor], options: dict) -> tuple[Tensor, ...]:
+    """As :func:`run` for scan2d, in the order of MAP_NAMES."""
+    return _run(backend, functools.partial(scan2d, **options), inputs)
+
+
+@functools.cache
+def exact_map(case: MapCase) -> tuple[Tensor, ...]:
+    """Return what the oracle makes in float64 of the rounded inputs of a case."""
+    return run_map("reference", exact(case.inputs()), case.options)
+
+
+def exact(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().double().requires_grad_() for name, tensor in inputs.items()}
+
+
+def assert_near(ours: Tensor, theirs: Tensor, tolerance: float, name: str = "") -> None:
+    assert ours.shape == theirs.shape, name
+    scale = theirs.detach().abs().max().double().clamp(min=1.0) if theirs.numel() else 1.0
+    torch.testing.assert_close(
+        ours.double() / scale, theirs.double() / scale, rtol=0, atol=tolerance, msg=lambda text: f"{name}: {text}"
+    )
+
+
+def loss(y: Tensor) -> Tensor:
+    """Weigh each output differently, by numbers that no dtype rounds."""
+    weight = torch.arange(y.numel(), dtype=torch.float64).cos().mul(64).round().div(64)
+    return (y * weight.view(y.shape).to(y)).sum()
+
+
+def _run(backend: str, scan: functools.partial, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    device = device_of(backend)
+    moved = {name: tensor.detach().to(device).requires_grad_() for name, tensor in inputs.items()}
+    with use_backend(backend):
+        y = scan(**moved)
+        gradients = torch.autograd.grad(loss(y), list(moved.values()))
+    return tuple(tensor.detach().cpu() for tensor in (y, *gradients))
+
+
+def _normal(seed: int) -> functools.partial:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -1,0 +1,196 @@
+"""Every backend against the float64 oracle: one matrix of dtypes, sizes, routes and gradients."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from mmmsv.kernels import BACKENDS, scan2d, use_backend
+
+from .scan_inputs import (
+    MAP_NAMES,
+    NAMES,
+    TOLERANCE,
+    MapCase,
+    assert_near,
+    device_of,
+    exact,
+    exact_map,
+    loss,
+    run,
+    run_map,
+    scan_inputs,
+)
+
+OURS = [name for name in BACKENDS if name != "reference"]
+ROUTES = {
+    "one": {"routes": ("row",)},
+    "carried": {"routes": ("row_rev", "col", "col_rev"), "carry": True, "merge": False},
+    "carried_sum": {"routes": ("col", "row"), "carry": True},
+    "four_sets": {"routes": ("row", "col", "row_rev", "col_rev"), "sets": 4},
+    "shared_apart": {"routes": ("col_rev", "row"), "merge": False},
+}
+
+
+def check(backend, case):
+    inputs = case.inputs()
+    for name, ours, theirs in zip(
+        ("y", *MAP_NAMES), run_map(backend, inputs, case.options), exact_map(case), strict=True
+    ):
+        assert ours.dtype == (case.dtype if name == "y" else inputs[name].dtype), name
+        assert_near(ours, theirs, TOLERANCE[case.dtype], name)
+
+
+@pytest.mark.parametrize("backend", OURS)
+@pytest.mark.parametrize("routes", ROUTES)
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 3)])
+@pytest.mark.parametrize("state", [1, 2, 16])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_small_maps(backend, routes, size, state, dtype):
+    check(backend, MapCase(size=size, state=state, dtype=dtype, **ROUTES[routes]))
+
+
+@pytest.mark.parametrize("backend", OURS)
+@pytest.mark.parametrize("routes", ["carried", "four_sets"])
+@pytest.mark.parametrize(("state", "dtype"), [(1, torch.float32), (2, torch.bfloat16), (16, torch.float64)])
+def test_large_odd_map(backend, routes, state, dtype):
+    check(backend, MapCase(size=(33, 101), dim=3, state=state, batch=1, dtype=dtype, **ROUTES[routes]))
+
+
+@pytest.mark.parametrize("backend", OURS)
+@pytest.mark.parametrize("dim", [1, 3, 193])
+@pytest.mark.parametrize(("rank", "dtype"), [(1, torch.float32), (13, torch.bfloat16), (48, torch.float32)])
+def test_channels_and_ranks(backend, dim, rank, dtype):
+    """Fewer channels than a register or a block holds, one more than a multiple of them; ranks around a multiple."""
+    check(backend, MapCase(size=(9, 10), dim=dim, rank=rank, dtype=dtype, **ROUTES["carried"]))
+
+
+@pytest.mark.parametrize("backend", OURS)
+@pytest.mark.parametrize("batch", [3, 9])
+def test_images_do_not_mix(backend, batch):
+    check(backend, MapCase(batch=batch, dtype=torch.float32, **ROUTES["four_sets"]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("empty", [{"batch": 0}, {"size": (0, 3)}, {"size": (3, 0)}])
+@pytest.mark.parametrize("routes", ["carried", "four_sets"])
+def test_empty_maps(backend, empty, routes):
+    case = dataclasses.replace(MapCase(state=2, dtype=torch.float32, **ROUTES[routes]), **empty)
+    y, *gradients = run_map(backend, case.inputs(), case.options)
+    assert y.numel() == 0
+    for (name, tensor), gradient in zip(case.inputs().items(), gradients, strict=True):
+        assert gradient.shape == tensor.shape, name
+        assert not gradient.any(), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("routes", ["carried", "four_sets"])
+def test_map_strides_do_not_matter(backend, routes):
+    """Channels first, every second element, and expanded inputs give what contiguous ones give."""
+    case = MapCase(size=(5, 7), dim=17, state=2, dtype=torch.float32, **ROUTES[routes])
+    plain = {name: tensor.detach().to(device_of(backend)) for name, tensor in case.inputs().items()}
+    strided = {name: torch.stack((tensor, -tensor), -1)[..., 0] for name, tensor in plain.items()}
+    turned = {name: tensor.transpose(0, -1).contiguous().transpose(0, -1) for name, tensor in plain.items()}
+    same = {**plain, "dt": plain["dt"][:1].expand_as(plain["dt"]), "x": plain["x"][:, :, :1].expand_as(plain["x"])}
+    copied = {name: tensor.contiguous() for name, tensor in same.items()}
+    with use_backend(backend):
+        for layout, expected in ((strided, plain), (turned, plain), (same, copied)):
+            for ours, theirs in zip(
+                run_map(backend, layout, case.options), run_map(backend, expected, case.options), strict=True
+            ):
+                assert_near(ours, theirs, 1e-6)
+
+
+@pytest.mark.parametrize("backend", OURS)
+@pytest.mark.parametrize(("state", "groups"), [(1, 1), (2, 3), (16, 2)])
+@pytest.mark.parametrize("length", [1, 15, 64, 65, 257])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_sequences(backend, state, groups, length, dtype):
+    inputs = scan_inputs(length=length, state=state, groups=groups, dtype=dtype)
+    for name, ours, theirs in zip(("y", *NAMES), run(backend, inputs), run("reference", exact(inputs)), strict=True):
+        assert ours.dtype == (inputs["u"].dtype if name == "y" else inputs[name].dtype)
+        assert_near(ours, theirs, TOLERANCE[dtype], name)
+
+
+@pytest.mark.parametrize("backend", OURS)
+def test_one_long_sequence(backend):
+    """No error that grows with the length."""
+    inputs = scan_inputs(batch=1, dim=2, length=4099, dtype=torch.float32)
+    with torch.no_grad():
+        inputs["A"].mul_(1e-3)  # a memory of thousands of tokens
+    for name, ours, theirs in zip(("y", *NAMES), run(backend, inputs), run("reference", exact(inputs)), strict=True):
+        assert_near(ours, theirs, TOLERANCE[torch.float32], name)
+
+
+@pytest.mark.parametrize("backend", OURS)
+@pytest.mark.parametrize("rate", [-1e-7, -1.0, -1e4, 1e-3])
+@pytest.mark.parametrize("bias", [-60.0, -20.0, 0.0, 60.0, 1e3])
+def test_extreme_rates_and_steps(backend, rate, bias):
+    """Decays from exactly 0 to 1 and a little above, steps from 1e-26 (all but no input) to 1000 (no softplus)."""
+    case = MapCase(size=(9, 10), state=2, dtype=torch.float32, **ROUTES["carried"])
+    inputs = case.inputs()
+    with torch.no_grad():
+        inputs["A"].fill_(rate)
+        inputs["b_dt"].fill_(bias)
+        if rate > 0:
+            inputs["A"].div_(max(bias, 1))
+    expected = run_map("reference", exact(inputs), case.options)
+    for name, ours, theirs in zip(("y", *MAP_NAMES), run_map(backend, inputs, case.options), expected, strict=True):
+        assert ours.isfinite().all(), name
+        assert_near(ours, theirs, TOLERANCE[torch.float32], name)
+
+
+@pytest.mark.parametrize("backend", OURS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["x", "dt", "B", "C", "b_dt"])
+def test_what_is_not_finite_stays_where_it_belongs(backend, name, bad):
+    """One NaN or infinity: the same outputs as the oracle's are hit, and the others are as exact as ever."""
+    case = MapCase(size=(9, 10), dim=5, state=2, dtype=torch.float32, **ROUTES["carried"])
+    inputs = {key: tensor.detach() for key, tensor in case.inputs().items()}
+    inputs[name][(0, 4, 5, 0, 1)[: inputs[name].dim()] if name != "b_dt" else (0, 3)] = bad
+    y = {}
+    for who in (backend, "reference"):
+        with use_backend(who), torch.no_grad():
+            device = device_of(who)
+            y[who] = scan2d(**{key: tensor.to(device) for key, tensor in inputs.items()}, **case.options).cpu()
+    finite = y["reference"].isfinite()
+    assert finite.any()
+    assert torch.equal(y[backend].isfinite(), finite)
+    assert_near(y[backend][finite], y["reference"][finite], TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backward_pass_goes_on_from_any_forward_pass(backend):
+    """The kept states mean the same to all backends."""
+    case = MapCase(size=(9, 20), state=2, dtype=torch.float32, **ROUTES["carried"])
+    if device_of(backend).type != "cpu":
+        pytest.skip("on a GPU the others run there too: test_gpu_equals_cpu")
+    inputs = case.inputs()
+    with use_backend("torch"):
+        y = scan2d(**inputs, **case.options)
+    with use_backend(backend):
+        gradients = torch.autograd.grad(loss(y), list(inputs.values()))
+    for name, ours, theirs in zip(MAP_NAMES, gradients, exact_map(case)[1:], strict=True):
+        assert_near(ours, theirs, TOLERANCE[torch.float32], name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("routes", ["carried", "four_sets"])
+def test_bit_for_bit(backend, routes):
+    """Two runs, and one and two threads, give the same bits, gradients too.
+
+    But for backend torch, where the number of threads decides which elements of a PyTorch operation are left over by
+    its vectors, and some operations (addcmul) round those otherwise.
+    """
+    case = MapCase(size=(14, 13), dim=193, state=2, batch=3, dtype=torch.float32, **ROUTES[routes])
+    if backend in ("reference", "triton"):  # slow ones, where one interprets
+        case = dataclasses.replace(case, size=(9, 8), dim=20)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (2, 2) if backend == "torch" else (2, 2, 1):
+            torch.set_num_threads(count)
+            results.append(run_map(backend, case.inputs(), case.options))
+    finally:
+        torch.set_num_threads(threads)
+    for name, *tensors in zip(("y", *MAP_NAMES), *results, strict=True):
+        assert all(torch.equal(tensor, tensors[0]) for tensor in tensors), name

@@ -1,0 +1,218 @@
+"""Both ops as torch sees them: gradients, registration, and every way in which torch runs a program."""
+
+import functools
+import os
+import socket
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmmsv.kernels import BACKENDS, scan2d, selective_scan, use_backend
+
+from .scan_inputs import TOLERANCE, MapCase, assert_near, device_of, loss, run, run_map, scan_inputs
+
+CARRIED = MapCase(
+    size=(9, 8), state=2, routes=("row_rev", "col", "col_rev"), carry=True, merge=False, dtype=torch.float32
+)
+FOUR_SETS = MapCase(size=(3, 4), state=2, routes=("row", "col", "row_rev", "col_rev"), sets=4, dtype=torch.float32)
+
+
+class Scan(nn.Module):
+    """One carried scan2d with parameters of its own, of maps (batch, H, W, 6)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.project = nn.Linear(6, 2 + 2 * 3)
+        self.W_dt, self.b_dt = nn.Parameter(torch.randn(1, 6, 2)), nn.Parameter(torch.randn(1, 6))
+        self.A_log, self.Dskip = nn.Parameter(torch.zeros(1, 6, 3)), nn.Parameter(torch.ones(1, 6))
+
+    def forward(self, x):
+        dt, B, C = self.project(x).unsqueeze(3).split((2, 3, 3), -1)
+        return scan2d(x, dt, B, C, self.W_dt, self.b_dt, -self.A_log.exp(), self.Dskip, ("row", "col_rev"), carry=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("state", "groups"), [(1, 1), (16, 1), (1, 2), (16, 4), (2, 3)])
+@pytest.mark.parametrize("length", [1, 7, 37])
+@pytest.mark.parametrize("softplus", [True, False])
+def test_gradcheck(backend, state, groups, length, softplus):
+    inputs = scan_inputs(batch=1, dim=12 if groups == 4 else 6, length=length, state=state, groups=groups)
+    if not softplus:  # the step as it is, without bias: positive, so that the state stays small
+        inputs["delta"] = inputs["delta"].detach().abs()
+    arguments = [v.detach().to(device_of(backend)).requires_grad_() for v in inputs.values()][: 7 if softplus else 6]
+    with use_backend(backend):
+        scan = functools.partial(selective_scan, delta_softplus=softplus)
+        assert torch.autograd.gradcheck(scan, arguments, fast_mode=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", [CARRIED, FOUR_SETS], ids=["carried", "four_sets"])
+def test_gradcheck_of_maps(backend, case):
+    inputs = case.inputs().values()
+    arguments = [tensor.detach().double().to(device_of(backend)).requires_grad_() for tensor in inputs]
+    with use_backend(backend):
+        assert torch.autograd.gradcheck(functools.partial(scan2d, **case.options), arguments, fast_mode=True)
+
+
+@pytest.mark.parametrize(("state", "groups"), [(1, 1), (3, 2)])
+@pytest.mark.parametrize("optional", [True, False])
+def test_opcheck(state, groups, optional):
+    arguments = list(scan_inputs(length=9, state=state, groups=groups, dtype=torch.float32).values())
+    if not optional:
+        arguments[5:] = [None, None]
+    torch.library.opcheck(torch.ops.mmmsv.selective_scan, (*arguments, True))
+    arguments = [None if tensor is None else tensor.detach() for tensor in arguments]
+    dy, states = torch.randn(2, 6, 9), torch.zeros(2 * state * 6)
+    torch.library.opcheck(torch.ops.mmmsv.selective_scan_backward, (dy, states, *arguments, True))
+
+
+@pytest.mark.parametrize("case", [CARRIED, FOUR_SETS], ids=["carried", "four_sets"])
+def test_opcheck_of_maps(case):
+    codes = {"row": 0, "col": 1, "row_rev": 2, "col_rev": 3}
+    options = [codes[route] for route in case.routes], case.carry, case.merge
+    arguments = list(case.inputs().values())
+    torch.library.opcheck(torch.ops.mmmsv.scan2d, (*arguments, *options))
+    arguments = [tensor.detach() for tensor in arguments]
+    y, states = torch.ops.mmmsv.scan2d(*arguments, *options)
+    torch.library.opcheck(torch.ops.mmmsv.scan2d_backward, (torch.randn_like(y), states, *arguments, *options))
+
+
+def test_flops():
+    inputs = scan_inputs(batch=3, dim=6, length=50, state=4, dtype=torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        y = selective_scan(**inputs)
+    assert counter.get_total_flops() == 3 * (9 * 50 * 6 * 4 + 50 * 6)
+    with FlopCounterMode(display=False) as counter:
+        y.sum().backward()
+    assert counter.get_total_flops() == 3 * 50 * 6 * (23 * 4 + 8)
+
+
+def test_flops_of_maps():
+    pairs, state, rank = 2 * 9 * 8 * 6 * 3, 2, 2
+    with FlopCounterMode(display=False) as counter:
+        y = scan2d(**CARRIED.inputs(), **CARRIED.options)
+    assert counter.get_total_flops() == pairs * (9 * state + 1 + 2 * rank)
+    with FlopCounterMode(display=False) as counter:
+        y.sum().backward()
+    assert counter.get_total_flops() == pairs * (23 * state + 8 + 6 * rank)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_second_derivative_is_refused(backend):
+    inputs = {n: v.detach().to(device_of(backend)).requires_grad_() for n, v in scan_inputs(length=5).items()}
+    with use_backend(backend):
+        y = selective_scan(**inputs, delta_softplus=True)
+        (du,) = torch.autograd.grad(y.square().sum(), inputs["u"], create_graph=True)
+        with pytest.raises(NotImplementedError, match="selective_scan has first derivatives only"):
+            du.sum().backward()
+
+
+def test_only_the_gradients_asked_for():
+    inputs = {name: tensor.detach() for name, tensor in CARRIED.inputs().items()}
+    inputs["A"].requires_grad_()
+    scan2d(**inputs, **CARRIED.options).sum().backward()
+    assert inputs["A"].grad.any()
+    assert not scan2d(**{**inputs, "A": inputs["A"].detach()}, **CARRIED.options).requires_grad
+
+
+def gradients_of(function, module, x):
+    y = function(x)
+    return y, torch.autograd.grad(loss(y), list(module.parameters()))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_graph_break(dynamic):
+    module, x = Scan(), torch.randn(2, 5, 7, 6)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for size in (x, torch.randn(1, 4, 9, 6)):
+        for ours, theirs in zip(gradients_of(compiled, module, size), gradients_of(module, module, size), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    sequences = torch.compile(selective_scan, fullgraph=True, backend="aot_eager")
+    inputs = scan_inputs(dtype=torch.float32)
+    assert_near(sequences(**inputs), selective_scan(**inputs), 1e-6)
+
+
+def test_exports():
+    module, x = Scan(), torch.randn(2, 5, 7, 6)
+    sides = {1: torch.export.Dim("height", min=2, max=64), 2: torch.export.Dim("width", min=2, max=64)}
+    exported = torch.export.export(module, (x,), dynamic_shapes=(sides,))
+    assert any("mmmsv.scan2d" in str(node.target) for node in exported.graph.nodes)
+    other = torch.randn(2, 8, 3, 6)
+    torch.testing.assert_close(exported.module()(other), module(other))
+
+
+def test_activation_checkpointing():
+    module, x = Scan(), torch.randn(2, 5, 7, 6)
+    ours = gradients_of(functools.partial(checkpoint, module, use_reentrant=False), module, x)
+    for one, other in zip(ours, gradients_of(module, module, x), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("function", ["selective_scan", "scan2d"])
+def test_vmap_is_refused(function):
+    if function == "scan2d":
+        inputs, scan = CARRIED.inputs(), functools.partial(scan2d, **CARRIED.options)
+    else:
+        inputs, scan = scan_inputs(), selective_scan
+    stacked = [tensor.detach().unsqueeze(0) for tensor in inputs.values()]
+    with pytest.raises(NotImplementedError, match=f"{function} does not work under torch.func.vmap; it takes a batch"):
+        torch.func.vmap(scan)(*stacked)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_autocast(kind):
+    """What autocast leaves in two dtypes is computed in the wider one; what is all narrow stays so."""
+    module, x = Scan(), torch.randn(2, 5, 7, 6)
+    exact = module(x)
+    with torch.autocast("cpu", kind):
+        mixed = module(x)  # x in float32, dt, B and C narrow
+        narrow = module(x.to(kind))
+    assert mixed.dtype == torch.float32
+    assert narrow.dtype == kind
+    for y in (mixed, narrow):
+        assert_near(y, exact, 3e-2)
+    inputs = CARRIED.inputs()
+    with pytest.raises(TypeError, match=r"dt is torch.float32 and x is torch.bfloat16; cast one"):
+        scan2d(**{**inputs, "x": inputs["x"].bfloat16()}, **CARRIED.options)
+
+
+def _train_one_of_two(rank, port, path):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    x = torch.randn(4, 5, 7, 6, generator=torch.Generator().manual_seed(1))
+    module = nn.parallel.DistributedDataParallel(Scan())
+    module(x[2 * rank : 2 * rank + 2]).square().mean().backward()
+    if rank == 0:
+        torch.save({name: p.grad for name, p in module.module.named_parameters()}, path)
+    torch.distributed.destroy_process_group()
+
+
+def test_data_parallel(tmp_path):
+    """Two processes with half a batch each have the gradients of one with all of it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_train_one_of_two, (port, tmp_path / "gradients.pt"), nprocs=2)
+    module = Scan()
+    module(torch.randn(4, 5, 7, 6, generator=torch.Generator().manual_seed(1))).square().mean().backward()
+    ours = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_equals_cpu(dtype):
+    inputs = {n: v.detach() for n, v in scan_inputs(length=700, state=2, groups=2, dtype=dtype).items()}
+    on_gpu = {name: tensor.cuda().requires_grad_() for name, tensor in inputs.items()}
+    y = selective_scan(**on_gpu, delta_softplus=True)
+    ours = (y, *torch.autograd.grad(loss(y), list(on_gpu.values())))
+    for one, other in zip(ours, run("torch", inputs), strict=True):
+        assert_near(one.cpu(), other, TOLERANCE[dtype])
+    case = CARRIED.inputs()
+    on_gpu = {name: tensor.detach().cuda() for name, tensor in case.items()}
+    assert_near(scan2d(**on_gpu, **CARRIED.options).cpu(), run_map("torch", case, CARRIED.options)[0], 2e-5)
