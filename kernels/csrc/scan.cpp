@@ -502,7 +502,7 @@ template <class T, class Out, bool forward> void run(const Scan& scan) {
     // Each task writes what no other does, so the schedule changes nothing in the results.
 #pragma omp parallel num_threads(scan.threads)
     {
-        const FlushDenormals flush;
+        [[maybe_unused]] const FlushDenormals flush;
 #ifdef _OPENMP
         Real* scratch = (Real*)scan.scratch + omp_get_thread_num() * size;
 #else
