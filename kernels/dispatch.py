@@ -7,17 +7,18 @@ from collections.abc import Iterator
 
 import torch
 
-from . import chunked, native, reference
+from . import chunked, native, reference, triton_scan
 from .backend import Backend
 
 BACKENDS: dict[str, Backend] = {
+    "triton": triton_scan.BACKEND,
     "cpu": native.BACKEND,
     "torch": chunked.BACKEND,
     "reference": reference.BACKEND,
 }
 
 # What the automatic choice tries, fastest first, by type of device; "torch" where a type is not listed.
-_AUTOMATIC = {"cuda": ("torch",), "cpu": ("cpu", "torch")}
+_AUTOMATIC = {"cuda": ("triton", "torch"), "cpu": ("cpu", "torch")}
 _ENVIRONMENT = "MMMSV_BACKEND"
 _chosen: str | None = None
 _logger = logging.getLogger("mmmsv.kernels")
@@ -63,7 +64,8 @@ def use_backend(name: str) -> Iterator[None]:
     why.
 
     Args:
-        name: A key of ``BACKENDS``: ``'torch'`` (chunked, vectorised) or ``'reference'`` (token by token, slow).
+        name: A key of ``BACKENDS``: ``'triton'`` (NVIDIA GPUs), ``'cpu'`` (C++), ``'torch'`` (PyTorch, anywhere) or
+            ``'reference'`` (token by token, slow).
 
     Raises:
         ValueError: There is no such backend.

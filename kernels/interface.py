@@ -57,13 +57,13 @@ def selective_scan(
     """
     op = "selective_scan"
     per_token = {"u": u, "delta": delta, "B": B, "C": C}
-    weights = {"A": A, "D": D, "delta_bias": delta_bias}
-    _check_tensors(op, per_token, {name: weight for name, weight in weights.items() if weight is not None})
+    optional = {name: weight for name, weight in (("D", D), ("delta_bias", delta_bias)) if weight is not None}
+    _check_tensors(op, per_token, {"A": A, **optional})
     _check_bool(op, "delta_softplus", delta_softplus)
-    if B.dim() == 3 and C.dim() == 3:
-        B, C = B.unsqueeze(1), C.unsqueeze(1)
-    u, delta, B, C = _one_dtype(op, {**per_token, "B": B, "C": C})
+    u, delta, B, C = _one_dtype(op, per_token)
     _check_shapes(u, delta, A, B, C, D, delta_bias)
+    if B.dim() == 3:
+        B, C = B.unsqueeze(1), C.unsqueeze(1)
     A, D, delta_bias = (None if weight is None else weight.to(_state_dtype(u)) for weight in (A, D, delta_bias))
     return torch.ops.mmmsv.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)[0]
 
@@ -144,6 +144,8 @@ def _check_tensors(op: str, per_token: dict[str, Tensor], weights: dict[str, Ten
             raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
         if tensor.dtype not in _FLOATS:
             raise TypeError(f"{op}: {name} is {tensor.dtype}, expected one of float16, bfloat16, float32, float64")
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{op}: {name} is laid out as {tensor.layout}, expected an ordinary (torch.strided) tensor")
         if tensor.device != given[first].device:
             raise ValueError(
                 f"{op}: {name} is on {tensor.device} and {first} on {given[first].device}; move both to one device"
@@ -158,7 +160,8 @@ def _check_bool(op: str, name: str, value: bool) -> None:
 def _one_dtype(op: str, per_token: dict[str, Tensor]) -> Iterator[Tensor]:
     """Yield the tensors in one dtype: under autocast the widest of theirs, since it leaves them in different ones."""
     (first, u), *others = per_token.items()
-    if torch.is_autocast_enabled(u.device.type):
+    kind = u.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
         widest = functools.reduce(torch.promote_types, (tensor.dtype for tensor in per_token.values()))
         return (tensor.to(widest) for tensor in per_token.values())
     for name, tensor in others:
@@ -171,7 +174,7 @@ def _route_codes(op: str, routes: Sequence[Route]) -> list[int]:
     if isinstance(routes, str) or not isinstance(routes, Sequence):
         raise TypeError(f"{op}: routes is {routes!r}, expected a tuple of routes out of {ROUTES}")
     for route in routes:
-        if route not in ROUTES:
+        if not isinstance(route, str) or route not in ROUTES:
             raise ValueError(f"{op}: routes holds {route!r}, expected one or more of {ROUTES}")
     if not routes:
         raise ValueError(f"{op}: routes is empty, expected one or more of {ROUTES}")
@@ -193,14 +196,14 @@ def _check_shapes(
         raise ValueError(f"selective_scan: delta has shape {tuple(delta.shape)}, expected that of u, {tuple(u.shape)}")
     state = A.shape[1]
     for name, tensor in (("B", B), ("C", C)):
-        if tensor.dim() != 4 or (tensor.shape[0], *tensor.shape[2:]) != (batch, state, length):
+        if tensor.dim() not in (3, 4) or (tensor.shape[0], *tensor.shape[-2:]) != (batch, state, length):
             raise ValueError(
                 f"selective_scan: {name} has shape {tuple(tensor.shape)}, expected (batch, G, N, L) = "
-                f"({batch}, G, {state}, {length}) for u {tuple(u.shape)} and A {tuple(A.shape)}"
+                f"({batch}, G, {state}, {length}), or that without G, for u {tuple(u.shape)} and A {tuple(A.shape)}"
             )
     if B.shape != C.shape:
         raise ValueError(f"selective_scan: B {tuple(B.shape)} and C {tuple(C.shape)} must have one shape")
-    groups = B.shape[1]
+    groups = B.shape[1] if B.dim() == 4 else 1
     if groups == 0 or channels % groups:
         raise ValueError(f"selective_scan: the {groups} groups of B do not divide the D = {channels} channels of u")
     for name, weight in (("D", D), ("delta_bias", delta_bias)):

@@ -30,7 +30,7 @@ def backend(selective_scan: Forward1d, selective_scan_backward: Backward1d) -> B
 
 def _forward(scan1d: Forward1d, scan: Scan2d) -> tuple[Tensor, Tensor]:
     y, states = scan1d(_flat(scan, _unroll_all(scan, scan.dt)))
-    return _roll_up_all(scan, y, scan.merge).to(scan.x.dtype), states
+    return _roll_up_all(scan, y, scan.merge).to(scan.x.dtype).contiguous(), states
 
 
 def _backward(scan1d_backward: Backward1d, scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:

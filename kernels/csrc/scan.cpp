@@ -85,7 +85,7 @@ template <class Real> struct Weights {
     const Real *W_dt, *b_dt, *A, *Dskip;
 
     Weights(const Scan& scan, int64_t set, int64_t channel)
-        : W_dt((const Real*)scan.W_dt + set * scan.rank * scan.padded + channel),
+        : W_dt(scan.rank ? (const Real*)scan.W_dt + set * scan.rank * scan.padded + channel : nullptr),
           b_dt((const Real*)scan.b_dt + set * scan.padded + channel),
           A((const Real*)scan.A + set * scan.states * scan.padded + channel),
           Dskip((const Real*)scan.Dskip + set * scan.padded + channel) {}
@@ -159,9 +159,10 @@ template <class T> struct Chunk {
                column[t] * tensor.column;
     }
 
-    // Where each token's first channel of a block lies.
+    // Where each token's first channel of a block lies; nowhere where there is no such tensor.
     template <class Stored>
     void find(const PerToken& tensor, int64_t channel, typename Stored::Bits** places) const {
+        if (!tensor.data) return;
         for (int t = 0; t < count; ++t) places[t] = (typename Stored::Bits*)tensor.data + place(tensor, t) + channel;
     }
 
@@ -236,8 +237,8 @@ void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Rea
             chunk.template find<Out>(scan.y, block.begin, y_at);
             Real* kept = (Real*)scan.kept + (batch * chunks + c) * scan.states * scan.sequences * scan.channels;
             for (int64_t n = 0; n < scan.states; ++n)
-                memcpy(kept + (n * scan.sequences + chunk.sequence) * scan.channels + block.begin, state + n * padded,
-                       block.channels() * sizeof(Real));
+                std::copy_n(state + n * padded, block.channels(),
+                            kept + (n * scan.sequences + chunk.sequence) * scan.channels + block.begin);
             for (int t = 0; t < chunk.count;) {
                 const bool whole = t + TILE <= chunk.count;
                 for (int64_t d = 0; d < block.channels(); d += block.width) {

@@ -1,0 +1,135 @@
+"""What test_sanitizer.py runs in a process of its own: backend ``cpu`` with one build of its library.
+
+Usage: ``python -m tests.test_kernels.sanitizer_driver LIBRARY JOB``.
+"""
+
+import math
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmmsv.kernels import ROUTES, native, use_backend
+
+from .scan_inputs import TOLERANCE, MapCase, assert_near, run, run_map, scan_inputs
+
+MAPS, SEQUENCES = 160, 60
+SIZES = [(1, 1), (1, 7), (7, 1), (5, 3), (9, 8), (33, 5), (0, 3)]
+DIMS = [1, 3, 16, 17, 193, 0]
+
+
+def _every_second(tensor: Tensor) -> Tensor:
+    return torch.stack((tensor, tensor), -1)[..., 0]
+
+
+def _with_gaps(tensor: Tensor) -> Tensor:
+    """One element more between the last axis' runs, none after the last one."""
+    *outer, size = tensor.shape
+    room = tensor.new_empty(max(math.prod(outer) * (size + 1) - 1, 0))
+    strides = tensor.new_empty(*outer, size + 1, device="meta").stride()
+    return room.as_strided(tensor.shape, strides).copy_(tensor)
+
+
+def _unaligned(tensor: Tensor) -> Tensor:
+    """From the second element of its memory to the very last, so that reading one more is an error."""
+    return tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor)
+
+
+def _turned(tensor: Tensor) -> Tensor:
+    """The axes but the last in reverse order, as of a transposed map."""
+    axes = [*reversed(range(tensor.dim() - 1)), tensor.dim() - 1]
+    return tensor.permute(axes).contiguous().permute(axes)
+
+
+LAYOUTS: list[Callable[[Tensor], Tensor]] = [Tensor.contiguous, _every_second, _with_gaps, _unaligned, _turned]
+
+
+def _laid_out(inputs: dict[str, Tensor], draw: random.Random) -> dict[str, Tensor]:
+    layout = draw.choice(LAYOUTS)
+    return {name: layout(tensor.detach()) for name, tensor in inputs.items()}
+
+
+def _compare(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], dtype: torch.dtype, what: object) -> None:
+    """Memory that nobody has written to holds NaN here, so this also finds what the sanitizers do not look for."""
+    for one, other in zip(ours, theirs, strict=True):
+        assert_near(one, other, 2 * TOLERANCE[dtype], str(what))
+
+
+def run_maps(draw: random.Random) -> None:
+    for _ in range(MAPS):
+        routes = tuple(draw.choices(ROUTES, k=draw.randint(1, 4)))
+        carry, sets = draw.choice([(True, 1), (False, 1), (False, len(routes))])
+        case = MapCase(
+            size=draw.choice(SIZES),
+            dim=draw.choice(DIMS),
+            state=draw.randint(1, 5),
+            rank=draw.choice([1, 2, 13, 16, 17]),
+            batch=draw.choice([0, 1, 1, 2, 3, 9]),
+            routes=routes,
+            sets=sets,
+            carry=carry,
+            merge=draw.random() < 0.5,
+            dtype=draw.choice(list(TOLERANCE)),
+        )
+        torch.set_num_threads(draw.randint(1, 2))
+        inputs = _laid_out(case.inputs(), draw)
+        ours, theirs = (run_map(backend, inputs, case.options) for backend in ("cpu", "torch"))
+        _compare(ours, theirs, case.dtype, case)
+
+
+def run_sequences(draw: random.Random) -> None:
+    for _ in range(SEQUENCES):
+        groups, dtype = draw.choice([1, 1, 2, 3]), draw.choice(list(TOLERANCE))
+        sizes = {
+            "batch": draw.choice([0, 1, 2, 9]),
+            "dim": groups * draw.choice(DIMS),
+            "length": draw.choice([0, 1, 7, 64, 65, 165]),
+            "state": draw.randint(1, 5),
+            "groups": groups,
+        }
+        torch.set_num_threads(draw.randint(1, 2))
+        inputs = _laid_out(scan_inputs(**sizes, dtype=dtype), draw)
+        if draw.random() < 0.5:
+            inputs = {name: tensor for name, tensor in inputs.items() if name not in ("D", "delta_bias")}
+        ours, theirs = (run(backend, inputs) for backend in ("cpu", "torch"))
+        _compare(ours, theirs, dtype, sizes)
+
+
+def all_is_well() -> None:
+    draw = random.Random(0)
+    run_maps(draw)
+    run_sequences(draw)
+
+
+def a_short_tensor() -> None:
+    """B has a column fewer than the map; the op itself, behind the checks, believes what it is told."""
+    inputs = {name: tensor.detach() for name, tensor in MapCase(size=(5, 3)).inputs().items()}
+    inputs["B"] = inputs["B"][:, :, 1:].contiguous()
+    with use_backend("cpu"):
+        torch.ops.mmmsv.scan2d(*inputs.values(), [0], False, True)
+
+
+def a_size_beyond_all_numbers() -> None:
+    native.load(native.library_path()).mmmsv_scan_scratch(native._Scan(channels=1, blocks=1, states=1 << 62))
+
+
+def a_result_that_nobody_wrote() -> None:
+    _compare((torch.empty(9),), (torch.zeros(9),), torch.float32, "empty")
+
+
+JOBS = {
+    job.__name__: job for job in (all_is_well, a_short_tensor, a_size_beyond_all_numbers, a_result_that_nobody_wrote)
+}
+
+
+def main(library: str, job: str) -> None:
+    native.library_path = lambda: Path(library)
+    JOBS[job]()
+    print("done")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
