@@ -1,6 +1,7 @@
 """Both ops as torch sees them: gradients, registration, and every way in which torch runs a program."""
 
 import functools
+import itertools
 import os
 import socket
 
@@ -14,8 +15,9 @@ from mmmsv.kernels import BACKENDS, scan2d, selective_scan, use_backend
 
 from .scan_inputs import TOLERANCE, MapCase, assert_near, device_of, loss, run, run_map, scan_inputs
 
+FAST = [name for name in BACKENDS if name != "triton"]  # which may be interpreted
 CARRIED = MapCase(
-    size=(9, 8), state=2, routes=("row_rev", "col", "col_rev"), carry=True, merge=False, dtype=torch.float32
+    size=(5, 4), state=2, routes=("row_rev", "col", "col_rev"), carry=True, merge=False, dtype=torch.float32
 )
 FOUR_SETS = MapCase(size=(3, 4), state=2, routes=("row", "col", "row_rev", "col_rev"), sets=4, dtype=torch.float32)
 
@@ -35,11 +37,16 @@ class Scan(nn.Module):
         return scan2d(x, dt, B, C, self.W_dt, self.b_dt, -self.A_log.exp(), self.Dskip, ("row", "col_rev"), carry=True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("state", "groups"), [(1, 1), (16, 1), (1, 2), (16, 4), (2, 3)])
-@pytest.mark.parametrize("length", [1, 7, 37])
-@pytest.mark.parametrize("softplus", [True, False])
-def test_gradcheck(backend, state, groups, length, softplus):
+@pytest.mark.parametrize(
+    ("backend", "numbers", "length", "softplus"),
+    [
+        *itertools.product(FAST, [(1, 1), (16, 1), (1, 2), (16, 4), (2, 3)], [1, 7, 37], [True, False]),
+        ("triton", (1, 2), 7, True),
+        ("triton", (2, 3), 37, False),
+    ],
+)
+def test_gradcheck(backend, numbers, length, softplus):
+    state, groups = numbers
     inputs = scan_inputs(batch=1, dim=12 if groups == 4 else 6, length=length, state=state, groups=groups)
     if not softplus:  # the step as it is, without bias: positive, so that the state stays small
         inputs["delta"] = inputs["delta"].detach().abs()
@@ -49,8 +56,9 @@ def test_gradcheck(backend, state, groups, length, softplus):
         assert torch.autograd.gradcheck(scan, arguments, fast_mode=True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", [CARRIED, FOUR_SETS], ids=["carried", "four_sets"])
+@pytest.mark.parametrize(
+    ("backend", "case"), [*itertools.product(FAST, [CARRIED, FOUR_SETS]), ("triton", CARRIED), ("triton", FOUR_SETS)]
+)
 def test_gradcheck_of_maps(backend, case):
     inputs = case.inputs().values()
     arguments = [tensor.detach().double().to(device_of(backend)).requires_grad_() for tensor in inputs]
@@ -92,7 +100,7 @@ def test_flops():
 
 
 def test_flops_of_maps():
-    pairs, state, rank = 2 * 9 * 8 * 6 * 3, 2, 2
+    pairs, state, rank = 2 * 5 * 4 * 6 * 3, 2, 2
     with FlopCounterMode(display=False) as counter:
         y = scan2d(**CARRIED.inputs(), **CARRIED.options)
     assert counter.get_total_flops() == pairs * (9 * state + 1 + 2 * rank)
