@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -116,21 +116,58 @@ def why_not(device: torch.device) -> str | None:
     return library if isinstance(library, str) else None
 
 
+class _Placed(NamedTuple):
+    """A tensor that holds something for each token, channels last, and its strides: ``PerToken`` of scan.cpp."""
+
+    tensor: Tensor
+    batch: int
+    sequence: int
+    route: int
+    row: int
+    column: int
+
+    @property
+    def fields(self) -> tuple[int, ...]:
+        return (self.tensor.data_ptr(), *self[1:])
+
+
+def _of_map(tensor: Tensor) -> _Placed:
+    """Place ``(batch, H, W, D)``, which all sequences share."""
+    batch, row, column, _ = tensor.stride()
+    return _Placed(tensor, batch, 0, 0, row, column)
+
+
+def _of_routes(tensor: Tensor) -> _Placed:
+    """Place ``(batch, routes, H, W, D)``."""
+    batch, route, row, column, _ = tensor.stride()
+    return _Placed(tensor, batch, 0, route, row, column)
+
+
+def _of_sets(tensor: Tensor) -> _Placed:
+    """Place ``(batch, H, W, S, R)``: S is 1, and all sequences share it, or there is one for each sequence."""
+    batch, row, column, sequence, _ = tensor.stride()
+    return _Placed(tensor, batch, sequence if tensor.shape[3] > 1 else 0, 0, row, column)
+
+
+def _of_groups(tensor: Tensor, groups: int) -> _Placed:
+    """Place ``(batch, L, groups * D)``: a map of one row, each group a sequence."""
+    batch, column, _ = tensor.stride()
+    return _Placed(tensor, batch, tensor.shape[2] // groups, 0, 0, column)
+
+
 @dataclass(frozen=True)
 class _Problem:
-    """Either op as the library sees it: sequences of routes over a map.
+    """Either op as the library sees it: sequences of routes over a map."""
 
-    Per-token tensors are ``(batch, sequences, H, W, channels)``, expanded along the sequences where these share one.
-    """
-
-    x: Tensor
-    dt: Tensor  # R numbers a token; without W_dt the step of each channel
-    B: Tensor
-    C: Tensor
+    size: tuple[int, int, int, int]  # batch, H, W, and the channels D of a sequence
+    x: _Placed
+    dt: _Placed  # R numbers a token; without W_dt the step of each channel
+    B: _Placed
+    C: _Placed
     W_dt: Tensor | None  # (S, D, R)
-    b_dt: Tensor | None  # (S, D)
+    b_dt: Tensor  # (S, D)
     A: Tensor  # (S, D, N)
-    Dskip: Tensor | None  # (S, D)
+    Dskip: Tensor  # (S, D)
     sequences: tuple[tuple[int, ...], ...]
     one_map: bool  # the sequences read one map, so gradients of its tokens are sums over them
     merge: bool
@@ -138,20 +175,23 @@ class _Problem:
 
     @classmethod
     def of_1d(cls, scan: Scan1d) -> "_Problem":
-        groups = scan.B.shape[1]
-
-        def grouped(weight: Tensor | None) -> Tensor | None:
-            return None if weight is None else weight.unflatten(0, (groups, -1))
-
+        (batch, channels, length), groups = scan.u.shape, scan.B.shape[1]
+        channels //= groups
+        zero = scan.A.new_zeros(groups, channels)
+        projections = []
+        for tensor in (scan.B, scan.C):
+            rows = _rows(tensor.transpose(2, 3))
+            projections.append(_Placed(rows, *rows.stride()[:2], 0, 0, rows.stride(2)))
         return cls(
-            x=_by_group(_rows(scan.u.transpose(1, 2)), groups),
-            dt=_by_group(_rows(scan.delta.transpose(1, 2)), groups),
-            B=_rows(scan.B.transpose(2, 3)).unsqueeze(2),
-            C=_rows(scan.C.transpose(2, 3)).unsqueeze(2),
+            size=(batch, 1, length, channels),
+            x=_of_groups(_rows(scan.u.transpose(1, 2)), groups),
+            dt=_of_groups(_rows(scan.delta.transpose(1, 2)), groups),
+            B=projections[0],
+            C=projections[1],
             W_dt=None,
-            b_dt=grouped(scan.delta_bias),
-            A=grouped(scan.A),
-            Dskip=grouped(scan.D),
+            b_dt=zero if scan.delta_bias is None else scan.delta_bias.view(groups, channels),
+            A=scan.A.unflatten(0, (groups, channels)),
+            Dskip=zero if scan.D is None else scan.D.view(groups, channels),
             sequences=((0,),) * groups,
             one_map=False,
             merge=False,
@@ -160,22 +200,18 @@ class _Problem:
 
     @classmethod
     def of_2d(cls, scan: Scan2d) -> "_Problem":
-        codes = scan.route_codes
-        sequences = (codes,) if scan.carry else tuple((code,) for code in codes)
-
-        def per_set(tensor: Tensor) -> Tensor:
-            return _rows(tensor).permute(0, 3, 1, 2, 4).expand(-1, len(sequences), -1, -1, -1)
-
+        codes = tuple(scan.route_codes)
         return cls(
-            x=_rows(scan.x).unsqueeze(1).expand(-1, len(sequences), -1, -1, -1),
-            dt=per_set(scan.dt),
-            B=per_set(scan.B),
-            C=per_set(scan.C),
+            size=tuple(scan.x.shape),
+            x=_of_map(_rows(scan.x)),
+            dt=_of_sets(_rows(scan.dt)),
+            B=_of_sets(_rows(scan.B)),
+            C=_of_sets(_rows(scan.C)),
             W_dt=scan.W_dt,
             b_dt=scan.b_dt,
             A=scan.A,
             Dskip=scan.Dskip,
-            sequences=sequences,
+            sequences=(codes,) if scan.carry else tuple((code,) for code in codes),
             one_map=True,
             merge=scan.merge,
             softplus=True,
@@ -185,19 +221,19 @@ class _Problem:
     def rank(self) -> int:
         return 0 if self.W_dt is None else self.W_dt.shape[2]
 
-    def forward(self, y: Tensor, states: Tensor) -> None:
-        """Fill y, ``(batch, routes, H, W, D)``, expanded along the routes where they are merged; and the states."""
+    def forward(self, y: _Placed, states: Tensor) -> None:
+        """Fill y and the states."""
+        batch, *_, channels = self.size
         threads = torch.get_num_threads()
         # Enough for two tasks a thread; each channel is computed alone, so the number changes no bit of the results.
-        blocks = max(-(-2 * threads // max(len(self.x), 1)), _pieces(self.x.shape[4], _FORWARD_CHANNELS))
-        scan, alive = self._describe(blocks, threads)
-        scan.wide = y.dtype != self.x.dtype
-        scan.y, scan.kept = _per_token(y, "route"), states.data_ptr()
+        blocks = max(-(-2 * threads // max(batch, 1)), _pieces(channels, _FORWARD_CHANNELS))
+        scan, _weights = self._describe(blocks, threads)  # which must live until the end
+        scan.wide = y.tensor.dtype != self.x.tensor.dtype
+        scan.y, scan.kept = y.fields, states.data_ptr()
         self._run(_library().mmmsv_scan_forward, scan)
-        del alive
 
-    def backward(self, dy: Tensor, states: Tensor, dx: Tensor, ddelta: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Fill dx, and ddelta where the step was given; both as x.
+    def backward(self, dy: _Placed, states: Tensor, dx: _Placed, ddelta: _Placed | None) -> tuple[Tensor, Tensor]:
+        """Fill dx, and ddelta where the step was given.
 
         Args:
             dy: As y of :meth:`forward`.
@@ -209,18 +245,14 @@ class _Problem:
             The gradients of dt, B and C, ``(batch, H, W, S, R + 2 N)``, dt's being empty where the step was given, and
             those of W_dt, A, b_dt and Dskip, ``(S, R + N + 2, D)``.
         """
-        batch, _, height, width, channels = self.x.shape
+        batch, height, width, channels = self.size
         sets, _, state = self.A.shape
-        threads, blocks, groups = (
-            torch.get_num_threads(),
-            2 * _pieces(channels, 2 * _BACKWARD_CHANNELS),
-            min(batch, _GROUPS),
-        )
-        scan, alive = self._describe(blocks, threads)
-        scan.wide = dx.dtype != self.x.dtype
-        scan.dy, scan.dx, scan.kept = _per_token(dy, "route"), _per_token(dx), states.data_ptr()
+        groups = min(batch, _GROUPS)
+        scan, _weights = self._describe(2 * _pieces(channels, 2 * _BACKWARD_CHANNELS), torch.get_num_threads())
+        scan.wide = dx.tensor.dtype != self.x.tensor.dtype
+        scan.dy, scan.dx, scan.kept = dy.fields, dx.fields, states.data_ptr()
         if ddelta is not None:
-            scan.ddelta = _per_token(ddelta)
+            scan.ddelta = ddelta.fields
         else:
             rows = _padded(_padded(self.W_dt, 2), 1)
             scan.W_dt_rows, scan.padded_rank = rows.data_ptr(), rows.shape[2]
@@ -228,32 +260,24 @@ class _Problem:
         weight_parts = self.A.new_zeros(groups, sets, self.rank + state + 2, scan.padded)
         scan.groups, scan.token_parts, scan.weight_parts = groups, token_parts.data_ptr(), weight_parts.data_ptr()
         self._run(_library().mmmsv_scan_backward, scan)
-        del alive
         return token_parts.sum(0), weight_parts.sum(0)[..., :channels]
 
-    def _describe(self, blocks: int, threads: int) -> tuple[_Scan, list[Tensor]]:
-        """Describe all but the results to the library; also return the tensors that must live until it has run."""
-        batch, sequences, height, width, channels = self.x.shape
+    def _describe(self, blocks: int, threads: int) -> tuple[_Scan, tuple[Tensor, ...]]:
+        """Describe all but the results to the library; also return the weights as it reads them."""
+        batch, height, width, channels = self.size
         sets, _, state = self.A.shape
-        zero = self.A.new_zeros(sets, channels)
-        weights = {
-            "b_dt": zero if self.b_dt is None else self.b_dt,
-            "Dskip": zero if self.Dskip is None else self.Dskip,
-            "A": self.A.transpose(1, 2),
-        }
-        if self.W_dt is not None:
-            weights["W_dt"] = self.W_dt.transpose(1, 2)
-        packed = {name: _padded(weight, -1) for name, weight in weights.items()}
-        codes = torch.tensor(self.sequences, dtype=torch.int64)
+        b_dt, Dskip = _padded(self.b_dt, 1), _padded(self.Dskip, 1)
+        A = _padded(self.A.transpose(1, 2), 2)
+        W_dt = None if self.W_dt is None else _padded(self.W_dt.transpose(1, 2), 2)
         scan = _Scan(
-            dtype=DTYPES.index(self.x.dtype),
+            dtype=DTYPES.index(self.x.tensor.dtype),
             batch=batch,
             height=height,
             width=width,
             channels=channels,
             states=state,
             rank=self.rank,
-            sequences=sequences,
+            sequences=len(self.sequences),
             routes=len(self.sequences[0]),
             one_map=self.one_map,
             merge=self.merge,
@@ -261,17 +285,30 @@ class _Problem:
             softplus=self.softplus,
             blocks=max(min(blocks, _pieces(channels, _LANES)), 1),
             threads=threads,
-            route_codes=codes.data_ptr(),
-            padded=packed["A"].shape[2],
-            **{name: weight.data_ptr() for name, weight in packed.items()},
-            **{name: _per_token(getattr(self, name)) for name in ("x", "dt", "B", "C")},
+            route_codes=ctypes.addressof(_codes(self.sequences)),
+            x=self.x.fields,
+            dt=self.dt.fields,
+            B=self.B.fields,
+            C=self.C.fields,
+            padded=A.shape[2],
+            W_dt=None if W_dt is None else W_dt.data_ptr(),
+            b_dt=b_dt.data_ptr(),
+            A=A.data_ptr(),
+            Dskip=Dskip.data_ptr(),
         )
-        return scan, [codes, *packed.values()]
+        return scan, (b_dt, Dskip, A, W_dt)
 
     def _run(self, entry: Callable[[_Scan], None], scan: _Scan) -> None:
-        scratch = self.A.new_empty(scan.threads, _library().mmmsv_scan_scratch(scan))
+        scratch = self.A.new_empty(scan.threads * _library().mmmsv_scan_scratch(scan))
         scan.scratch = scratch.data_ptr()
         entry(scan)
+
+
+@functools.cache
+def _codes(sequences: tuple[tuple[int, ...], ...]) -> ctypes.Array:
+    """Return the routes of all sequences as the library reads them; kept, so their address stays good."""
+    codes = [code for routes in sequences for code in routes]
+    return (ctypes.c_int64 * len(codes))(*codes)
 
 
 @functools.cache
@@ -315,17 +352,6 @@ def _padded(weight: Tensor, axis: int) -> Tensor:
     return weight.contiguous()
 
 
-def _by_group(tokens: Tensor, groups: int) -> Tensor:
-    """See ``(batch, L, groups * D)`` as ``(batch, groups, 1, L, D)``: a map of one row for each group."""
-    return tokens.unflatten(2, (groups, -1)).transpose(1, 2).unsqueeze(2)
-
-
-def _per_token(tensor: Tensor, axis: Literal["sequence", "route"] = "sequence") -> _PerToken:
-    """Describe a tensor ``(batch, sequences or routes, H, W, channels)``."""
-    batch, along, row, column, _ = tensor.stride()
-    return _PerToken(data=tensor.data_ptr(), batch=batch, row=row, column=column, **{axis: along})
-
-
 def _as(like: Tensor, value: Tensor) -> Tensor:
     """Return ``value`` in the dtype and layout of ``like``: itself, as a rule, unless it is part of another tensor."""
     whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
@@ -343,7 +369,7 @@ def selective_scan(scan: Scan1d) -> tuple[Tensor, Tensor]:
     """Compute y and the states before every 64th token."""
     batch, channels, length = scan.u.shape
     y, states = _new(scan.u, (batch, length, channels)), scan.A.new_empty(scan.states_shape)
-    _Problem.of_1d(scan).forward(_by_group(y, scan.B.shape[1]), states)
+    _Problem.of_1d(scan).forward(_of_groups(y, scan.B.shape[1]), states)
     return _as(scan.u, y.transpose(1, 2)), states
 
 
@@ -353,9 +379,8 @@ def selective_scan_backward(scan: Scan1d, dy: Tensor, states: Tensor) -> tuple[T
     groups, state = scan.B.shape[1:3]
     dy = _rows(dy.to(scan.u.dtype).transpose(1, 2))
     du, ddelta = (_new(scan.u, (batch, length, channels)) for _ in range(2))
-    tokens, weights = _Problem.of_1d(scan).backward(
-        *(_by_group(dy, groups), states), *(_by_group(d, groups) for d in (du, ddelta))
-    )
+    dy_, du_, ddelta_ = (_of_groups(tensor, groups) for tensor in (dy, du, ddelta))
+    tokens, weights = _Problem.of_1d(scan).backward(dy_, states, du_, ddelta_)
     dB, dC = tokens[:, 0].permute(0, 2, 3, 1).split(state, 2)
     dA, dbias, dD = weights.transpose(1, 2).flatten(0, 1).split((state, 1, 1), 1)
     return (
@@ -373,26 +398,20 @@ def scan2d(scan: Scan2d) -> tuple[Tensor, Tensor]:
     """Compute y and the states before every 64th token."""
     y = _new(scan.x, scan.y_shape, _sum_dtype(scan, scan.merge))
     states = scan.A.new_empty(scan.states_shape)
-    _Problem.of_2d(scan).forward(_by_route(scan, y), states)
+    _Problem.of_2d(scan).forward(_of_map(y) if scan.merge else _of_routes(y), states)
     return y.to(scan.x.dtype), states
 
 
 def scan2d_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
     """Compute the gradients of the eight tensors, in their order."""
-    problem = _Problem.of_2d(scan)
-    dx = _new(scan.x, scan.x.shape, _sum_dtype(scan, True))
-    tokens, weights = problem.backward(
-        _by_route(scan, _rows(dy.to(scan.x.dtype))), states, dx.unsqueeze(1).expand_as(problem.x), None
-    )
+    dy, dx = _rows(dy.to(scan.x.dtype)), _new(scan.x, scan.x.shape, _sum_dtype(scan, True))
+    placed = _of_map(dy) if scan.merge else _of_routes(dy)
+    tokens, weights = _Problem.of_2d(scan).backward(placed, states, _of_map(dx), None)
     rank, state = scan.W_dt.shape[2], scan.A.shape[2]
     ddt, dB, dC = tokens.split((rank, state, state), 4)
     dW_dt, dA, db_dt, dDskip = weights.transpose(1, 2).split((rank, state, 1, 1), 2)
     gradients = (dx, ddt, dB, dC, dW_dt, db_dt[..., 0], dA, dDskip[..., 0])
     return tuple(_as(tensor, gradient) for tensor, gradient in zip(scan.tensors, gradients, strict=True))
-
-
-def _by_route(scan: Scan2d, y: Tensor) -> Tensor:
-    return y.unsqueeze(1).expand(-1, len(scan.route_codes), -1, -1, -1) if scan.merge else y
 
 
 BACKEND = Backend(

@@ -192,12 +192,13 @@ INLINE void steps(const Scan& scan, const Real* shared, typename T::Bits* const*
 template <class T, class Out, bool full, int count, class Real = typename T::Real>
 void forward_tile(const Scan& scan, const Chunk<T>& chunk, int t, typename T::Bits* const* x_at,
                   typename T::Bits* const* delta_at, typename Out::Bits* const* y_at, int64_t offset, int lanes,
-                  const Weights<Real>& weights, Real* state, int64_t state_stride) {
+                  const Weights<Real>& weights, Real* state, int64_t state_stride, bool fetch) {
     const Real* shared = chunk.shared + t;
     Vec<Real> step[count], drive[count], y[count];
     steps<T, full, count>(scan, shared, delta_at + t, offset, lanes, weights, step);
     for (int i = 0; i < count; ++i) {
         if (scan.softplus) step[i] = softplus(step[i]);
+        if (fetch) __builtin_prefetch(x_at[t + count + i] + offset);
         const Vec<Real> x = read<T, full>(x_at[t + i] + offset, lanes);
         drive[i] = step[i] * x;
         y[i] = load(weights.Dskip) * x;
@@ -226,13 +227,17 @@ void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Rea
     Chunk<T> chunk;
     chunk.batch = batch, chunk.shared = scratch;
     Real* state = scratch + CHUNK * shared_width(scan);
-    typename T::Bits *x_at[CHUNK], *delta_at[CHUNK];
+    typename T::Bits *x_at[CHUNK + TILE], *delta_at[CHUNK];
     typename Out::Bits* y_at[CHUNK];
+    // From main memory the next tile is fetched ahead: blocks of rows are no pattern that a processor foresees. From its
+    // caches that costs more than it brings.
+    const bool fetch = scan.height * scan.width * scan.channels * sizeof(typename T::Bits) > (16 << 20);
     for (chunk.sequence = 0; chunk.sequence < scan.sequences; ++chunk.sequence) {
         std::fill_n(state, scan.states * padded, Real(0));
         for (int64_t c = 0; c < chunks; ++c) {
             chunk.fill(scan, c);
             chunk.template find<T>(scan.x, block.begin, x_at);
+            std::fill_n(x_at + chunk.count, TILE, x_at[chunk.count - 1]);
             chunk.template find<T>(scan.dt, block.begin, delta_at);
             chunk.template find<Out>(scan.y, block.begin, y_at);
             Real* kept = (Real*)scan.kept + (batch * chunks + c) * scan.states * scan.sequences * scan.channels;
@@ -247,7 +252,7 @@ void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Rea
                     const auto tile = !whole                ? forward_tile<T, Out, false, 1>
                                       : lanes < block.width ? forward_tile<T, Out, false, TILE>
                                                             : forward_tile<T, Out, true, TILE>;
-                    tile(scan, chunk, t, x_at, delta_at, y_at, d, lanes, weights, state + d, padded);
+                    tile(scan, chunk, t, x_at, delta_at, y_at, d, lanes, weights, state + d, padded, fetch);
                 }
                 t += whole ? TILE : 1;
             }
