@@ -27,6 +27,8 @@ from .backend import Backend
 if TYPE_CHECKING:
     from .triton_tiles import Inputs, PerToken, Sizes
 
+# Older ones have no tuples as arguments (before 3.3), or no product of 8 rows on the tensor cores.
+_OLDEST_TRITON = (3, 5)
 _WARP = 32  # threads of a warp, a channel each
 _WARPS = (4, 2, 1)  # of a program
 # Tokens that a thread holds in registers.
@@ -40,12 +42,14 @@ _MIN_SPANS = 3
 def why_not(device: torch.device) -> str | None:
     """Say in one clause why the backend cannot run on a device; None where it can."""
     try:
-        from triton import JITFunction
-
-        from . import triton_kernels
+        import triton
     except ImportError:
         return "Triton is not installed"
-    if not isinstance(triton_kernels.scan_forward, JITFunction):
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST_TRITON:
+        return f"its kernels need Triton 3.5 (torch 2.9) or newer, this is {triton.__version__}"
+    from . import triton_kernels
+
+    if not isinstance(triton_kernels.scan_forward, triton.JITFunction):
         return None  # Triton's interpreter: TRITON_INTERPRET was set when the kernels were imported
     if device.type != "cuda":
         return "its kernels run on NVIDIA GPUs only"

@@ -1,6 +1,6 @@
 """Tiles of a sequence in the Triton kernels: where their tokens lie, reading them, the step, and the scan over one."""
 
-# ruff: noqa: ANN001, ANN201 - Triton reads annotations as types of its own
+
 
 from typing import NamedTuple
 

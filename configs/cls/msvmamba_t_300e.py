@@ -10,7 +10,9 @@ model = dict(
     head=dict(init_cfg=dict(_delete_=True, type='TruncNormal', layer='Linear', std=0.02)),
     # The backbone initialises itself; Swin's rule for all linear layers is not that of its ConvFFN.
     init_cfg=None)
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(_delete_=True, **_base_.no_decay)))
+# The bias of the scan's step is a bias too; having an axis for parameter sets, it is not among what is flat.
+optim_wrapper = dict(
+    paramwise_cfg=dict(custom_keys=dict(_delete_=True, dt_bias=dict(decay_mult=0.0), **_base_.no_decay)))
 custom_hooks = _base_.custom_hooks + [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]
 
 # Stock loops that look for the data first, and say where to get it.
