@@ -24,11 +24,11 @@ lint: setup
 
 # What the extra `bench` asks for is one of the implementations compared: without it, its column is left out.
 bench: setup
-	-$(PIP) install --no-deps mambapy
+	-$(PIP) install --no-deps -c constraints.txt mambapy
 	$(VENV)/bin/python benchmarks/scan.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache work_dirs build *.egg-info kernels/_scan_* packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis work_dirs build *.egg-info kernels/_scan_* packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
 
 ifeq ($(filter lite compiled,$(MMCV)),)
 $(error MMCV is '$(MMCV)', expected lite or compiled)

@@ -1,7 +1,9 @@
 """Build script; the metadata is in pyproject.toml."""
 
+import hashlib
 import platform
 import sys
+from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
@@ -23,6 +25,10 @@ FLAGS = [
     "-fvisibility=hidden",
     "-g0",
 ]
+
+# By which kernels/native.py knows a library that was built from other sources than those beside it.
+sources = b"".join(path.read_bytes() for path in sorted(Path("kernels/csrc").iterdir()))
+FLAGS.append(f"-DMMMSV_SOURCES=0x{hashlib.sha256(sources).hexdigest()[:15]}")
 
 setup(
     # kernels/ stands at the top of the repository, being useful without the rest, and is installed as mmmsv.kernels.

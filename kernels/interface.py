@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import library  # noqa: F401  (registers torch.ops.mmmsv)
 from .routes import ROUTES, Route
@@ -144,8 +145,12 @@ def _check_tensors(op: str, per_token: dict[str, Tensor], weights: dict[str, Ten
             raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
         if tensor.dtype not in _FLOATS:
             raise TypeError(f"{op}: {name} is {tensor.dtype}, expected one of float16, bfloat16, float32, float64")
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{op}: {name} is laid out as {tensor.layout}, expected an ordinary (torch.strided) tensor")
+        if tensor.layout != torch.strided or tensor.is_nested:
+            raise TypeError(
+                f"{op}: {name} is sparse or nested ({tensor.layout}), expected an ordinary (strided) tensor"
+            )
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"{op} has no forward-mode derivative, and {name} carries a tangent (jvp)")
         if tensor.device != given[first].device:
             raise ValueError(
                 f"{op}: {name} is on {tensor.device} and {first} on {given[first].device}; move both to one device"
@@ -233,7 +238,7 @@ def _check_shapes_2d(
         )
     sets, _, state = A.shape
     if sets not in ((1,) if carry else (1, routes)):
-        allowed = "1, since the state is carried over" if carry else f"1 or {routes}, one for each route"
+        allowed = "1, since the state is carried over" if carry else f"1, or one for each route ({routes})"
         raise ValueError(f"scan2d: A {tuple(A.shape)} holds {sets} parameter sets, expected {allowed}")
     if W_dt.dim() != 3 or W_dt.shape[:2] != A.shape[:2] or W_dt.shape[2] == 0:
         raise ValueError(

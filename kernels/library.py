@@ -72,6 +72,7 @@ def _define(
         ctx.options = inputs[count:]
         ctx.save_for_backward(output[1], *inputs[:count])
         ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[1])
 
     def autograd(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if dy is None:

@@ -7,6 +7,7 @@ parameter set of its own, and its step given instead of made.
 
 import ctypes
 import functools
+import hashlib
 import mmap
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ _GROUPS = 8
 # number of threads either; blocks come in pairs, so that two cores share an image evenly.
 _BACKWARD_CHANNELS = 64
 _FORWARD_CHANNELS = 512
+
+_REINSTALL = "install mmmsv again (pip install --force-reinstall --no-deps --no-cache-dir)"
 
 _HUGE, _PAGE, _MADV_HUGEPAGE = 4 << 20, mmap.PAGESIZE, 14
 
@@ -90,7 +93,14 @@ def load(path: Path) -> ctypes.CDLL:
     for function in (library.mmmsv_scan_forward, library.mmmsv_scan_backward):
         function.argtypes, function.restype = (ctypes.POINTER(_Scan),), None
     library.mmmsv_scan_scratch.argtypes, library.mmmsv_scan_scratch.restype = (ctypes.POINTER(_Scan),), ctypes.c_int64
+    library.mmmsv_scan_sources.restype = ctypes.c_int64
     return library
+
+
+def sources() -> int:
+    """Return the number that the sources beside this file give a library built from them (see setup.py)."""
+    files = sorted(Path(__file__).with_name("csrc").iterdir())
+    return int(hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:15], 16)
 
 
 @functools.cache
@@ -99,13 +109,17 @@ def _library() -> ctypes.CDLL | str:
     path = library_path()
     if path is None:
         return (
-            "its C++ library is not built: no compiler (GCC or clang) was found when mmmsv was installed; get one and "
-            "install mmmsv again"
+            "its C++ library was not built when mmmsv was installed, for lack of a compiler or because it failed; with "
+            f"GCC at hand, {_REINSTALL}"
         )
     try:
-        return load(path)
-    except OSError as error:
-        return f"its C++ library does not load: {error}"
+        library = load(path)
+        built_from = library.mmmsv_scan_sources()
+    except (OSError, AttributeError) as error:
+        return f"its C++ library does not load: {error}; on Linux it takes GCC to build it; {_REINSTALL}"
+    if built_from != sources():
+        return f"its C++ library was built from other sources, {path.name}; {_REINSTALL}"
+    return library
 
 
 def why_not(device: torch.device) -> str | None:

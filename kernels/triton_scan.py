@@ -177,7 +177,7 @@ class _Problem:
                     self._carried(dy, self.C, reverse=True),
                     self.A.new_empty(self._rows(CHUNK // _BACKWARD_TILE * state)),
                     self._sizes.hide(),
-                    **self._constants(dy),
+                    **self._constants(dy, du, *(() if ddelta is None else (ddelta,))),
                     TILE=_BACKWARD_TILE,
                     maxnreg=255,  # else the assembler spills some, where that fits one more program on a multiprocessor
                     # Where one factor has no more digits than tf32, three products of tf32 are as good as float32.
@@ -265,10 +265,10 @@ class _Problem:
         )
         return Inputs(*(_per_token(tensor) for tensor in (self.u, self.delta, self.B, self.C)), W_dt, bias, A, skip)
 
-    def _constants(self, other: Tensor) -> dict[str, object]:
-        """Return what the kernels are compiled for that read the inputs, and read or write another like u."""
+    def _constants(self, *others: Tensor) -> dict[str, object]:
+        """Return what the kernels are compiled for that read the inputs, and read or write others like u."""
         most_parts = self.u[0, ..., 0].numel() * max(self._ranks, self.A.shape[2])
-        offsets = max(most_parts, *(_extent(tensor) for tensor in (self.u, self.delta, self.B, self.C, other)))
+        offsets = max(most_parts, *(_extent(tensor) for tensor in (self.u, self.delta, self.B, self.C, *others)))
         return {
             "N": self.A.shape[2],
             "R": self._ranks,

@@ -1,7 +1,5 @@
 """Tiles of a sequence in the Triton kernels: where their tokens lie, reading them, the step, and the scan over one."""
 
-
-
 from typing import NamedTuple
 
 import triton

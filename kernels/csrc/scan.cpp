@@ -184,6 +184,10 @@ INLINE void steps(const Scan& scan, const Real* shared, typename T::Bits* const*
         const Vec<Real> weight = load(weights.W_dt + r * scan.padded);
         for (int i = 0; i < count; ++i) step[i] += shared[r * CHUNK + i] * weight;
     }
+    // Padding times infinity is NaN, which sums over channels would spread.
+    if (!full)
+        for (int i = 0; i < count; ++i)
+            for (int lane = lanes; lane < Simd<Real>::width; ++lane) step[i][lane] = 0;
 }
 
 // --- forward --------------------------------------------------------------------------------------------------------
@@ -540,8 +544,8 @@ template <bool forward> void run_any(const Scan& scan) {
 
 extern "C" {
 
-// Lanes of float in a register: blocks should hold whole registers.
-EXPORT int64_t mmmsv_scan_lanes(void) { return Simd<float>::width; }
+// By which native.py knows a library that was built from other sources (setup.py).
+EXPORT int64_t mmmsv_scan_sources(void) { return MMMSV_SOURCES; }
 
 // How many numbers of the state's dtype each thread needs as scratch.
 EXPORT int64_t mmmsv_scan_scratch(const Scan* scan) {

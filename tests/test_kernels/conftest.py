@@ -1,11 +1,12 @@
 """Without a GPU the Triton kernels run through Triton's interpreter, which is to be asked for before their import."""
 
+import importlib.util
 import os
 
 import numpy as np
 import torch
 
-if not torch.cuda.is_available():
+if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 

@@ -46,7 +46,7 @@ def test_the_choice(calls, monkeypatch):
     selective_scan(**inputs)
     with use_backend("torch"):
         selective_scan(**inputs)
-    assert calls == ["cpu", "reference", "torch", "reference", "reference", "torch"]
+    assert calls == [dispatch.automatic(CPU), "reference", "torch", "reference", "reference", "torch"]
 
 
 def test_a_backend_that_there_is_not(monkeypatch):
@@ -88,7 +88,7 @@ def test_without_the_library(monkeypatch):
     monkeypatch.setattr(native, "library_path", lambda: None)
     native._library.cache_clear()
     try:
-        assert "not built: no compiler" in native.why_not(CPU)
+        assert "was not built when mmmsv was installed" in native.why_not(CPU)
     finally:
         native._library.cache_clear()
 
@@ -104,6 +104,17 @@ def test_a_library_that_does_not_load(monkeypatch, tmp_path):
         native._library.cache_clear()
 
 
+@pytest.mark.skipif(native.why_not(CPU) is not None, reason="there is no C++ library here")
+def test_a_library_of_other_sources(monkeypatch):
+    monkeypatch.setattr(native, "sources", lambda: 1)
+    native._library.cache_clear()
+    try:
+        assert "was built from other sources" in native.why_not(CPU)
+    finally:
+        native._library.cache_clear()
+
+
+@pytest.mark.skipif(native.why_not(CPU) is not None, reason="there is no C++ library here")
 @pytest.mark.parametrize("instructions", ["AVX512", "AVX2", "DEFAULT"])
 def test_every_build_computes_the_same(instructions):
     """The libraries for older processors, too, where this one can run them."""
