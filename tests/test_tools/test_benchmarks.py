@@ -99,7 +99,9 @@ def test_the_report_lists_every_backend():
     lines = {line.split()[1]: line for line in done.stdout.splitlines() if line.startswith("cpu ")}
     assert list(lines) == list(BACKENDS)
     for name, line in lines.items():
-        if reason := BACKENDS[name].why_not(torch.device("cpu")):
+        if name == "triton":  # in this process, but not in that one, Triton may be interpreted
+            assert "cannot run: " in line
+        elif reason := BACKENDS[name].why_not(torch.device("cpu")):
             assert f"cannot run: {reason}" in line
         else:
             side, forward, both = line.split()[2:5]
