@@ -84,34 +84,30 @@ def test_the_library_is_built_where_a_compiler_is():
     assert native.why_not(CPU) is None
 
 
-def test_without_the_library(monkeypatch):
-    monkeypatch.setattr(native, "library_path", lambda: None)
+@pytest.fixture
+def asked_anew():
+    """The library is looked for again, in the test and after it."""
     native._library.cache_clear()
-    try:
-        assert "was not built when mmmsv was installed" in native.why_not(CPU)
-    finally:
-        native._library.cache_clear()
+    yield
+    native._library.cache_clear()
 
 
-def test_a_library_that_does_not_load(monkeypatch, tmp_path):
+def test_without_the_library(monkeypatch, asked_anew):
+    monkeypatch.setattr(native, "library_path", lambda: None)
+    assert "was not built when mmmsv was installed" in native.why_not(CPU)
+
+
+def test_a_library_that_does_not_load(monkeypatch, tmp_path, asked_anew):
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"no library")
     monkeypatch.setattr(native, "library_path", lambda: broken)
-    native._library.cache_clear()
-    try:
-        assert "does not load: " in native.why_not(CPU)
-    finally:
-        native._library.cache_clear()
+    assert "does not load: " in native.why_not(CPU)
 
 
 @pytest.mark.skipif(native.why_not(CPU) is not None, reason="there is no C++ library here")
-def test_a_library_of_other_sources(monkeypatch):
+def test_a_library_of_other_sources(monkeypatch, asked_anew):
     monkeypatch.setattr(native, "sources", lambda: 1)
-    native._library.cache_clear()
-    try:
-        assert "was built from other sources" in native.why_not(CPU)
-    finally:
-        native._library.cache_clear()
+    assert "was built from other sources" in native.why_not(CPU)
 
 
 @pytest.mark.skipif(native.why_not(CPU) is not None, reason="there is no C++ library here")
