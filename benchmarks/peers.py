@@ -75,10 +75,9 @@ def _backend(name: str, note: str) -> Peer:
 
 def _register_unfused() -> None:
     """Make a backend of triton's 1-D kernels, which shows what the 2-D ones gain."""
-    if "triton" in BACKENDS:
-        triton = BACKENDS["triton"]
-        plain = unfused.backend(triton.selective_scan, triton.selective_scan_backward)
-        BACKENDS[_UNFUSED] = replace(plain, why_not=triton.why_not)
+    triton = BACKENDS["triton"]
+    plain = unfused.backend(triton.selective_scan, triton.selective_scan_backward)
+    BACKENDS[_UNFUSED] = replace(plain, why_not=triton.why_not)
 
 
 def _not_installed(package: str) -> str | None:

@@ -222,7 +222,7 @@ def point_row(tensor, index, sizes, lanes):
 
 @triton.jit
 def make_step(inputs, sizes, batch, lanes, tile, R: tl.constexpr, SOFTPLUS: tl.constexpr):
-    """Return the step, ``[tokens, channels]``, 0 behind the end."""
+    """Return the step, ``[tokens, channels]``, 0 behind the end and behind the last channel."""
     dtype: tl.constexpr = inputs.A.dtype.element_ty
     channels = lanes[1]
     if inputs.W_dt is None:
@@ -241,7 +241,8 @@ def make_step(inputs, sizes, batch, lanes, tile, R: tl.constexpr, SOFTPLUS: tl.c
         same = sum_ == 1.0
         log = tl.where(same, power, tl.log(sum_) * (power / tl.where(same, 1.0, sum_ - 1.0)))
         step = tl.where(step > 20.0, step, log)
-    return tl.where(tile[2][:, None], step, 0.0)
+    # 0 behind the last channel too: there a weight of 0 times infinity is NaN, which sums over channels would spread.
+    return tl.where(tile[2][:, None] & (channels < sizes.channels)[None, :], step, 0.0)
 
 
 @triton.jit
