@@ -127,6 +127,7 @@ JOBS = {
 
 def main(library: str, job: str) -> None:
     native.library_path = lambda: Path(library)
+    native._library.cache_clear()  # imports above have asked for it already
     JOBS[job]()
     print("done")
 
