@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .routes import ROUTES, Route
@@ -83,3 +84,7 @@ class Scan2d(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return self[:8]
+
+    def map_dtype(self, summed: bool) -> torch.dtype:
+        """Return the dtype of a map that several routes may be summed in: that of x would be rounded after each."""
+        return self.A.dtype if summed and len(self.route_codes) > 1 else self.x.dtype

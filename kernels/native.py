@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .arguments import Scan1d, Scan2d
 from .backend import Backend
+from .layout import ceil_div, laid_out_as, last_axis_innermost
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -194,12 +195,12 @@ class _Problem:
         zero = scan.A.new_zeros(groups, channels)
         projections = []
         for tensor in (scan.B, scan.C):
-            rows = _rows(tensor.transpose(2, 3))
+            rows = last_axis_innermost(tensor.transpose(2, 3))
             projections.append(_Placed(rows, *rows.stride()[:2], 0, 0, rows.stride(2)))
         return cls(
             size=(batch, 1, length, channels),
-            x=_of_groups(_rows(scan.u.transpose(1, 2)), groups),
-            dt=_of_groups(_rows(scan.delta.transpose(1, 2)), groups),
+            x=_of_groups(last_axis_innermost(scan.u.transpose(1, 2)), groups),
+            dt=_of_groups(last_axis_innermost(scan.delta.transpose(1, 2)), groups),
             B=projections[0],
             C=projections[1],
             W_dt=None,
@@ -217,10 +218,10 @@ class _Problem:
         codes = tuple(scan.route_codes)
         return cls(
             size=tuple(scan.x.shape),
-            x=_of_map(_rows(scan.x)),
-            dt=_of_sets(_rows(scan.dt)),
-            B=_of_sets(_rows(scan.B)),
-            C=_of_sets(_rows(scan.C)),
+            x=_of_map(last_axis_innermost(scan.x)),
+            dt=_of_sets(last_axis_innermost(scan.dt)),
+            B=_of_sets(last_axis_innermost(scan.B)),
+            C=_of_sets(last_axis_innermost(scan.C)),
             W_dt=scan.W_dt,
             b_dt=scan.b_dt,
             A=scan.A,
@@ -240,7 +241,7 @@ class _Problem:
         batch, *_, channels = self.size
         threads = torch.get_num_threads()
         # Enough for two tasks a thread; each channel is computed alone, so the number changes no bit of the results.
-        blocks = max(-(-2 * threads // max(batch, 1)), _pieces(channels, _FORWARD_CHANNELS))
+        blocks = max(ceil_div(2 * threads, max(batch, 1)), ceil_div(channels, _FORWARD_CHANNELS))
         scan, _weights = self._describe(blocks, threads)  # which must live until the end
         scan.wide = y.tensor.dtype != self.x.tensor.dtype
         scan.y, scan.kept = y.fields, states.data_ptr()
@@ -262,7 +263,7 @@ class _Problem:
         batch, height, width, channels = self.size
         sets, _, state = self.A.shape
         groups = min(batch, _GROUPS)
-        scan, _weights = self._describe(2 * _pieces(channels, 2 * _BACKWARD_CHANNELS), torch.get_num_threads())
+        scan, _weights = self._describe(2 * ceil_div(channels, 2 * _BACKWARD_CHANNELS), torch.get_num_threads())
         scan.wide = dx.tensor.dtype != self.x.tensor.dtype
         scan.dy, scan.dx, scan.kept = dy.fields, dx.fields, states.data_ptr()
         if ddelta is not None:
@@ -297,7 +298,7 @@ class _Problem:
             merge=self.merge,
             shared=self.one_map and sets == 1,
             softplus=self.softplus,
-            blocks=max(min(blocks, _pieces(channels, _LANES)), 1),
+            blocks=max(min(blocks, ceil_div(channels, _LANES)), 1),
             threads=threads,
             route_codes=ctypes.addressof(_codes(self.sequences)),
             x=self.x.fields,
@@ -348,15 +349,6 @@ def _new(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -
     return tensor
 
 
-def _pieces(count: int, size: int) -> int:
-    return -(-count // size)
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """Return ``tensor`` with its last axis contiguous: itself, as a rule."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
 def _padded(weight: Tensor, axis: int) -> Tensor:
     """Pad one axis with zeros to whole registers, and make it contiguous."""
     missing = -weight.shape[axis] % _LANES
@@ -366,51 +358,38 @@ def _padded(weight: Tensor, axis: int) -> Tensor:
     return weight.contiguous()
 
 
-def _as(like: Tensor, value: Tensor) -> Tensor:
-    """Return ``value`` in the dtype and layout of ``like``: itself, as a rule, unless it is part of another tensor."""
-    whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
-    if whole and value.dtype == like.dtype and value.stride() == like.stride():
-        return value
-    return torch.empty_like(like).copy_(value)
-
-
-def _sum_dtype(scan: Scan2d, summed: bool) -> torch.dtype:
-    """Return the dtype of a map that several routes may be summed in: that of x would be rounded after each."""
-    return scan.A.dtype if summed and len(scan.route_codes) > 1 else scan.x.dtype
-
-
 def selective_scan(scan: Scan1d) -> tuple[Tensor, Tensor]:
     """Compute y and the states before every 64th token."""
     batch, channels, length = scan.u.shape
     y, states = _new(scan.u, (batch, length, channels)), scan.A.new_empty(scan.states_shape)
     _Problem.of_1d(scan).forward(_of_groups(y, scan.B.shape[1]), states)
-    return _as(scan.u, y.transpose(1, 2)), states
+    return laid_out_as(scan.u, y.transpose(1, 2)), states
 
 
 def selective_scan_backward(scan: Scan1d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
     """Compute the gradients of the seven tensors, in their order; empty where a weight was not given."""
     batch, channels, length = scan.u.shape
     groups, state = scan.B.shape[1:3]
-    dy = _rows(dy.to(scan.u.dtype).transpose(1, 2))
+    dy = last_axis_innermost(dy.to(scan.u.dtype).transpose(1, 2))
     du, ddelta = (_new(scan.u, (batch, length, channels)) for _ in range(2))
     dy_, du_, ddelta_ = (_of_groups(tensor, groups) for tensor in (dy, du, ddelta))
     tokens, weights = _Problem.of_1d(scan).backward(dy_, states, du_, ddelta_)
     dB, dC = tokens[:, 0].permute(0, 2, 3, 1).split(state, 2)
     dA, dbias, dD = weights.transpose(1, 2).flatten(0, 1).split((state, 1, 1), 1)
     return (
-        _as(scan.u, du.transpose(1, 2)),
-        _as(scan.delta, ddelta.transpose(1, 2)),
-        _as(scan.A, dA),
-        _as(scan.B, dB),
-        _as(scan.C, dC),
-        scan.u.new_empty(0) if scan.D is None else _as(scan.D, dD[:, 0]),
-        scan.u.new_empty(0) if scan.delta_bias is None else _as(scan.delta_bias, dbias[:, 0]),
+        laid_out_as(scan.u, du.transpose(1, 2)),
+        laid_out_as(scan.delta, ddelta.transpose(1, 2)),
+        laid_out_as(scan.A, dA),
+        laid_out_as(scan.B, dB),
+        laid_out_as(scan.C, dC),
+        scan.u.new_empty(0) if scan.D is None else laid_out_as(scan.D, dD[:, 0]),
+        scan.u.new_empty(0) if scan.delta_bias is None else laid_out_as(scan.delta_bias, dbias[:, 0]),
     )
 
 
 def scan2d(scan: Scan2d) -> tuple[Tensor, Tensor]:
     """Compute y and the states before every 64th token."""
-    y = _new(scan.x, scan.y_shape, _sum_dtype(scan, scan.merge))
+    y = _new(scan.x, scan.y_shape, scan.map_dtype(scan.merge))
     states = scan.A.new_empty(scan.states_shape)
     _Problem.of_2d(scan).forward(_of_map(y) if scan.merge else _of_routes(y), states)
     return y.to(scan.x.dtype), states
@@ -418,14 +397,14 @@ def scan2d(scan: Scan2d) -> tuple[Tensor, Tensor]:
 
 def scan2d_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
     """Compute the gradients of the eight tensors, in their order."""
-    dy, dx = _rows(dy.to(scan.x.dtype)), _new(scan.x, scan.x.shape, _sum_dtype(scan, True))
+    dy, dx = last_axis_innermost(dy.to(scan.x.dtype)), _new(scan.x, scan.x.shape, scan.map_dtype(True))
     placed = _of_map(dy) if scan.merge else _of_routes(dy)
     tokens, weights = _Problem.of_2d(scan).backward(placed, states, _of_map(dx), None)
     rank, state = scan.W_dt.shape[2], scan.A.shape[2]
     ddt, dB, dC = tokens.split((rank, state, state), 4)
     dW_dt, dA, db_dt, dDskip = weights.transpose(1, 2).split((rank, state, 1, 1), 2)
     gradients = (dx, ddt, dB, dC, dW_dt, db_dt[..., 0], dA, dDskip[..., 0])
-    return tuple(_as(tensor, gradient) for tensor, gradient in zip(scan.tensors, gradients, strict=True))
+    return tuple(laid_out_as(tensor, gradient) for tensor, gradient in zip(scan.tensors, gradients, strict=True))
 
 
 BACKEND = Backend(

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .arguments import CHUNK, Scan1d, Scan2d, chunks
 from .backend import Backend
+from .layout import ceil_div, laid_out_as, last_axis_innermost
 
 if TYPE_CHECKING:
     from .triton_tiles import Inputs, PerToken, Sizes
@@ -64,7 +65,7 @@ def selective_scan(scan: Scan1d) -> tuple[Tensor, Tensor]:
     """Compute y and the states before every 64th token."""
     y = _empty_channels_last(scan.u)
     states = _problem_1d(scan).forward(_groups(scan, y))
-    return _like(scan.u, y), states
+    return laid_out_as(scan.u, y), states
 
 
 def selective_scan_backward(scan: Scan1d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
@@ -75,7 +76,7 @@ def selective_scan_backward(scan: Scan1d, dy: Tensor, states: Tensor) -> tuple[T
     dA, dD, dbias = (part.sum(0).flatten(1) for part in (parts.A, parts.skip, parts.bias))
     gradients = (du, ddelta, dA.t(), dB, dC, dD[0], dbias[0])
     return tuple(
-        dy.new_empty(0) if tensor is None else _like(tensor, gradient)
+        dy.new_empty(0) if tensor is None else laid_out_as(tensor, gradient)
         for tensor, gradient in zip(scan.tensors, gradients, strict=True)
     )
 
@@ -89,7 +90,7 @@ def scan2d(scan: Scan2d) -> tuple[Tensor, Tensor]:
 
 def scan2d_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
     """Compute the gradients of the eight tensors, in their order."""
-    dy = _for_routes(scan, dy.unsqueeze(3)) if scan.merge else _columns_last(dy.flatten(2, 3))
+    dy = _for_routes(scan, dy.unsqueeze(3)) if scan.merge else last_axis_innermost(dy.flatten(2, 3))
     dx = _maps(scan, True)
     parts = _problem_2d(scan).backward(states, dy, dx.flatten(2, 3))
     # From (batch, blocks, routes, tokens, *) and (batch * spans, *, sequences, D): one set of weights takes all routes.
@@ -102,7 +103,7 @@ def scan2d_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, .
         part.sum(sequences, keepdim=True)[0].permute(1, 2, 0) for part in (parts.W_dt, parts.bias, parts.A, parts.skip)
     )
     gradients = (_sum_maps(scan, dx), ddt, dB, dC, dW_dt, db_dt[..., 0], dA, dDskip[..., 0])
-    return tuple(_like(tensor, gradient) for tensor, gradient in zip(scan.tensors, gradients, strict=True))
+    return tuple(laid_out_as(tensor, gradient) for tensor, gradient in zip(scan.tensors, gradients, strict=True))
 
 
 BACKEND = Backend(why_not, selective_scan, selective_scan_backward, scan2d, scan2d_backward)
@@ -204,7 +205,7 @@ class _Problem:
                 TILE=_TILE,
                 REVERSE=reverse,
             )
-            programs = self.u.shape[0] * sizes.sequences * state * _ceil(sizes.channels, _WARP)
+            programs = self.u.shape[0] * sizes.sequences * state * ceil_div(sizes.channels, _WARP)
             kernels.carry_over[programs,](
                 self._inputs.A,
                 total,
@@ -227,7 +228,7 @@ class _Problem:
 
     @property
     def _blocks(self) -> int:
-        return _ceil(self.u.shape[3], _block(self.u.shape[3]))
+        return ceil_div(self.u.shape[3], _block(self.u.shape[3]))
 
     @property
     def _grid(self) -> tuple[int]:
@@ -240,9 +241,9 @@ class _Problem:
         batch, routes, tokens, channels = self.u.shape
         sequences, length = routes // self.per_sequence, tokens * self.per_sequence
         count = chunks(length)
-        warps = batch * sequences * _ceil(channels, _WARP)
-        spans = min(count, _ceil(_warps_wanted(self.u.device), max(warps, 1)))
-        span = _ceil(count, spans) if spans >= _MIN_SPANS else max(count, 1)
+        warps = batch * sequences * ceil_div(channels, _WARP)
+        spans = min(count, ceil_div(_warps_wanted(self.u.device), max(warps, 1)))
+        span = ceil_div(count, spans) if spans >= _MIN_SPANS else max(count, 1)
         return Sizes(
             height=self.height,
             width=self.width,
@@ -250,7 +251,7 @@ class _Problem:
             sequences=sequences,
             channels=channels,
             sets=self.A.shape[0],
-            spans=_ceil(count, span),
+            spans=ceil_div(count, span),
             span=span,
             chunks=count,
         )
@@ -289,7 +290,7 @@ def _problem_1d(scan: Scan1d) -> _Problem:
         1,
         u.shape[2],
         *(_groups(scan, tensor) for tensor in (u, delta)),
-        *(_columns_last(tensor.transpose(2, 3)) for tensor in (B, C)),
+        *(last_axis_innermost(tensor.transpose(2, 3)) for tensor in (B, C)),
         W_dt=None,
         bias=None if delta_bias is None else delta_bias.unflatten(0, (groups, -1)),
         A=A.unflatten(0, (groups, A.shape[0] // groups)),
@@ -303,7 +304,7 @@ def _problem_1d(scan: Scan1d) -> _Problem:
 def _groups(scan: Scan1d, tensor: Tensor) -> Tensor:
     """View ``(batch, D, L)`` as ``(batch, groups, L, D / groups)``."""
     groups = scan.B.shape[1]
-    return _columns_last(tensor.unflatten(1, (groups, tensor.shape[1] // groups)).transpose(2, 3))
+    return last_axis_innermost(tensor.unflatten(1, (groups, tensor.shape[1] // groups)).transpose(2, 3))
 
 
 def _problem_2d(scan: Scan2d) -> _Problem:
@@ -322,7 +323,7 @@ def _problem_2d(scan: Scan2d) -> _Problem:
 
 def _for_routes(scan: Scan2d, tensor: Tensor) -> Tensor:
     """View what each token has for each set, ``(batch, H, W, S, *)``, as ``(batch, routes, tokens, *)``."""
-    tensor = _columns_last(tensor.flatten(1, 2)).transpose(1, 2)
+    tensor = last_axis_innermost(tensor.flatten(1, 2)).transpose(1, 2)
     return tensor.expand(-1, len(scan.route_codes), -1, -1)
 
 
@@ -330,28 +331,16 @@ def _maps(scan: Scan2d, merge: bool) -> Tensor:
     """Make a map for each route, ``(batch, routes, H, W, D)``; where several are to be summed, in the state's dtype."""
     batch, *sizes = scan.x.shape
     routes = len(scan.route_codes)
-    return scan.x.new_empty(batch, routes, *sizes, dtype=scan.A.dtype if merge and routes > 1 else scan.x.dtype)
+    return scan.x.new_empty(batch, routes, *sizes, dtype=scan.map_dtype(merge))
 
 
 def _sum_maps(scan: Scan2d, maps: Tensor) -> Tensor:
     return (maps[:, 0] if maps.shape[1] == 1 else maps.sum(1)).to(scan.x.dtype)
 
 
-def _columns_last(tensor: Tensor) -> Tensor:
-    """Copy a tensor unless the last dimension is innermost in memory, as the kernels want it."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
 def _empty_channels_last(u: Tensor) -> Tensor:
     """Make a tensor like ``(batch, D, L)`` with the channels innermost."""
     return u.new_empty(u.shape[0], u.shape[2], u.shape[1]).transpose(1, 2)
-
-
-def _like(tensor: Tensor, values: Tensor) -> Tensor:
-    """Return the values in the dtype and layout of a tensor."""
-    empty = torch.empty_like(tensor)
-    same = empty.dtype == values.dtype and empty.stride() == values.stride()
-    return values if same else empty.copy_(values)
 
 
 def _per_token(tensor: Tensor) -> "PerToken":
@@ -374,7 +363,3 @@ def _warps_wanted(device: torch.device) -> int:
 def _block(channels: int) -> int:
     """Return how many channels a program takes: as many as can be without more of them idle than with one warp."""
     return min((_WARP * warps for warps in _WARPS), key=lambda block: -channels % block)
-
-
-def _ceil(count: int, by: int) -> int:
-    return -(-count // by)
