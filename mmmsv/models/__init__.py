@@ -1,3 +1,4 @@
 from .msvmamba import MSVMamba
+from .vmamba import VMamba
 
-__all__ = ["MSVMamba"]
+__all__ = ["MSVMamba", "VMamba"]

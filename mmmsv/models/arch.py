@@ -1,106 +1,195 @@
-"""What distinguishes one MSVMamba from another: the published sizes, and the check of a user's own."""
+"""What distinguishes one vision Mamba from another: the settings of a backbone and of its blocks, and their check."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
 
 from mmmsv.kernels import ROUTES, Route
 
+Stem = Literal["patch", "conv"]
+Downsample = Literal["merge", "conv"]
+Fusion = Literal["norm_first", "norm_last"]
+FFN = Literal["conv", "mlp", "none"]
+FFNNorm = Literal["pre", "post"]
+
 
 @dataclass(frozen=True)
-class MSVMambaArch:
-    """Sizes and switches of an MSVMamba.
+class BlockArch:
+    """Settings of the blocks of a stage; the defaults are those of MSVMamba in arXiv 2405.14174.
 
     Args:
-        embed_dims: Channels C of each stage.
-        depths: Blocks of each stage.
         state_size: N of the scans.
-        ssm_ratio: Scans work on ``ssm_ratio * C`` channels.
+        ssm_ratio: Scans work on ``D = ssm_ratio * C`` channels.
         full_routes: Routes over the full-resolution map, each with its own parameter set.
-        half_routes: Routes over the half-resolution map, one sequence with one parameter set.
+        half_routes: Routes over the map of lower resolution, one sequence with one parameter set. Without
+            ``half_routes`` the scan is SS2D; without ``full_routes`` it is SS2D on the map of lower resolution, each
+            route with its own parameter set.
+        half_stride: How much lower that resolution is.
+        fusion: How the two resolutions meet in MS2D: ``'norm_first'`` (arXiv) or ``'norm_last'`` (NeurIPS).
+        conv_bias: Biases in the depthwise convolutions before the scans.
         se: Squeeze-and-excitation after the scans.
-        gate: The gate branch of MS2D.
-        ffn: ``'conv'`` (ConvFFN) or ``'none'``.
+        gate: The gate branch of the scans.
+        ffn: ``'conv'`` (ConvFFN), ``'mlp'`` or ``'none'``.
         ffn_ratio: Width of the FFN over C.
+        ffn_norm: Whether the norm of the FFN's branch stands before (``'pre'``) or behind it (``'post'``).
 
     Raises:
         TypeError: A setting is of another type.
         ValueError: A setting is outside what it may be.
     """
 
-    embed_dims: tuple[int, ...]
-    depths: tuple[int, ...]
     state_size: int = 1
     ssm_ratio: float = 2.0
     full_routes: tuple[Route, ...] = ("row",)
     half_routes: tuple[Route, ...] = ("row_rev", "col", "col_rev")
+    half_stride: int = 2
+    fusion: Fusion = "norm_first"
+    conv_bias: bool = True
     se: bool = True
     gate: bool = True
-    ffn: Literal["conv", "none"] = "conv"
+    ffn: FFN = "conv"
     ffn_ratio: float = 2.0
+    ffn_norm: FFNNorm = "pre"
 
     def __post_init__(self) -> None:
-        for name in ("embed_dims", "depths", "full_routes", "half_routes"):
-            value = getattr(self, name)
-            if not isinstance(value, (list, tuple)):
-                raise TypeError(f"arch: {name} is {value!r}, expected a list or tuple")
-            object.__setattr__(self, name, tuple(value))
-        if len(self.embed_dims) != len(self.depths) or not self.depths:
-            raise ValueError(f"arch: embed_dims {self.embed_dims} and depths {self.depths} must be of one length >= 1")
-        for name, values in (
-            ("embed_dims", self.embed_dims),
-            ("depths", self.depths),
-            ("state_size", (self.state_size,)),
-        ):
-            if not all(type(value) is int and value > 0 for value in values):
-                raise ValueError(f"arch: {name} is {getattr(self, name)!r}, expected whole numbers of at least 1")
-        dims = self.embed_dims
+        for name in ("full_routes", "half_routes"):
+            routes = _as_tuple(self, name)
+            if not all(route in ROUTES for route in routes):
+                raise ValueError(f"arch: {name} is {routes}, expected routes out of {ROUTES}")
+        if not self.full_routes and not self.half_routes:
+            raise ValueError("arch: full_routes and half_routes are both empty, expected one route at least")
+        for name in ("state_size", "half_stride"):
+            _check_whole(name, getattr(self, name), (getattr(self, name),))
         for name in ("ssm_ratio", "ffn_ratio"):
             ratio = getattr(self, name)
-            if type(ratio) not in (int, float) or not all(_is_width(ratio * dim) for dim in dims):
-                raise ValueError(
-                    f"arch: {name} is {ratio!r}, expected a number that makes whole numbers of at least 8 of the "
-                    f"embed_dims {dims}"
-                )
-        for name in ("se", "gate"):
+            if type(ratio) not in (int, float) or not 0 < ratio < math.inf:
+                raise ValueError(f"arch: {name} is {ratio!r}, expected a number above 0")
+        for name in ("conv_bias", "se", "gate"):
             if type(getattr(self, name)) is not bool:
                 raise TypeError(f"arch: {name} is {getattr(self, name)!r}, expected True or False")
-        for name in ("full_routes", "half_routes"):
-            routes = getattr(self, name)
-            if not routes or not all(route in ROUTES for route in routes):
-                raise ValueError(f"arch: {name} is {routes}, expected one or more of {ROUTES}")
-        if self.ffn not in ("conv", "none"):
-            raise ValueError(f"arch: ffn is {self.ffn!r}, expected 'conv' or 'none'")
+        _check_choice("fusion", self.fusion, Fusion)
+        _check_choice("ffn", self.ffn, FFN)
+        _check_choice("ffn_norm", self.ffn_norm, FFNNorm)
 
 
-def _is_width(value: float) -> bool:
-    return 8 <= value < math.inf and abs(value - round(value)) < 1e-6
+@dataclass(frozen=True)
+class Arch:
+    """Settings of a backbone.
+
+    Args:
+        embed_dims: Channels C of each stage.
+        depths: Blocks of each stage.
+        blocks: Settings of the blocks of each stage; one for all of them may stand alone.
+        stem: ``'patch'`` (4 x 4 patches) or ``'conv'`` (two convolutions of stride 2).
+        downsample: Between stages: ``'merge'`` (patch merging) or ``'conv'``.
+
+    Raises:
+        TypeError: A setting is of another type.
+        ValueError: A setting is outside what it may be, or two of them do not go together.
+    """
+
+    embed_dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    blocks: tuple[BlockArch, ...]
+    stem: Stem = "patch"
+    downsample: Downsample = "merge"
+
+    def __post_init__(self) -> None:
+        for name in ("embed_dims", "depths"):
+            _check_whole(name, getattr(self, name), _as_tuple(self, name))
+        if isinstance(self.blocks, BlockArch):
+            object.__setattr__(self, "blocks", (self.blocks,) * len(self.depths))
+        if not self.depths or len(self.embed_dims) != len(self.depths):
+            raise ValueError(f"arch: embed_dims {self.embed_dims} and depths {self.depths} must be of one length >= 1")
+        if len(self.blocks) != len(self.depths):
+            raise ValueError(f"arch: settings for {len(self.blocks)} stages, depths {self.depths} for another number")
+        _check_choice("stem", self.stem, Stem)
+        _check_choice("downsample", self.downsample, Downsample)
+        if self.stem == "conv" and self.embed_dims[0] % 2:
+            raise ValueError(f"arch: stem 'conv' halves embed_dims[0], which is {self.embed_dims[0]}: give an even one")
+        for dim, block in zip(self.embed_dims, self.blocks, strict=True):
+            for name in ("ssm_ratio", "ffn_ratio"):
+                width = getattr(block, name) * dim
+                if width < 8 or abs(width - round(width)) > 1e-6:
+                    raise ValueError(
+                        f"arch: {name} is {getattr(block, name)!r}, expected a number that makes whole numbers of at "
+                        f"least 8 of the embed_dims {self.embed_dims}"
+                    )
 
 
-ARCHS: dict[str, MSVMambaArch] = {
-    "nano": MSVMambaArch(embed_dims=(48, 96, 192, 384), depths=(1, 2, 5, 2)),
-    "micro": MSVMambaArch(embed_dims=(64, 128, 256, 512), depths=(1, 2, 5, 2)),
-    "tiny": MSVMambaArch(embed_dims=(96, 192, 384, 768), depths=(1, 2, 9, 2)),
-}
+def resolve_arch(arch: str | Mapping[str, object], archs: Mapping[str, Arch], model: str) -> Arch:
+    """Look up a published arch by name, or make one of a user's own settings.
 
+    Args:
+        arch: A name, or a dict with the keys of :class:`Arch` and :class:`BlockArch` (those for all stages), and
 
-def resolve_arch(arch: str | Mapping[str, object]) -> MSVMambaArch:
-    """Look up a published size by name, or check a user's own.
+            - ``base``: name of the arch from which the rest is taken; without it ``embed_dims`` and ``depths`` are
+              needed, and the rest is that of ``'tiny'``;
+            - ``stages``: for each stage a dict of the keys of :class:`BlockArch` that differ there.
+        archs: The published ones, by name.
+        model: Name of the backbone, for messages.
 
     Raises:
         TypeError: ``arch`` is neither, or a setting is of the wrong type.
-        ValueError: No published size has this name; a key is unknown or missing; a setting is out of range.
+        ValueError: No published arch has this name; a key is unknown or missing; a setting is out of range.
     """
     if isinstance(arch, str):
-        if arch not in ARCHS:
-            raise ValueError(f"MSVMamba: there is no arch {arch!r}; choose one of {', '.join(ARCHS)}, or give a dict")
-        return ARCHS[arch]
+        return _published(arch, archs, model)
     if not isinstance(arch, Mapping):
-        raise TypeError(f"MSVMamba: arch is a {type(arch).__name__}, expected a name ({', '.join(ARCHS)}) or a dict")
-    allowed = [field.name for field in fields(MSVMambaArch)]
-    if unknown := [key for key in arch if key not in allowed]:
-        raise ValueError(f"MSVMamba: unknown key(s) {unknown} in the arch dict; allowed are {allowed}")
-    if missing := [key for key in ("embed_dims", "depths") if key not in arch]:
-        raise ValueError(f"MSVMamba: the arch dict {dict(arch)} lacks {missing}")
-    return MSVMambaArch(**arch)
+        raise TypeError(f"{model}: arch is a {type(arch).__name__}, expected a name ({', '.join(archs)}) or a dict")
+    _check_keys(arch, ["base", "stages", *_WHOLE_KEYS, *_BLOCK_KEYS], f"{model}: the arch dict")
+    missing = [key for key in ("embed_dims", "depths") if key not in arch]
+    if missing and "base" not in arch:
+        raise ValueError(f"{model}: the arch dict {dict(arch)} lacks {missing}, or a base to take them from")
+    base = _published(arch.get("base", "tiny"), archs, model)
+    whole = {key: arch[key] for key in _WHOLE_KEYS if key in arch}
+    common = {key: arch[key] for key in _BLOCK_KEYS if key in arch}
+    stages = arch.get("stages", ({},) * _length(whole.get("depths", base.depths)))
+    if not isinstance(stages, Sequence) or not all(isinstance(stage, Mapping) for stage in stages):
+        raise TypeError(f"{model}: stages in the arch dict is {stages!r}, expected a list of dicts, one for each stage")
+    for stage in stages:
+        _check_keys(stage, _BLOCK_KEYS, f"{model}: stages in the arch dict")
+    # The published ones have one kind of block, whatever the stage.
+    block = replace(base.blocks[0], **common)
+    return replace(base, **whole, blocks=tuple(replace(block, **stage) for stage in stages))
+
+
+_BLOCK_KEYS = [field.name for field in fields(BlockArch)]
+_WHOLE_KEYS = [field.name for field in fields(Arch) if field.name != "blocks"]
+
+
+def _published(name: object, archs: Mapping[str, Arch], model: str) -> Arch:
+    if not isinstance(name, str) or name not in archs:
+        raise ValueError(f"{model}: there is no arch {name!r}; choose one of {', '.join(archs)}, or give a dict")
+    return archs[name]
+
+
+def _check_keys(given: Mapping[str, object], allowed: list[str], where: str) -> None:
+    if unknown := [key for key in given if key not in allowed]:
+        raise ValueError(f"{where} has unknown key(s) {unknown}; allowed are {allowed}")
+
+
+def _length(depths: object) -> int:
+    # What is no list is refused by Arch, with its name.
+    return len(depths) if isinstance(depths, Sequence) else 1
+
+
+def _as_tuple(settings: Arch | BlockArch, name: str) -> tuple:
+    value = getattr(settings, name)
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"arch: {name} is {value!r}, expected a list or tuple")
+    object.__setattr__(settings, name, tuple(value))
+    return tuple(value)
+
+
+def _check_whole(name: str, given: object, values: Sequence[object]) -> None:
+    if not all(type(value) is int and value > 0 for value in values):
+        raise ValueError(f"arch: {name} is {given!r}, expected whole numbers of at least 1")
+
+
+def _check_choice(name: str, value: object, choices: object) -> None:
+    allowed = get_args(choices)
+    if value not in allowed:
+        *first, last = map(repr, allowed)
+        raise ValueError(f"arch: {name} is {value!r}, expected {', '.join(first)} or {last}")

@@ -1,77 +1,88 @@
-"""The MS3 block (multi-scale state space block) and a stage of them."""
+"""The blocks of the backbones, and a stage of them."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, is_grad_enabled, nn
-from torch.nn.functional import gelu
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from .layers import ChannelsLastConv2d
-from .ms2d import MS2D
-from .stems import PatchMerging
+from .arch import BlockArch
+from .ffn import MLP, ConvFFN
+from .ms2d import Scan2D, build_scan
+from .stems import ConvDownsample, PatchMerging
 
 
-class ConvFFN(nn.Module):
-    """A feed-forward net that mixes neighbours: ``fc2(gelu(h + DWConv3x3(h)))`` with ``h = fc1(x)``.
-
-    ``fc1`` and ``fc2`` are the paper's 1 x 1 convolutions, and keep the initial values of convolutions.
-
-    Args:
-        dim: Channels of the input and of the output.
-        ratio: How much wider it is inside.
-        drop_rate: Dropout after the GELU and after ``fc2``.
-
-    Source:
-        MSVMamba, arXiv 2405.14174.
-    """
-
-    def __init__(self, dim: int, ratio: float, drop_rate: float) -> None:
-        super().__init__()
-        inner = round(ratio * dim)
-        self.fc1 = nn.Linear(dim, inner)
-        self.dwconv = ChannelsLastConv2d(inner, inner, 3, padding=1, groups=inner)
-        self.fc2 = nn.Linear(inner, dim)
-        self.drop = nn.Dropout(drop_rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, C)`` to the same shape."""
-        x = self.fc1(x)
-        x = self.drop(gelu(x + self.dwconv(x)))
-        return self.drop(self.fc2(x))
-
-
-class MS3Block(nn.Module):
-    """``x = x + MS2D(LN(x)); x = x + ConvFFN(LN(x))``, each branch with drop path.
+class VSSBlock(nn.Module):
+    """``x = x + scan(LN(x))``, with drop path.
 
     Args:
         dim: Channels C.
-        ms2d: The scan of this block.
-        ffn: Its feed-forward net; none for a block without one.
-        drop_path_rate: Probability that a sample skips a branch while training.
+        scan: The 2-D scan of this block.
+        drop_path_rate: Probability that a sample skips the branch while training.
 
     Source:
-        MSVMamba, arXiv 2405.14174.
+        VMamba, arXiv 2401.10166.
     """
 
-    def __init__(self, dim: int, ms2d: MS2D, ffn: ConvFFN | None, drop_path_rate: float) -> None:
+    def __init__(self, dim: int, scan: Scan2D, drop_path_rate: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.ms2d = ms2d
-        self.norm2 = None if ffn is None else nn.LayerNorm(dim)
-        self.ffn = ffn
+        self.scan = scan
         self.drop_path = StochasticDepth(drop_path_rate, mode="row")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        x = x + self.drop_path(self.ms2d(self.norm1(x)))
-        if self.ffn is not None:
-            x = x + self.drop_path(self.ffn(self.norm2(x)))
-        return x
+        return x + self.drop_path(self.scan(self.norm1(x)))
+
+
+class MS3Block(VSSBlock):
+    """``x = x + scan(LN(x)); x = x + FFN(LN(x))``, each branch with drop path.
+
+    Args:
+        dim: Channels C.
+        scan: The 2-D scan of this block.
+        ffn: Its feed-forward net.
+        drop_path_rate: Probability that a sample skips a branch while training.
+
+    Source:
+        MSVMamba, arXiv 2405.14174, with MS2D and ConvFFN; the 2024 release of VMamba, with SS2D and MLP.
+    """
+
+    def __init__(self, dim: int, scan: Scan2D, ffn: ConvFFN | MLP, drop_path_rate: float) -> None:
+        super().__init__(dim, scan, drop_path_rate)
+        self.norm2 = nn.LayerNorm(dim)
+        self.ffn = ffn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, C)`` to the same shape."""
+        x = x + self.drop_path(self.scan(self.norm1(x)))
+        return x + self.drop_path(self.ffn(self.norm2(x)))
+
+
+class PostNormMS3Block(MS3Block):
+    """``x = x + scan(LN(x)); x = x + LN(FFN(x))``, each branch with drop path; arguments of :class:`MS3Block`.
+
+    Source:
+        MSVMamba, NeurIPS 2024.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, C)`` to the same shape."""
+        x = x + self.drop_path(self.scan(self.norm1(x)))
+        return x + self.drop_path(self.norm2(self.ffn(x)))
+
+
+def build_block(dim: int, arch: BlockArch, ffn_drop_rate: float, drop_path_rate: float) -> VSSBlock:
+    """Make the block whose settings ``arch`` has."""
+    scan = build_scan(dim, arch)
+    if arch.ffn == "none":
+        return VSSBlock(dim, scan, drop_path_rate)
+    ffn = (ConvFFN if arch.ffn == "conv" else MLP)(dim, arch.ffn_ratio, ffn_drop_rate)
+    return (MS3Block if arch.ffn_norm == "pre" else PostNormMS3Block)(dim, scan, ffn, drop_path_rate)
 
 
 class Stage(nn.Module):
-    """The blocks of one resolution, behind the patch merging that leads to it.
+    """The blocks of one resolution, behind the downsampling that leads to it.
 
     Args:
         downsample: From the map of the stage before to this one's; none in the first stage.
@@ -79,7 +90,9 @@ class Stage(nn.Module):
         with_cp: Whether to recompute each block in the backward pass instead of keeping its activations.
     """
 
-    def __init__(self, downsample: PatchMerging | None, blocks: Sequence[MS3Block], with_cp: bool) -> None:
+    def __init__(
+        self, downsample: PatchMerging | ConvDownsample | None, blocks: Sequence[VSSBlock], with_cp: bool
+    ) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)

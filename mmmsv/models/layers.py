@@ -16,7 +16,13 @@ class ChannelsLastConv2d(nn.Conv2d):
 
 
 def projection(in_dim: int, out_dim: int) -> nn.Linear:
-    """Make a linear layer without bias, its weight drawn from a normal distribution of width 0.02, cut off at +-2."""
-    linear = nn.Linear(in_dim, out_dim, bias=False)
+    """Make a linear layer without bias, with the initial values of :func:`draw_projection`."""
+    return draw_projection(nn.Linear(in_dim, out_dim, bias=False))
+
+
+def draw_projection(linear: nn.Linear) -> nn.Linear:
+    """Draw the weight from a normal distribution of width 0.02, cut off at +-2; set the bias to 0; return the layer."""
     nn.init.trunc_normal_(linear.weight, std=0.02)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
     return linear

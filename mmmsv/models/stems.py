@@ -1,7 +1,9 @@
-"""What changes the resolution: the patch embedding in front and the patch merging between stages."""
+"""What changes the resolution: the stem in front, and the downsampling between stages."""
+
+from typing import ClassVar
 
 from torch import Tensor, cat, channels_last, nn
-from torch.nn.functional import pad
+from torch.nn.functional import gelu, pad
 
 from .layers import ChannelsLastConv2d, projection
 
@@ -17,18 +19,42 @@ class PatchEmbed(nn.Module):
         MSVMamba, arXiv 2405.14174; also the patch embedding of Swin and VMamba.
     """
 
-    patch_size = 4
+    min_side: ClassVar[int] = 4  # pixels: one patch
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
-        self.conv = ChannelsLastConv2d(in_channels, dim, self.patch_size, stride=self.patch_size)
+        self.conv = ChannelsLastConv2d(in_channels, dim, 4, stride=4)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, H // 4, W // 4, dim)``."""
-        # A copy of three channels, where the image is not channels-last yet, saves one of the whole map behind it.
-        image = image.contiguous(memory_format=channels_last)
-        return self.norm(self.conv(image.permute(0, 2, 3, 1)))
+        return self.norm(self.conv(_channels_last(image)))
+
+
+class ConvStem(nn.Module):
+    """Embed an image with two convolutions: ``LN(Conv3x3 stride 2(GELU(LN(Conv3x3 stride 2(image)))))``.
+
+    Args:
+        in_channels: Channels of the image.
+        dim: Channels of the embedding, even; half of them between the convolutions.
+
+    Source:
+        MSVMamba, NeurIPS 2024, and the 2024 release of VMamba.
+    """
+
+    min_side: ClassVar[int] = 1
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.conv1 = ChannelsLastConv2d(in_channels, dim // 2, 3, stride=2, padding=1)
+        self.norm1 = nn.LayerNorm(dim // 2)
+        self.conv2 = ChannelsLastConv2d(dim // 2, dim, 3, stride=2, padding=1)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map ``(B, in_channels, H, W)`` to ``(B, ceil(H / 4), ceil(W / 4), dim)``."""
+        x = gelu(self.norm1(self.conv1(_channels_last(image))))
+        return self.norm2(self.conv2(x))
 
 
 class PatchMerging(nn.Module):
@@ -56,3 +82,29 @@ class PatchMerging(nn.Module):
             x = pad(x, (0, 0, 0, width % 2, 0, height % 2))
         patches = cat((x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]), dim=-1)
         return self.reduction(self.norm(patches))
+
+
+class ConvDownsample(nn.Module):
+    """Halve the resolution: ``LN(Conv3x3 stride 2(x))``.
+
+    Args:
+        in_dim: Channels of the input map.
+        out_dim: Channels of the output map.
+
+    Source:
+        MSVMamba, NeurIPS 2024, and the 2024 release of VMamba.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.conv = ChannelsLastConv2d(in_dim, out_dim, 3, stride=2, padding=1)
+        self.norm = nn.LayerNorm(out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, in_dim)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dim)``."""
+        return self.norm(self.conv(x))
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    # A copy of three channels, where the image is not channels-last yet, saves one of the whole map behind it.
+    return image.contiguous(memory_format=channels_last).permute(0, 2, 3, 1)

@@ -1,15 +1,15 @@
-"""The official implementation's numbers (computed in float64), reproduced."""
+"""The official implementations' numbers (computed in float64), reproduced."""
 
 import pytest
 import torch
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 
+from mmmsv.checkpoints.layout import from_authors
 from mmmsv.models import MSVMamba
 
-from .golden import arch_of, backbone_weights, load_golden
+from .golden import FILES, WITH_GRADIENTS, arch_of, load_golden
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-FILES = ("arxiv.pt", "arxiv_state4_plain.pt", "arxiv_full2_half2.pt", "arxiv_full3_half1.pt")
 
 
 def assert_near(ours, theirs, tolerance):
@@ -18,11 +18,21 @@ def assert_near(ours, theirs, tolerance):
     assert (ours.detach().double() - theirs.double()).abs().max() <= tolerance * theirs.abs().max()
 
 
+def of_backbone(weights, arch):
+    """Names of ours for those of a dense backbone, weights or gradients."""
+    theirs = {f"backbone.{name}": value for name, value in weights.items() if not name.startswith("classifier.")}
+    return {name.removeprefix("backbone."): value for name, value in from_authors(theirs, arch).items()}
+
+
 def load_backbone(golden, dtype):
-    sets = golden["meta"]["full_routes"] + 1
     model = MSVMamba(arch_of(golden["meta"]), drop_path_rate=0.5)
-    model.load_state_dict(backbone_weights({**golden["model"], **golden["outnorm"]}, sets))
+    model.load_state_dict(of_backbone({**golden["model"], **golden["outnorm"]}, model.arch))
     return model.to(dtype).eval()
+
+
+def test_all_files_are_there():
+    assert len(FILES) == 8
+    assert set(WITH_GRADIENTS) == {name for name in FILES if "grad_params" in load_golden(name)["cases"][0]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -39,7 +49,7 @@ def test_features(name, dtype):
 
 @pytest.mark.parametrize("with_cp", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ["arxiv.pt", "arxiv_state4_plain.pt"])
+@pytest.mark.parametrize("name", WITH_GRADIENTS)
 def test_gradients(name, dtype, with_cp):
     golden = load_golden(name)
     model = load_backbone(golden, dtype)
@@ -49,7 +59,7 @@ def test_gradients(name, dtype, with_cp):
     image = case["input"].to(dtype).requires_grad_()
     sum((f * torch.arange(f.numel(), dtype=dtype).cos().view_as(f)).sum() for f in model(image)).backward()
     assert_near(image.grad, case["grad_input"], TOLERANCE[dtype])
-    theirs = backbone_weights(case["grad_params"], golden["meta"]["full_routes"] + 1)
+    theirs = of_backbone(case["grad_params"], model.arch)
     ours = dict(model.named_parameters())
     assert ours.keys() == theirs.keys()
     for key, parameter in ours.items():
@@ -60,7 +70,7 @@ def test_gradients(name, dtype, with_cp):
 @pytest.mark.parametrize("name", FILES)
 def test_logits_of_mmpretrains_classifier(name, dtype):
     golden = load_golden(name)
-    meta, weights = golden["meta"], golden["model"]
+    meta = golden["meta"]
     classifier = MMPRETRAIN_MODELS.build(
         {
             "type": "ImageClassifier",
@@ -70,9 +80,7 @@ def test_logits_of_mmpretrains_classifier(name, dtype):
             "head": {"type": "LinearClsHead", "num_classes": 10, "in_channels": meta["embed_dims"][-1]},
         }
     )
-    norm = {f"outnorm3.{part}": weights[f"classifier.norm.{part}"] for part in ("weight", "bias")}
-    classifier.backbone.load_state_dict(backbone_weights({**weights, **norm}, meta["full_routes"] + 1))
-    classifier.head.fc.load_state_dict({part: weights[f"classifier.head.{part}"] for part in ("weight", "bias")})
+    classifier.load_state_dict(from_authors(golden["model"], classifier.backbone.arch))
     classifier.to(dtype).eval()
     for case in golden["cases"]:
         assert_near(classifier(case["input"].to(dtype), mode="tensor"), case["logits"], TOLERANCE[dtype])

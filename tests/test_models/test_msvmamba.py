@@ -72,7 +72,7 @@ def test_bfloat16_follows_float32():
 def test_initial_values():
     """Steps between 1e-3 and 0.1, A = -1, ..., -N, skip 1, narrow linear weights (but in the ConvFFN)."""
     model = MSVMamba({**SMALL, "state_size": 4})
-    scan = model.stages[0].blocks[0].ms2d.half_scan
+    scan = model.stages[0].blocks[0].scan.half_scan
     step = nn.functional.softplus(scan.dt_bias)
     assert (step > 0.99e-3).all()
     assert (step < 0.101).all()
@@ -89,7 +89,7 @@ def test_initial_values():
 def test_a_half_resolution_token_is_projected_once():
     model = MSVMamba(SMALL)
     tokens = []
-    model.stages[0].blocks[0].ms2d.half_scan.x_proj.register_forward_hook(
+    model.stages[0].blocks[0].scan.half_scan.x_proj.register_forward_hook(
         lambda module, inputs, output: tokens.append(output[..., 0].numel())
     )
     model(torch.randn(1, 3, 64, 64))
@@ -152,7 +152,7 @@ def test_compiles_whole_with_gradients():
 def test_frozen_stages(frozen_stages):
     model = MSVMamba(SMALL, frozen_stages=frozen_stages, ffn_drop_rate=0.5)
     assert model.eval().train() is model
-    parts = [[model.patch_embed], *([stage, model.out_norms[str(i)]] for i, stage in enumerate(model.stages))]
+    parts = [[model.stem], *([stage, model.out_norms[str(i)]] for i, stage in enumerate(model.stages))]
     for place, part in enumerate(parts):
         for module in part:
             frozen = place <= frozen_stages
@@ -198,7 +198,7 @@ def test_with_cp_gives_the_same_gradients():
         (
             {"arch": {**SMALL, "embed_dim": 8}},
             ValueError,
-            r"unknown key\(s\) \['embed_dim'\].*allowed are \['embed_dims'",
+            r"unknown key\(s\) \['embed_dim'\].*allowed are \['base', 'stages', 'embed_dims'",
         ),
         ({"arch": {"depths": (1, 1)}}, ValueError, r"lacks \['embed_dims'\]"),
         ({"arch": {**SMALL, "depths": (1, 1)}}, ValueError, r"must be of one length"),
@@ -207,14 +207,14 @@ def test_with_cp_gives_the_same_gradients():
         (
             {"arch": {**SMALL, "half_routes": ("diagonal",)}},
             ValueError,
-            "half_routes is .*expected one or more of .*row",
+            "half_routes is .*expected routes out of .*row",
         ),
-        ({"arch": {**SMALL, "ffn": "mlp"}}, ValueError, "ffn is 'mlp', expected 'conv' or 'none'"),
+        ({"arch": {**SMALL, "ffn": "moe"}}, ValueError, "ffn is 'moe', expected 'conv', 'mlp' or 'none'"),
         ({"arch": {**SMALL, "se": "yes"}}, TypeError, "se is 'yes', expected True or False"),
-        ({"arch": {**SMALL, "ssm_ratio": 0}}, ValueError, "ssm_ratio is 0, expected a number that makes whole numbers"),
+        ({"arch": {**SMALL, "ssm_ratio": 0}}, ValueError, "ssm_ratio is 0, expected a number above 0"),
         ({"arch": {**SMALL, "ssm_ratio": 1.3}}, ValueError, r"ssm_ratio is 1.3, .*of at least 8 of the embed_dims \(8"),
         ({"arch": {**SMALL, "ffn_ratio": float("nan")}}, ValueError, "ffn_ratio is nan, expected"),
-        ({"arch": {**SMALL, "full_routes": (["row"],)}}, ValueError, "full_routes is .* expected one or more of"),
+        ({"arch": {**SMALL, "full_routes": (["row"],)}}, ValueError, "full_routes is .* expected routes out of"),
         ({"out_indices": (0, 4)}, ValueError, r"out_indices is \(0, 4\), expected stages in 0..3"),
         ({"out_indices": (-1,)}, ValueError, r"expected stages in 0..3"),
         ({"out_indices": (1, 1)}, ValueError, "each once"),
@@ -238,7 +238,7 @@ def test_bad_options(options, error, message):
         (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), TypeError, "image is torch.uint8, expected floating point"),
         (torch.zeros(1, 4, 32, 32), ValueError, r"shape \(1, 4, 32, 32\), expected \(B, 3, H, W\); in_channels="),
         (torch.zeros(3, 32, 32), ValueError, r"shape \(3, 32, 32\), expected \(B, 3, H, W\)"),
-        (torch.zeros(1, 3, 3, 32), ValueError, "3 x 32 pixels, expected at least 4 x 4, one patch"),
+        (torch.zeros(1, 3, 3, 32), ValueError, "3 x 32 pixels, expected at least 4 x 4; pad or enlarge it"),
         ([1.0], TypeError, "image is a list, expected a torch.Tensor"),
     ],
 )
@@ -274,7 +274,7 @@ class TestCheckpointThatDoesNotFit:
 
     def test_other_width(self, tmp_path):
         state = MSVMamba({**SMALL, "embed_dims": (16, 32, 48, 64)}).state_dict()
-        shapes = r"patch_embed.conv.weight \(\(16, 3, 4, 4\) in the checkpoint, \(8, 3, 4, 4\) in the model\)"
+        shapes = r"stem.conv.weight \(\(16, 3, 4, 4\) in the checkpoint, \(8, 3, 4, 4\) in the model\)"
         self.refused(tmp_path, state, rf"does not fit MSVMamba .* nothing was loaded. \d+ of another shape: {shapes}")
 
     def test_one_missing_and_one_extra(self, tmp_path):
@@ -297,9 +297,9 @@ class TestCheckpointThatDoesNotFit:
 
     def test_a_part_of_the_weights(self):
         """Also from torch's own loader; loading a part on purpose goes through the model's own state dict."""
-        model, part = MSVMamba(SMALL), {"patch_embed.conv.bias": torch.full((8,), 7.0)}
+        model, part = MSVMamba(SMALL), {"stem.conv.bias": torch.full((8,), 7.0)}
         with pytest.raises(ValueError, match="162 missing"):
             model.load_state_dict(part, strict=False)
-        assert (model.patch_embed.conv.bias != 7).all()
+        assert (model.stem.conv.bias != 7).all()
         model.load_state_dict({**model.state_dict(), **part})
-        assert (model.patch_embed.conv.bias == 7).all()
+        assert (model.stem.conv.bias == 7).all()

@@ -1,0 +1,1 @@
+"""The authors' checkpoints: read, translated to the names used here and back, and loaded whole or not at all."""

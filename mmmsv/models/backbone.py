@@ -1,0 +1,159 @@
+"""The backbone that MSVMamba and VMamba share; their arch entries say what it is composed of."""
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import ClassVar
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from .arch import Arch, resolve_arch
+from .blocks import Stage, build_block
+from .fit import refuse_misfit
+from .stems import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
+
+_STEMS = {"patch": PatchEmbed, "conv": ConvStem}
+_DOWNSAMPLES = {"merge": PatchMerging, "conv": ConvDownsample}
+
+
+class VisionMamba(BaseModule):
+    """A hierarchical vision Mamba: ``stem -> stage 0 -> downsample -> stage 1 -> downsample -> stage 2 -> ...``.
+
+    Feature maps are taken behind the blocks of each stage, each through a LayerNorm of its own.
+
+    Args:
+        arch: Name of one of :attr:`archs`, or a dict of settings (:func:`~mmmsv.models.arch.resolve_arch`).
+        in_channels: Channels of the image.
+        out_indices: Stages whose maps are returned, in ascending order; strides 4, 8, 16, 32. Stages behind the last
+            of them are not run, and frozen.
+        drop_path_rate: Drop path rate of the last block, in [0, 1); it rises linearly from 0 in the first.
+        ffn_drop_rate: Dropout in the FFNs, in [0, 1).
+        frozen_stages: -1 freezes nothing, 0 the stem, ``k`` also the first ``k`` stages, norms included;
+            frozen parts get no gradient and stay in evaluation mode.
+        norm_eval: Keep every norm in evaluation mode while training. Accepted because stock configs set it for batch
+            norms; a LayerNorm has no running statistics, so the numbers do not change.
+        with_cp: Recompute each block in the backward pass: less memory, about a third more time.
+        init_cfg: MMEngine's initialisation config, e.g. ``dict(type='Pretrained', checkpoint=PATH)``.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range; the message says what is allowed.
+    """
+
+    archs: ClassVar[dict[str, Arch]]
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, object] = "tiny",
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.1,
+        ffn_drop_rate: float = 0.0,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        name = type(self).__name__
+        self.arch = resolve_arch(arch, self.archs, name)
+        stages = len(self.arch.depths)
+        self.out_indices = _checked_indices(out_indices, stages, name)
+        for option, rate in (("drop_path_rate", drop_path_rate), ("ffn_drop_rate", ffn_drop_rate)):
+            if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+                raise ValueError(f"{name}: {option} is {rate!r}, expected a number in [0, 1)")
+        if type(in_channels) is not int or in_channels < 1:
+            raise ValueError(f"{name}: in_channels is {in_channels!r}, expected a whole number of at least 1")
+        if type(frozen_stages) is not int or not -1 <= frozen_stages <= stages:
+            raise ValueError(f"{name}: frozen_stages is {frozen_stages!r}, expected a whole number in -1..{stages}")
+        self.in_channels, self.frozen_stages, self.norm_eval = in_channels, frozen_stages, norm_eval
+
+        dims = self.arch.embed_dims
+        blocks_behind_the_first = max(sum(self.arch.depths) - 1, 1)
+        rates = (drop_path_rate * i / blocks_behind_the_first for i in range(sum(self.arch.depths)))
+        self.stem = _STEMS[self.arch.stem](in_channels, dims[0])
+        self.stages = nn.ModuleList()
+        for i, (dim, depth, block) in enumerate(zip(dims, self.arch.depths, self.arch.blocks, strict=True)):
+            downsample = _DOWNSAMPLES[self.arch.downsample](dims[i - 1], dim) if i else None
+            blocks = [build_block(dim, block, ffn_drop_rate, rate) for rate in islice(rates, depth)]
+            self.stages.append(Stage(downsample, blocks, with_cp))
+        self.out_norms = nn.ModuleDict({str(i): nn.LayerNorm(dims[i]) for i in self.out_indices})
+        self.register_load_state_dict_pre_hook(refuse_misfit)
+        self.train()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps of a batch of images.
+
+        Args:
+            image: ``(B, in_channels, H, W)``, floating point and normalised; any size, as odd as it may be, though
+                with patches for a stem H and W are at least 4.
+
+        Returns:
+            For each of ``out_indices``, ``(B, embed_dims[i], ceil(h / 2**i), ceil(w / 2**i))``, with the ``h`` and
+            ``w`` of the stem: ``H // 4`` with patches, ``ceil(H / 4)`` with convolutions. They are contiguous:
+            compiled RoI ops downstream read a map by its pointer, whatever its strides.
+
+        Raises:
+            TypeError: The image is no floating-point tensor.
+            ValueError: It has another shape, other channels, or sides that are too short for the stem.
+        """
+        self._check(image)
+        x = self.stem(image)
+        outputs = []
+        for i, stage in enumerate(self.stages[: self.out_indices[-1] + 1]):
+            x = stage(x)
+            if i in self.out_indices:
+                outputs.append(self.out_norms[str(i)](x).permute(0, 3, 1, 2).contiguous())
+        return tuple(outputs)
+
+    def train(self, mode: bool = True) -> "VisionMamba":
+        """Set training mode, but for what is frozen; return the module itself."""
+        super().train(mode)
+        for part in self._frozen():
+            part.eval()
+            part.requires_grad_(False)
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.eval()
+        return self
+
+    def _frozen(self) -> list[nn.Module]:
+        not_run = self.stages[self.out_indices[-1] + 1 :]
+        if self.frozen_stages < 0:
+            return [*not_run]
+        norms = [self.out_norms[str(i)] for i in self.out_indices if i < self.frozen_stages]
+        return [self.stem, *self.stages[: self.frozen_stages], *norms, *not_run]
+
+
+    def _check(self, image: Tensor) -> None:
+        name, least = type(self).__name__, self.stem.min_side
+        if not isinstance(image, Tensor):
+            raise TypeError(f"{name}: the image is a {type(image).__name__}, expected a torch.Tensor")
+        if not image.is_floating_point():
+            raise TypeError(
+                f"{name}: the image is {image.dtype}, expected floating point; a data_preprocessor with mean and std, "
+                "or image.float(), makes it so"
+            )
+        if image.dim() != 4 or image.shape[1] != self.in_channels:
+            raise ValueError(
+                f"{name}: the image has shape {tuple(image.shape)}, expected (B, {self.in_channels}, H, W); "
+                "in_channels= sets another number of channels"
+            )
+        if min(image.shape[2:]) < least:
+            raise ValueError(
+                f"{name}: the image is {image.shape[2]} x {image.shape[3]} pixels, expected at least {least} x {least};"
+                " pad or enlarge it"
+            )
+
+
+def _checked_indices(out_indices: Sequence[int], stages: int, name: str) -> tuple[int, ...]:
+    if not isinstance(out_indices, (list, tuple)):
+        raise TypeError(f"{name}: out_indices is {out_indices!r}, expected a list or tuple of stages")
+    indices = tuple(out_indices)
+    valid = all(type(i) is int and 0 <= i < stages for i in indices)
+    if not indices or not valid or list(indices) != sorted(set(indices)):
+        raise ValueError(
+            f"{name}: out_indices is {out_indices}, expected stages in 0..{stages - 1}, in ascending order, each once"
+        )
+    return indices

@@ -1,0 +1,61 @@
+"""The feed-forward nets of the blocks."""
+
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from .layers import ChannelsLastConv2d, draw_projection
+
+
+class ConvFFN(nn.Module):
+    """A feed-forward net that mixes neighbours: ``fc2(gelu(h + DWConv3x3(h)))`` with ``h = fc1(x)``.
+
+    ``fc1`` and ``fc2`` are the paper's 1 x 1 convolutions, and keep the initial values of convolutions.
+
+    Args:
+        dim: Channels of the input and of the output.
+        ratio: How much wider it is inside.
+        drop_rate: Dropout after the GELU and after ``fc2``.
+
+    Source:
+        MSVMamba, arXiv 2405.14174.
+    """
+
+    def __init__(self, dim: int, ratio: float, drop_rate: float) -> None:
+        super().__init__()
+        inner = round(ratio * dim)
+        self.fc1 = nn.Linear(dim, inner)
+        self.dwconv = ChannelsLastConv2d(inner, inner, 3, padding=1, groups=inner)
+        self.fc2 = nn.Linear(inner, dim)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, C)`` to the same shape."""
+        x = self.fc1(x)
+        x = self.drop(gelu(x + self.dwconv(x)))
+        return self.drop(self.fc2(x))
+
+
+class MLP(nn.Module):
+    """A feed-forward net on each token alone: ``fc2(gelu(fc1(x)))``.
+
+    Args:
+        dim: Channels of the input and of the output.
+        ratio: How much wider it is inside.
+        drop_rate: Dropout after the GELU and after ``fc2``.
+
+    Source:
+        VMamba, arXiv 2401.10166, the release of 2024; also that of Swin and ViT.
+    """
+
+    def __init__(self, dim: int, ratio: float, drop_rate: float) -> None:
+        super().__init__()
+        inner = round(ratio * dim)
+        self.fc1 = nn.Linear(dim, inner)
+        self.fc2 = nn.Linear(inner, dim)
+        self.drop = nn.Dropout(drop_rate)
+        for linear in (self.fc1, self.fc2):
+            draw_projection(linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, C)`` to the same shape."""
+        return self.drop(self.fc2(self.drop(gelu(self.fc1(x)))))

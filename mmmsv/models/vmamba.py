@@ -1,0 +1,37 @@
+"""VMamba, the ancestor of MSVMamba: the published archs."""
+
+from typing import ClassVar
+
+from mmmsv.registry import MODELS
+
+from .arch import Arch, BlockArch
+from .backbone import VisionMamba
+
+_SS2D = {"full_routes": ("row", "col", "row_rev", "col_rev"), "half_routes": (), "se": False}
+_ARXIV = BlockArch(**_SS2D, state_size=16, ffn="none")
+
+
+def _v2(ssm_ratio: float) -> BlockArch:
+    return BlockArch(**_SS2D, ssm_ratio=ssm_ratio, gate=False, conv_bias=False, ffn="mlp", ffn_ratio=4.0)
+
+
+@MODELS.register_module()
+class VMamba(VisionMamba):
+    """VMamba; options are those of :class:`~mmmsv.models.backbone.VisionMamba`.
+
+    ``tiny``, ``small``, ``base`` are those of the first arXiv version (state size 16, no FFN); ``v2_tiny_s1l8``,
+    ``v2_small_s2l15``, ``v2_base_s2l15`` those of the release of 2024, named after their ssm_ratio (s) and the depth of
+    their third stage (l). The published classifiers were trained with ``drop_path_rate`` 0.2, 0.3 and 0.6.
+
+    Source:
+        Liu et al.: VMamba: Visual State Space Model, arXiv 2401.10166.
+    """
+
+    archs: ClassVar[dict[str, Arch]] = {
+        "tiny": Arch((96, 192, 384, 768), (2, 2, 9, 2), _ARXIV),
+        "small": Arch((96, 192, 384, 768), (2, 2, 27, 2), _ARXIV),
+        "base": Arch((128, 256, 512, 1024), (2, 2, 27, 2), _ARXIV),
+        "v2_tiny_s1l8": Arch((96, 192, 384, 768), (2, 2, 8, 2), _v2(1.0), stem="conv", downsample="conv"),
+        "v2_small_s2l15": Arch((96, 192, 384, 768), (2, 2, 15, 2), _v2(2.0), stem="conv", downsample="conv"),
+        "v2_base_s2l15": Arch((128, 256, 512, 1024), (2, 2, 15, 2), _v2(2.0), stem="conv", downsample="conv"),
+    }
