@@ -7,11 +7,15 @@
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 from .compat import allow_mmengine_checkpoints
 
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmmsv", locations=["mmmsv.models"])
+WEIGHT_INITIALIZERS = Registry(
+    "weight initializer", parent=MMENGINE_WEIGHT_INITIALIZERS, scope="mmmsv", locations=["mmmsv.checkpoints"]
+)
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmmsv", locations=["mmmsv.engine"])
 LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope="mmmsv", locations=["mmmsv.engine"])
 

@@ -4,7 +4,7 @@ The authors of MSVMamba and of VMamba name weights after their modules. Both dir
 tensors, so they also translate gradients, or shapes alone (tensors on the meta device). What differs besides names:
 
 - The parameter sets of all routes of a scan are stacked in the authors' files; ours keeps those of the full-resolution
-  map and that of the lower resolution apart. The latter comes first in MSVMamba's arXiv family, last in its NeurIPS one.
+  map and that of the lower resolution apart. The latter is first in MSVMamba's arXiv family, last in its NeurIPS one.
 - VMamba's current files join the axis of the sets with the next one ("flat"); its older ones and MSVMamba's do not
   ("stacked").
 - A linear layer may be written as a 1 x 1 convolution, ``(out, in, 1, 1)``.
@@ -44,6 +44,8 @@ _FFN = {
     "mlp": {"ffn.fc1": "mlp.fc1", "ffn.fc2": "mlp.fc2"},
     "none": {},
 }
+# The authors' modules of a block, whatever the arch: ours.
+THEIR_MODULES = {theirs: ours for names in (_BLOCK, *_FFN.values()) for ours, theirs in names.items()}
 _CONV_1X1 = (".convFFN.linear1.weight", ".convFFN.linear2.weight")
 
 
@@ -108,12 +110,13 @@ def from_authors(weights: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]
     return translated
 
 
-def to_authors(weights: Mapping[str, Tensor], arch: Arch, flat: bool = False) -> dict[str, Tensor]:
+def to_authors(weights: Mapping[str, Tensor], arch: Arch, classifier: bool, flat: bool = False) -> dict[str, Tensor]:
     """Translate our weights into the authors', the inverse of :func:`from_authors`.
 
     Args:
-        weights: Those of a whole model, ``backbone.*`` and the rest. With a ``head.fc.weight`` they are a classifier's.
+        weights: Those of a whole model, ``backbone.*`` and the rest.
         arch: The arch that they are of.
+        classifier: Whether they are a classifier's, whose names have no ``backbone.`` in the authors' files.
         flat: Whether to write VMamba's current layout instead of the stacked one, which VMamba reads, too.
 
     Returns:
@@ -122,9 +125,9 @@ def to_authors(weights: Mapping[str, Tensor], arch: Arch, flat: bool = False) ->
     Raises:
         ValueError: A name is not one of this arch.
     """
-    prefix = "" if "head.fc.weight" in weights else "backbone."
+    prefix = "" if classifier else "backbone."
     modules = _modules(arch)
-    if not prefix:
+    if classifier:
         modules[_last_norm(arch)] = "classifier.norm"
     backbone = {name.removeprefix("backbone."): tensor for name, tensor in weights.items() if _in_backbone(name)}
     translated = {}
@@ -143,7 +146,7 @@ def to_authors(weights: Mapping[str, Tensor], arch: Arch, flat: bool = False) ->
         translated[theirs] = tensor[:, :, None, None] if theirs.endswith(_CONV_1X1) else tensor
     for name, tensor in weights.items():
         if not _in_backbone(name):
-            translated[name if prefix else name.replace("head.fc", "classifier.head")] = tensor
+            translated[name.replace("head.fc", "classifier.head") if classifier else name] = tensor
     return translated
 
 

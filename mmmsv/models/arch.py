@@ -118,11 +118,12 @@ class Arch:
                     )
 
 
-def resolve_arch(arch: str | Mapping[str, object], archs: Mapping[str, Arch], model: str) -> Arch:
+def resolve_arch(arch: str | Mapping[str, object] | Arch, archs: Mapping[str, Arch], model: str) -> Arch:
     """Look up a published arch by name, or make one of a user's own settings.
 
     Args:
-        arch: A name, or a dict with the keys of :class:`Arch` and :class:`BlockArch` (those for all stages), and
+        arch: A name, an :class:`Arch`, or a dict with the keys of :class:`Arch` and of :class:`BlockArch`, the latter
+            for all stages, and
 
             - ``base``: name of the arch from which the rest is taken; without it ``embed_dims`` and ``depths`` are
               needed, and the rest is that of ``'tiny'``;
@@ -136,8 +137,11 @@ def resolve_arch(arch: str | Mapping[str, object], archs: Mapping[str, Arch], mo
     """
     if isinstance(arch, str):
         return _published(arch, archs, model)
+    if isinstance(arch, Arch):
+        return arch
     if not isinstance(arch, Mapping):
-        raise TypeError(f"{model}: arch is a {type(arch).__name__}, expected a name ({', '.join(archs)}) or a dict")
+        names = ", ".join(archs)
+        raise TypeError(f"{model}: arch is a {type(arch).__name__}, expected a name ({names}), a dict or an Arch")
     _check_keys(arch, ["base", "stages", *_WHOLE_KEYS, *_BLOCK_KEYS], f"{model}: the arch dict")
     missing = [key for key in ("embed_dims", "depths") if key not in arch]
     if missing and "base" not in arch:

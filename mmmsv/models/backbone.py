@@ -22,7 +22,7 @@ class VisionMamba(BaseModule):
     Feature maps are taken behind the blocks of each stage, each through a LayerNorm of its own.
 
     Args:
-        arch: Name of one of :attr:`archs`, or a dict of settings (:func:`~mmmsv.models.arch.resolve_arch`).
+        arch: Name of one of :attr:`archs`, or settings of your own (:func:`~mmmsv.models.arch.resolve_arch`).
         in_channels: Channels of the image.
         out_indices: Stages whose maps are returned, in ascending order; strides 4, 8, 16, 32. Stages behind the last
             of them are not run, and frozen.
@@ -44,7 +44,7 @@ class VisionMamba(BaseModule):
 
     def __init__(
         self,
-        arch: str | Mapping[str, object] = "tiny",
+        arch: str | Mapping[str, object] | Arch = "tiny",
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         drop_path_rate: float = 0.1,
@@ -124,7 +124,6 @@ class VisionMamba(BaseModule):
             return [*not_run]
         norms = [self.out_norms[str(i)] for i in self.out_indices if i < self.frozen_stages]
         return [self.stem, *self.stages[: self.frozen_stages], *norms, *not_run]
-
 
     def _check(self, image: Tensor) -> None:
         name, least = type(self).__name__, self.stem.min_side

@@ -1,9 +1,28 @@
 """Whether weights fit a backbone."""
 
 import logging
+from collections.abc import Mapping
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
+
+
+def list_misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """List what is wrong with weights: a phrase for each kind of fault, with the first names; empty where they fit."""
+    faults = {
+        "missing": [name for name in expected if name not in given],
+        "unexpected": [name for name in given if name not in expected],
+        "of another shape": [
+            f"{name} ({tuple(given[name].shape)} in the checkpoint, {tuple(tensor.shape)} in the model)"
+            for name, tensor in expected.items()
+            if name in given and given[name].shape != tensor.shape
+        ],
+    }
+    return [
+        f"{len(names)} {fault}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for fault, names in faults.items()
+        if names
+    ]
 
 
 def refuse_misfit(
@@ -16,43 +35,40 @@ def refuse_misfit(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    """Refuse weights that do not fit, before one of them is loaded.
+    """Refuse weights that do not fit a backbone, before one of them is loaded.
 
     MMEngine loads with ``strict=False`` and only warns, so a wrong checkpoint would train or test on random weights.
     Neither its loader nor torch's says here whether the caller asked for ``strict``, so this holds for both: who wants
     to load a part puts it into ``model.state_dict()`` and loads that. Output norms alone may differ, since which
     stages have one depends on the task.
+
+    Raises:
+        ValueError: They do not fit.
     """
     ours = model.state_dict()
-    theirs = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-    missing = [key for key in ours if key not in theirs]
-    unexpected = [key for key in theirs if key not in ours]
-    output_norms = [key for key in (*missing, *unexpected) if key.startswith("out_norms.")]
-    faults = {
-        "missing": [key for key in missing if key not in output_norms],
-        "unexpected": [key for key in unexpected if key not in output_norms],
-        "of another shape": [
-            f"{key} ({tuple(theirs[key].shape)} in the checkpoint, {tuple(value.shape)} in the model)"
-            for key, value in ours.items()
-            if key in theirs and theirs[key].shape != value.shape
-        ],
-    }
-    told = [
-        f"{len(keys)} {fault}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
-        for fault, keys in faults.items()
-        if keys
-    ]
-    if told:
-        whole_model = any(key.startswith("backbone.") for key in theirs)
+    theirs = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+    output_norms = [name for name in ours.keys() ^ theirs.keys() if name.startswith("out_norms.")]
+    misfits = list_misfits(
+        *({name: value for name, value in side.items() if name not in output_norms} for side in (ours, theirs))
+    )
+    if misfits:
         raise ValueError(
             f"the checkpoint does not fit {type(model).__name__} with embed_dims {model.arch.embed_dims} and depths "
-            f"{model.arch.depths}; nothing was loaded. {'; '.join(told)}. "
-            + (
-                "It holds a whole model: load its backbone with prefix='backbone.'"
-                if whole_model
-                else "Give the arch that the checkpoint was made with"
-            )
+            f"{model.arch.depths}; nothing was loaded. {'; '.join(misfits)}. {_advice(theirs)}"
         )
     if output_norms:
-        message = f"{type(model).__name__}: not in both the checkpoint and the model, so left alone: {', '.join(output_norms)}"
+        told = ", ".join(sorted(output_norms))
+        message = f"{type(model).__name__}: not in both the checkpoint and the model, so left alone: {told}"
         print_log(message, "current", logging.WARNING)
+
+
+def _advice(theirs: Mapping[str, Tensor]) -> str:
+    if any(name.removeprefix("backbone.").startswith("layers.0.blocks.0.op.") for name in theirs):
+        return (
+            "It has the names of the authors of MSVMamba and VMamba: load it with "
+            "init_cfg=dict(type='mmmsv.AuthorsCheckpoint', checkpoint=...), or convert it with "
+            "tools/convert_checkpoint.py"
+        )
+    if any(name.startswith("backbone.") for name in theirs):
+        return "It holds a whole model: load its backbone with prefix='backbone.'"
+    return "Give the arch that the checkpoint was made with"

@@ -1,0 +1,145 @@
+"""Checkpoint files in MMEngine's layout, made of the authors', and the other way round."""
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmmsv import __version__
+from mmmsv.models import MSVMamba
+from mmmsv.models.arch import Arch
+from mmmsv.models.fit import list_misfits
+
+from .inference import infer_arch, name_of
+from .layout import to_authors
+from .matching import is_classifier, match, of_backbone
+from .reading import read_checkpoint, weights_of
+
+
+def from_authors_file(source: str | os.PathLike) -> tuple[dict[str, object], str]:
+    """Make a checkpoint of MMEngine's out of one of the authors'.
+
+    Args:
+        source: Path or URL of a file of a classifier, detector or segmentor.
+
+    Returns:
+        ``{"meta": ..., "state_dict": ...}``, for a whole model (``backbone.*``, and the head of a classifier as
+        mmpretrain's ``head.fc.*``), and one line that tells what it is.
+
+    Raises:
+        ValueError: The file cannot be read, or its weights are not those of one arch, whole.
+    """
+    checkpoint = read_checkpoint(source)
+    weights, part = weights_of(checkpoint, source)
+    arch = _arch_of(weights, source)
+    rest = {name: value for name, value in weights.items() if not name.startswith("backbone.")}
+    if is_classifier(weights):
+        stages = [len(arch.depths) - 1]
+        rest = {
+            name.replace("classifier.head.", "head.fc."): value
+            for name, value in weights.items()
+            if name.startswith("classifier.head.")
+        }
+    else:
+        stages = [i for i in range(len(arch.depths)) if f"outnorm{i}.weight" in of_backbone(weights)]
+        rest = rest if len(rest) < len(weights) else {}
+    matched = match(weights, {**_backbone(weights, arch, stages), **rest}, arch, source)
+    meta = {
+        "mmmsv_version": __version__,
+        "arch": name_of(arch),
+        "source": f"{Path(source).name} ({part})",
+        **_dataset_meta(checkpoint),
+    }
+    return {
+        "meta": meta,
+        "state_dict": _copied(matched.weights),
+    }, f"{source} ({part}): {name_of(arch)}, {matched.told()}"
+
+
+def to_authors_file(source: str | os.PathLike, flat: bool = False) -> tuple[dict[str, object], str]:
+    """Make a checkpoint as the authors write them out of one of MMEngine's.
+
+    Args:
+        source: Path or URL of a checkpoint of a whole model of mmpretrain, mmdet or mmseg.
+        flat: Whether to write VMamba's current layout instead of the stacked one, which VMamba reads, too.
+
+    Returns:
+        ``{"model": ...}`` for a classifier, ``{"state_dict": ..., "meta": ...}`` otherwise, and one line that tells
+        what it is.
+
+    Raises:
+        ValueError: The file cannot be read, or its weights are not those of one arch, whole.
+    """
+    checkpoint = read_checkpoint(source)
+    weights, part = weights_of(checkpoint, source)
+    if not any(name.startswith("backbone.stem.") for name in weights):
+        raise ValueError(f"{source} holds no whole model with a backbone of mmmsv, so there is nothing to convert back")
+    arch = _arch_of(weights, source)
+    ours = {name: value for name, value in weights.items() if name.startswith("backbone.")}
+    stages = [i for i in range(len(arch.depths)) if f"backbone.out_norms.{i}.weight" in ours]
+    if misfits := list_misfits(_backbone(weights, arch, stages), ours):
+        raise ValueError(f"{source} is not whole: {'; '.join(misfits)}")
+    is_head = "head.fc.weight" in weights
+    theirs = _copied(to_authors(weights, arch, is_head, flat))
+    written = {"model": theirs} if is_head else {"state_dict": theirs, "meta": _dataset_meta(checkpoint)}
+    return written, f"{source} ({part}): {name_of(arch)}, {len(theirs)} tensors"
+
+
+def save_named_by_hash(checkpoint: Mapping[str, object], path: Path) -> Path:
+    """Write a checkpoint with the first eight digits of its SHA-256 in its name, as OpenMMLab names its files.
+
+    Args:
+        checkpoint: What to write.
+        path: ``FOLDER/NAME.pth``; the file is ``FOLDER/NAME-0123abcd.pth``.
+
+    Returns:
+        The path of the file, which is there whole or not at all.
+    """
+    # Through memory: torch.save writes the name of the file into the file, and the hash would depend on it.
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    content = buffer.getvalue()
+    named = path.with_name(f"{path.stem}-{hashlib.sha256(content).hexdigest()[:8]}{path.suffix or '.pth'}")
+    named.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = named.with_name(f".{named.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(named)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return named
+
+
+def _arch_of(weights: Mapping[str, Tensor], source: str | os.PathLike) -> Arch:
+    try:
+        return infer_arch(of_backbone(weights))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _backbone(weights: Mapping[str, Tensor], arch: Arch, stages: list[int]) -> dict[str, Tensor]:
+    """Name and shape the weights of the backbone that weights are of."""
+    backbone = of_backbone(weights)
+    first = next((backbone[name] for name in _FIRST_CONVOLUTIONS if name in backbone), None)
+    in_channels = 3 if first is None or first.dim() != 4 else first.shape[1]
+    with torch.device("meta"):
+        model = MSVMamba(arch, in_channels=in_channels, out_indices=stages or [len(arch.depths) - 1])
+    return {f"backbone.{name}": value for name, value in model.state_dict().items()}
+
+
+_FIRST_CONVOLUTIONS = ("patch_embed.0.weight", "stem.conv.weight", "stem.conv1.weight")
+
+
+def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy views, with which torch.save would write all that they look into."""
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
+
+
+def _dataset_meta(checkpoint: Mapping[str, object]) -> dict[str, object]:
+    """Keep what mmdet and mmseg show classes by."""
+    meta = checkpoint.get("meta")
+    return {"dataset_meta": meta["dataset_meta"]} if isinstance(meta, Mapping) and "dataset_meta" in meta else {}

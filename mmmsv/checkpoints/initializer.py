@@ -1,0 +1,79 @@
+"""The weight initializer that loads the authors' checkpoints."""
+
+import os
+from collections.abc import Collection
+
+from mmengine.logging import print_log
+from mmengine.model import BaseModule, update_init_info
+from torch import nn
+
+from mmmsv.models.backbone import VisionMamba
+from mmmsv.registry import WEIGHT_INITIALIZERS
+
+from .inference import name_of
+from .matching import match
+from .reading import read_checkpoint, weights_of
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class AuthorsCheckpoint:
+    """Initialise a backbone, or a model with one, from a file of the authors of MSVMamba or VMamba, as they publish it.
+
+    ``init_cfg=dict(type='mmmsv.AuthorsCheckpoint', checkpoint=PATH_OR_URL)``, of the backbone or of the whole model.
+
+    Files of classifiers, detectors and segmentors are understood: ``{"model": ...}``, ``{"model_ema": ...}`` (which is
+    preferred), ``{"state_dict": {"backbone....": ...}}``, or the weights alone. Each tensor of the backbone is used, or
+    nothing is loaded. What may stay behind, and is told in the line that is logged:
+
+    - in the file: a classification head that has no counterpart of its size in the model, and what is not of the
+      backbone when ``init_cfg`` is that of the backbone;
+    - in the model: with a classifier's file, the output norms of the stages before the last, and what is not the
+      classification head.
+
+    Args:
+        checkpoint: Path or URL of the file.
+
+    Raises:
+        TypeError: The model has no such backbone, or ``checkpoint`` is neither a path nor a URL.
+        ValueError: The file cannot be read, or does not fit; the message says in one line what is missing, unexpected
+            or of another shape, and which arch it is of. The model is as it was.
+    """
+
+    def __init__(self, checkpoint: str | os.PathLike) -> None:
+        self.checkpoint = checkpoint
+
+    def __call__(self, module: nn.Module) -> None:
+        report = load_authors(module, self.checkpoint)
+        print_log(f"AuthorsCheckpoint: {report}", "current")
+        if hasattr(module, "_params_init_info"):  # while MMEngine keeps account of what initialised which weight
+            update_init_info(module, f"{type(self).__name__}: load from {self.checkpoint}")
+
+
+def load_authors(module: nn.Module, source: str | os.PathLike) -> str:
+    """Load the authors' weights into a backbone or a model with one; see :class:`AuthorsCheckpoint`.
+
+    Returns:
+        What was loaded, in one line: file, arch, number of tensors, and what stayed behind.
+    """
+    backbone = module if isinstance(module, VisionMamba) else getattr(module, "backbone", None)
+    if not isinstance(backbone, VisionMamba):
+        raise TypeError(
+            f"AuthorsCheckpoint initialises MSVMamba, VMamba or a model with one as its backbone, not a "
+            f"{type(module).__name__}{'' if backbone is None else f' with a {type(backbone).__name__}'}"
+        )
+    prefix = "backbone." if module is backbone else ""
+    ours = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    weights, part = weights_of(read_checkpoint(source), source)
+    matched = match(weights, ours, backbone.arch, source)
+    whole = {name.removeprefix(prefix): value for name, value in {**ours, **matched.weights}.items()}
+    module.load_state_dict({name: whole[name] for name in module.state_dict()})
+    _spare_from_initialisation(module, {name.removeprefix(prefix) for name in matched.weights})
+    return f"{source} ({part}): {name_of(backbone.arch)}, {matched.told()}"
+
+
+def _spare_from_initialisation(module: nn.Module, loaded: Collection[str]) -> None:
+    """Keep MMEngine from initialising what was loaded: after a module's own init_cfg come those of its children."""
+    for prefix, child in module.named_modules():
+        names = [f"{prefix}.{name}" for name, _ in child.named_parameters()] if prefix else []
+        if isinstance(child, BaseModule) and names and all(name in loaded for name in names):
+            child.is_init = True

@@ -1,0 +1,35 @@
+"""Convert a checkpoint of the authors of MSVMamba or VMamba into one of MMEngine's, or back.
+
+What comes out loads like any checkpoint of mmpretrain, mmdet or mmseg: with --checkpoint, load_from, or
+init_cfg=dict(type='Pretrained', checkpoint=DST, prefix='backbone.'). The arch is told from the weights.
+"""
+
+import argparse
+from pathlib import Path
+
+from mmmsv.checkpoints.conversion import from_authors_file, save_named_by_hash, to_authors_file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("src", metavar="SRC", help="path or URL of the checkpoint")
+    parser.add_argument(
+        "dst", metavar="DST", type=Path, help="NAME.pth: NAME-0123abcd.pth is written, with digits of its SHA-256"
+    )
+    parser.add_argument("--to-authors", action="store_true", help="convert a checkpoint of MMEngine's to the authors'")
+    parser.add_argument(
+        "--flat", action="store_true", help="with --to-authors: the layout of VMamba's current code, not the older one"
+    )
+    args = parser.parse_args()
+    if args.flat and not args.to_authors:
+        parser.error("--flat goes with --to-authors; files that are flat are understood without it")
+    try:
+        checkpoint, told = to_authors_file(args.src, args.flat) if args.to_authors else from_authors_file(args.src)
+        print(told)
+        print(f"written: {save_named_by_hash(checkpoint, args.dst)}")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{parser.prog}: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
