@@ -30,7 +30,9 @@ def infer_arch(weights: Mapping[str, Tensor]) -> Arch:
     try:
         return _infer(weights)
     except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise ValueError(f"these are no weights of an MSVMamba or VMamba: {error} is missing or misshapen") from error
+        raise ValueError(
+            f"these are no whole weights of an MSVMamba or VMamba: {error} is missing or misshapen"
+        ) from error
 
 
 def name_of(arch: Arch) -> str:
@@ -55,6 +57,8 @@ def _infer(weights: Mapping[str, Tensor]) -> Arch:
     convolved_between = any(
         name in weights for name in ("layers.0.downsample.1.weight", "stages.1.downsample.conv.weight")
     )
+    if not stages:
+        raise ValueError("these are no weights of an MSVMamba or VMamba: no name is that of a block")
     first_blocks = [shapes[stage, 0] for stage in stages]
     return Arch(
         embed_dims=tuple(block["norm1.weight"][0] for block in first_blocks),

@@ -2,7 +2,7 @@
 
 import os
 import pickle
-import struct
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -23,10 +23,6 @@ class Weights(NamedTuple):
 
     tensors: dict[str, Tensor]
     part: str
-
-
-class _Settings(dict):
-    """Stands for ``yacs.config.CfgNode``, which VMamba's training writes beside the weights: a dict, and no more."""
 
 
 def read_checkpoint(source: str | os.PathLike) -> Mapping[str, object]:
@@ -52,17 +48,18 @@ def read_checkpoint(source: str | os.PathLike) -> Mapping[str, object]:
         start = file.read(16)
     if not start.startswith(_MAGIC):
         told = f"begins with {start!r}" if start else "is empty"
-        raise ValueError(f"{path} {told}, so it is no PyTorch checkpoint; is it that file, and is it whole?")
+        raise ValueError(f"{path} {told}, so it is no PyTorch checkpoint; is it that file, and is it all of it?")
     try:
-        with torch.serialization.safe_globals([(_Settings, "yacs.config.CfgNode")]):
+        # VMamba's training writes its settings beside the weights: a dict, which comes out as one.
+        with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode")]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors and plain data, or is damaged ({_reason(error)}). It was not opened, since "
-            "reading it could run any code; ask its maker for the weights alone"
+            f"{path} holds more than tensors and plain data, or is damaged ({_reason(error)}). It was not read, since "
+            "that could run any code; ask its maker for the weights alone"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error) as error:
-        # What torch raises on bytes that are cut off or changed depends on where.
+    except Exception as error:
+        # What torch raises on bytes that are cut off or changed depends on where: anything, AssertionError included.
         raise ValueError(f"{path} is cut off or damaged ({_reason(error)}); download it again") from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, expected a dict with weights in it")
@@ -99,27 +96,35 @@ def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> W
 
 
 def _downloaded(url: str) -> Path:
-    """Fetch a file once, and keep it where torch.hub keeps its own."""
+    """Fetch a file, and keep it where torch.hub keeps its own."""
     path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
-    # One process for all of a machine; those of others find nothing after it, and fetch their own.
-    for my_turn in (is_main_process(), True):
-        if my_turn and not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(url, str(path))
-            except OSError as error:
-                raise ValueError(
-                    f"{url} could not be downloaded ({_reason(error)}); fetch it by other means, and give its path"
-                ) from error
-        barrier()
+    if is_main_process():
+        _fetch(url, path)
+    barrier()
+    _fetch(url, path)  # on another machine
     return path
 
 
+def _fetch(url: str, path: Path) -> None:
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path))
+    except OSError as error:
+        raise ValueError(
+            f"{url} could not be downloaded ({_reason(error)}); fetch it by other means, and give its path"
+        ) from error
+
+
 def _reason(error: Exception) -> str:
-    """Give the telling line of an error of torch's, which writes advice around it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "WeightsUnpickler error" in line]
-    return (telling or lines or [type(error).__name__])[0].removeprefix("WeightsUnpickler error: ")[:200]
+    """Give the telling line of an error; torch writes advice before it and behind it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(_ADVICE)]
+    return telling[0][:200] if telling else type(error).__name__
+
+
+_ADVICE = ("Weights only load failed", "Please file an issue", "Check the documentation")
 
 
 def _some(names: Iterable[object], shown: int = 3) -> str:

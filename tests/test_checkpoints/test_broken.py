@@ -1,0 +1,286 @@
+"""Broken, wrong and harmful checkpoints: one line that names the cause, and the model as it was.
+
+Each through the weight initializer and through the converter.
+"""
+
+import functools
+import http.server
+import os
+import pickle
+import sys
+import threading
+import types
+import zipfile
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from mmmsv.checkpoints import AuthorsCheckpoint
+from mmmsv.checkpoints.conversion import from_authors_file
+from mmmsv.checkpoints.layout import to_authors
+from mmmsv.checkpoints.reading import read_checkpoint, weights_of
+from mmmsv.models import MSVMamba
+from tests.test_models.golden import arch_of, load_golden
+
+NORM = "layers.0.blocks.0.norm.weight"
+PROJECTION = "layers.2.blocks.1.convFFN.linear1.weight"
+
+
+def without(weights, name):
+    return {key: value for key, value in weights.items() if key != name}
+
+
+def truncated(authors):
+    path = authors.save({"model": authors.weights})
+    path.write_bytes(path.read_bytes()[:-2000])
+    return path
+
+
+def damaged(authors):
+    """Bytes in the middle are changed, as by a bad disk."""
+    path = authors.save({"model": authors.weights})
+    with zipfile.ZipFile(path) as archive:
+        pickled = next(entry for entry in archive.infolist() if entry.filename.endswith("data.pkl"))
+    content = bytearray(path.read_bytes())
+    content[pickled.header_offset + 200 : pickled.header_offset + 400] = b"\xff" * 200
+    path.write_bytes(content)
+    return path
+
+
+class Harmful:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder / "harm"),)
+
+
+def harmful_pickle(authors):
+    path = authors.folder / "file.pth"
+    path.write_bytes(pickle.dumps({"model": Harmful(authors.folder)}, protocol=2))
+    return path
+
+
+def text(authors):
+    path = authors.folder / "file.pth"
+    path.write_text("<html><body>Sign in to Google Drive</body></html>")
+    return path
+
+
+def empty(authors):
+    path = authors.folder / "file.pth"
+    path.touch()
+    return path
+
+
+def photograph(_):
+    return next(Path(__file__).parents[2].glob("data/coco_mini/**/*.jpg"))
+
+
+def with_nan(authors):
+    broken = authors.weights[PROJECTION].clone()
+    broken[3, 2] = float("nan")
+    return authors.save({"model": {**authors.weights, PROJECTION: broken}})
+
+
+# What is made, and what is said of it by both, or by the initializer alone where only it has a model to compare with.
+BOTH = {
+    "truncated": (truncated, "is cut off or damaged"),
+    "damaged": (damaged, "is damaged|cut off or damaged"),
+    "missing tensor": (
+        lambda authors: authors.save({"model": without(authors.weights, NORM)}),
+        rf"1 missing: {NORM}\. .*incomplete|norm1.weight.* is missing",
+    ),
+    "missing scan tensor": (
+        lambda authors: authors.save({"model": without(authors.weights, "layers.2.blocks.1.op.Ds")}),
+        r"1 missing: layers.2.blocks.1.op.Ds\. The arch is right, so the file is incomplete",
+    ),
+    "transposed": (
+        lambda authors: authors.save(
+            {"model": {**authors.weights, PROJECTION: authors.weights[PROJECTION][:, :, 0, 0].mT}}
+        ),
+        rf"1 of another shape: {PROJECTION} \(\(32, 128\) in the checkpoint, \(128, 32\) in the model",
+    ),
+    "extra tensor": (
+        lambda authors: authors.save({"model": {**authors.weights, "layers.0.blocks.0.gamma": torch.ones(8)}}),
+        r"1 unexpected: layers.0.blocks.0.gamma\. The arch is right",
+    ),
+    "NaN": (with_nan, f"NaN or infinite values in {PROJECTION}"),
+    "photograph": (photograph, r"begins with b'\\xff\\xd8.*so it is no PyTorch checkpoint"),
+    "empty": (empty, "is empty, so it is no PyTorch checkpoint"),
+    "text": (text, "begins with b'<html>.*so it is no PyTorch checkpoint"),
+    "harmful pickle": (harmful_pickle, "holds more than tensors and plain data.*mkdir.*could run any code"),
+    "harmful zip": (
+        lambda authors: authors.save({"model": authors.weights, "config": Harmful(authors.folder)}),
+        "holds more than tensors and plain data.*mkdir.*could run any code",
+    ),
+    "list": (lambda authors: authors.save([authors.weights]), "holds a list, expected a dict"),
+    "no weights": (
+        lambda authors: authors.save({"optimizer": {"lr": 1.0}, "epoch": 3}),
+        "holds no weights: neither model_ema, model, state_dict nor tensors by name, but optimizer, epoch",
+    ),
+    "not a tensor": (
+        lambda authors: authors.save({"model": {**authors.weights, NORM: [1.0]}}),
+        f"{NORM} among the weights should be tensors",
+    ),
+    "integers": (
+        lambda authors: authors.save({"model": {**authors.weights, NORM: torch.ones(8, dtype=torch.int8)}}),
+        f"holds torch.int8 in {NORM}, expected floating point",
+    ),
+    "other model": (
+        lambda authors: authors.save({"state_dict": {"layer1.0.conv1.weight": torch.ones(8, 8, 3, 3)}}),
+        "missing.*another kind of model|no weights of an MSVMamba or VMamba",
+    ),
+    "no such file": (lambda authors: authors.folder / "nothing.pth", "is not there; give the path"),
+    "folder": (lambda authors: authors.folder, "is a folder; give the path"),
+    "both layouts": (
+        lambda authors: authors.save(
+            {"model": {**authors.weights, "layers.0.blocks.0.op.x_proj.weight": torch.ones(6, 8)}}
+        ),
+        "unexpected: .*x_proj_weight",
+    ),
+}
+
+
+def assert_one_line(error):
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 900
+
+
+@pytest.mark.parametrize("broken", BOTH)
+def test_initializer(authors, broken):
+    make, message = BOTH[broken]
+    path = make(authors)
+    model = authors.model(out_indices=(3,))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message) as error:
+        AuthorsCheckpoint(path)(model)
+    assert_one_line(error)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not (authors.folder / "harm").exists()
+
+
+@pytest.mark.parametrize("broken", BOTH)
+def test_converter(authors, broken):
+    make, message = BOTH[broken]
+    with pytest.raises(ValueError, match=message) as error:
+        from_authors_file(make(authors))
+    assert_one_line(error)
+    assert not (authors.folder / "harm").exists()
+
+
+class TestRightFileForAnotherArch:
+    """The message names the arch that the file is of."""
+
+    def refused(self, model, path, message):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        with pytest.raises(ValueError, match=message) as error:
+            AuthorsCheckpoint(path)(model)
+        assert_one_line(error)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    def test_other_size(self, authors):
+        model = MSVMamba({**arch_of(authors.meta), "embed_dims": (16, 32, 48, 64)})
+        told = (
+            r"The file is of an arch with embed_dims \(8, 16, 32, 48\) and depths \(1, 1, 2, 1\): give the model that"
+        )
+        self.refused(model, authors.save({"model": authors.weights}), told)
+
+    def test_published_name(self, authors):
+        with torch.device("meta"):
+            weights = {f"backbone.{name}": value for name, value in MSVMamba("nano").state_dict().items()}
+        theirs = {
+            name: torch.zeros(value.shape) for name, value in to_authors(weights, MSVMamba.archs["nano"], False).items()
+        }
+        self.refused(authors.model(), authors.save({"state_dict": theirs}), "The file is of MSVMamba 'nano': give the")
+
+    def test_other_family(self, authors):
+        golden = load_golden("arxiv.pt")
+        path = authors.save({"model": golden["model"]})
+        self.refused(authors.model(), path, r"missing: patch_embed.5.weight.*unexpected.*The file is of an arch with")
+
+    def test_same_shapes_with_norms_elsewhere(self, authors):
+        model = MSVMamba({**arch_of(authors.meta), "fusion": "norm_first"})
+        path = authors.save({"model": authors.weights})
+        self.refused(model, path, "fusion='norm_last' and ffn_norm='post', as its stem tells; stage 0 of the model has")
+
+    def test_other_channels(self, authors):
+        path = authors.save({"model": authors.weights})
+        self.refused(authors.model(in_channels=4), path, r"patch_embed.0.weight.*or in_channels is another")
+
+    def test_our_own_names(self, authors):
+        path = authors.save({"state_dict": authors.model().state_dict()})
+        self.refused(authors.model(), path, "has the names of mmmsv itself: load it with type='Pretrained'")
+
+
+def test_settings_of_vmambas_training_are_read_as_plain_data(authors, monkeypatch):
+    """Its files hold a yacs CfgNode beside the weights: harmless, and refusing it would refuse the file."""
+    CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    package, module = types.ModuleType("yacs"), types.ModuleType("yacs.config")
+    package.config, module.CfgNode = module, CfgNode
+    monkeypatch.setitem(sys.modules, "yacs", package)
+    monkeypatch.setitem(sys.modules, "yacs.config", module)
+    settings = CfgNode(MODEL=CfgNode(DROP_PATH_RATE=0.2))
+    settings.__dict__["__immutable__"] = True
+    path = authors.save({"model": authors.weights, "config": settings})
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    AuthorsCheckpoint(path)(authors.model())
+    with pytest.raises(pickle.UnpicklingError):  # allowed while it is read, and no longer
+        torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_bytes_lost_or_changed_anywhere(authors, zipped):
+    """Whatever torch trips over, it is told in one line; bytes inside a tensor cannot be told."""
+    path, random = authors.folder / "file.pth", Random(0)
+    torch.save({"model": dict(list(authors.weights.items())[:8])}, path, _use_new_zipfile_serialization=zipped)
+    whole, refused = path.read_bytes(), 0
+    for attempt in range(60):
+        content = bytearray(whole)
+        if attempt % 3:
+            for place in random.choices(range(len(content)), k=attempt):
+                content[place] = random.randrange(256)
+        else:
+            content = content[: random.randrange(len(content))]
+        path.write_bytes(content)
+        try:
+            weights_of(read_checkpoint(path), path)
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 30
+
+
+class TestDownload:
+    @pytest.fixture
+    def served(self, authors, tmp_path, monkeypatch):
+        """A server on this machine, and an empty folder for what torch.hub keeps."""
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *_):
+                """Say nothing."""
+
+        folder = tmp_path / "served"
+        folder.mkdir()
+        authors.folder = folder
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        server.server_close()
+
+    def test_is_kept(self, authors, served):
+        path = authors.save({"model": authors.weights}, "msvmamba.pth")
+        AuthorsCheckpoint(f"{served}/msvmamba.pth?download=true")(authors.model())
+        path.unlink()
+        model = authors.model(out_indices=(3,))
+        AuthorsCheckpoint(f"{served}/msvmamba.pth")(model)
+        assert torch.equal(model.stem.conv1.weight, authors.weights["patch_embed.0.weight"])
+
+    def test_not_there(self, authors, served):
+        with pytest.raises(ValueError, match=r"nothing.pth could not be downloaded \(HTTP Error 404: File not found\)"):
+            AuthorsCheckpoint(f"{served}/nothing.pth")(authors.model())

@@ -1,0 +1,141 @@
+"""The converter as its users run it: names, contents, both directions, what it says of bad input."""
+
+import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import save_checkpoint
+
+from mmmsv.checkpoints.conversion import from_authors_file, save_named_by_hash, to_authors_file
+from mmmsv.checkpoints.layout import from_authors, is_flat
+from mmmsv.models import MSVMamba
+from tests.test_models.golden import FILES, load_golden
+
+TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
+
+
+def convert(*arguments):
+    command = [sys.executable, TOOL, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_there_and_back_through_files(authors, name):
+    golden = load_golden(name)
+    flat = is_flat(golden["model"])
+    ours, _ = from_authors_file(authors.save({"model": golden["model"]}))
+    theirs, _ = to_authors_file(save_named_by_hash(ours, authors.folder / "ours.pth"), flat)
+    assert theirs.keys() == {"model"}
+    assert_same(theirs["model"], golden["model"])
+
+    dense = {f"backbone.{key}": value for key, value in golden["model"].items() if not key.startswith("classifier.")}
+    dense |= {f"backbone.{key}": value for key, value in golden["outnorm"].items()} | {"neck.weight": torch.ones(1)}
+    meta = {"dataset_meta": {"classes": ("cat", "dog")}, "epoch": 12}
+    ours, _ = from_authors_file(authors.save({"state_dict": dense, "meta": meta}))
+    theirs, _ = to_authors_file(save_named_by_hash(ours, authors.folder / "ours.pth"), flat)
+    assert_same(theirs["state_dict"], dense)
+    assert theirs["meta"] == {"dataset_meta": meta["dataset_meta"]}
+
+
+def test_command(authors):
+    source = authors.save({"model": authors.weights, "model_ema": authors.weights}, "msvmambav3.pth")
+    run = convert(source, authors.folder / "out" / "v3.pth")
+    assert run.returncode == 0, run.stderr
+    told, written = run.stdout.splitlines()
+    assert told == (
+        f"{source} (model_ema): an arch with embed_dims (8, 16, 32, 48) and depths (1, 1, 2, 1), "
+        f"{len(authors.weights)} tensors"
+    )
+    path = Path(written.removeprefix("written: "))
+    assert re.fullmatch(r"v3-[0-9a-f]{8}\.pth", path.name)
+    assert path.stem[-8:] == hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    assert list(path.parent.iterdir()) == [path]
+    again = convert(source, authors.folder / "v3.pth")
+    assert again.stdout.splitlines()[1].endswith(path.name)  # the same content has the same name
+
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["meta"]["source"] == "msvmambav3.pth (model_ema)"
+    assert_same(checkpoint["state_dict"], from_authors(authors.weights, authors.model().arch))
+
+    back = convert("--to-authors", path, authors.folder)
+    assert back.returncode == 0, back.stderr
+    returned = torch.load(back.stdout.splitlines()[1].removeprefix("written: "), weights_only=True)
+    assert_same(returned["model"], authors.weights)
+
+
+def test_names_no_more_than_it_holds(authors):
+    """Views are copied: each tensor of the file has a storage of its own size."""
+    ours, _ = from_authors_file(authors.save({"model": authors.weights}))
+    for tensor in ours["state_dict"].values():
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_a_trained_model_goes_back(authors):
+    """One of MMEngine's own checkpoints, with whatever else they hold."""
+    model = torch.nn.Module()
+    model.backbone, model.decode_head = authors.model(), torch.nn.Linear(2, 3)
+    path = authors.folder / "epoch_1.pth"
+    save_checkpoint({"state_dict": model.state_dict(), "meta": {"cfg": "model = dict()"}, "optimizer": {}}, str(path))
+    theirs, told = to_authors_file(path)
+    assert "(state_dict)" in told
+    assert torch.equal(theirs["state_dict"]["decode_head.weight"], model.decode_head.weight)
+    assert_same(from_authors(theirs["state_dict"], model.backbone.arch), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["nothing.pth", "out.pth"],
+            "convert_checkpoint.py: the checkpoint nothing.pth is not there; give the path of",
+        ),
+        (["--flat", "in.pth", "out.pth"], "--flat goes with --to-authors"),
+        (["in.pth"], "the following arguments are required: DST"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    run = convert(*arguments)
+    assert run.returncode != 0
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_unwritable_destination(authors):
+    source = authors.save({"model": authors.weights})
+    run = convert(source, source / "out.pth")
+    assert run.returncode != 0
+    assert "Traceback" not in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (lambda authors: authors.weights, "holds no whole model with a backbone of mmmsv"),
+        (
+            lambda authors: {
+                f"backbone.{name}": value
+                for name, value in authors.model().state_dict().items()
+                if name != "stages.1.blocks.0.scan.full_scan.skip"
+            },
+            "is not whole: 1 missing: backbone.stages.1.blocks.0.scan.full_scan.skip",
+        ),
+        (
+            lambda authors: {f"backbone.{name}": value for name, value in MSVMamba("nano").stem.state_dict().items()},
+            "holds no whole model",
+        ),
+    ],
+)
+def test_what_cannot_go_back(authors, state, message):
+    path = authors.save({"state_dict": state(authors)})
+    with pytest.raises(ValueError, match=message):
+        to_authors_file(path)

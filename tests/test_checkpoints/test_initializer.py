@@ -1,0 +1,184 @@
+"""What AuthorsCheckpoint understands, what it may leave behind, and what it says."""
+
+import logging
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmengine.registry import WEIGHT_INITIALIZERS
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from mmseg.registry import MODELS as MMSEG_MODELS
+
+from mmmsv.checkpoints.layout import from_authors, to_authors
+from mmmsv.models import MSVMamba
+from tests.test_models.golden import arch_of, load_golden
+
+
+def initialize(model, path):
+    model.init_cfg = {"type": "mmmsv.AuthorsCheckpoint", "checkpoint": str(path)}
+    model.init_weights()
+    return model
+
+
+def loaded(model, weights):
+    """Names of the model's tensors that are those of the authors' weights."""
+    backbone = model if isinstance(model, MSVMamba) else model.backbone
+    prefix = "backbone." if model is backbone else ""
+    theirs = from_authors(weights, backbone.arch)
+    ours = model.state_dict()
+    return {name for name in ours if prefix + name in theirs and torch.equal(ours[name], theirs[prefix + name])}
+
+
+def classifier(authors, classes):
+    return MMPRETRAIN_MODELS.build(
+        {
+            "type": "ImageClassifier",
+            "_scope_": "mmpretrain",
+            "backbone": {"type": "mmmsv.MSVMamba", "arch": arch_of(authors.meta), "out_indices": (3,)},
+            "neck": {"type": "GlobalAveragePooling"},
+            "head": {"type": "LinearClsHead", "num_classes": classes, "in_channels": 48},
+        }
+    )
+
+
+@pytest.fixture
+def log():
+    """The lines that are logged."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda weights: {"model": weights, "epoch": 3},
+        lambda weights: {"state_dict": weights},
+        lambda weights: weights,
+        lambda weights: {"model": {f"module.{name}": value for name, value in weights.items()}},
+        lambda weights: {"model_ema": weights, "model": {name: value + 1 for name, value in weights.items()}},
+        lambda weights: {"model": weights, "model_ema": None},
+        lambda weights: {
+            "model": {
+                n: v[:, :, None, None] if v.dim() == 2 and "A_logs" not in n else v
+                for n, v in weights.items()
+                if "dt_projs_bias" not in n
+            }
+            | {n: v for n, v in weights.items() if "dt_projs_bias" in n}
+        },
+    ],
+    ids=["model", "state_dict", "bare", "module", "model_ema", "model_ema_none", "conv1x1"],
+)
+def test_forms_of_files(authors, form):
+    model = initialize(authors.model(out_indices=(3,)), authors.save(form(authors.weights)))
+    assert loaded(model, authors.weights) == model.state_dict().keys()
+
+
+def test_files_of_detectors(authors):
+    path = authors.save({"state_dict": authors.dense(**{"neck.conv.weight": torch.ones(1)})})
+    model = initialize(authors.model(), path)
+    assert loaded(model, authors.dense()) == model.state_dict().keys()
+    bare = {name.removeprefix("backbone."): value for name, value in authors.dense().items()}
+    assert initialize(authors.model(), authors.save(bare)).state_dict().keys() == model.state_dict().keys()
+
+
+def test_flat_layout(authors):
+    golden = load_golden("vmamba_s1.pt")
+    model = initialize(MSVMamba(arch_of(golden["meta"]), out_indices=(3,)), authors.save({"model": golden["model"]}))
+    assert loaded(model, golden["model"]) == model.state_dict().keys()
+
+
+def test_half_precision(authors):
+    half = {name: value.half() for name, value in authors.weights.items()}
+    model = initialize(authors.model(out_indices=(3,)), authors.save({"model": half}))
+    assert all(value.dtype is torch.float32 for value in model.state_dict().values())
+    assert torch.equal(model.stem.conv1.weight, half["patch_embed.0.weight"].float())
+
+
+def test_one_line_says_file_arch_and_number_of_tensors(authors, log):
+    path = authors.save({"model": authors.weights, "model_ema": authors.weights})
+    initialize(authors.model(), path)
+    told = [line for line in log if line.startswith("AuthorsCheckpoint")]
+    assert told == [
+        f"AuthorsCheckpoint: {path} (model_ema): an arch with embed_dims (8, 16, 32, 48) and depths (1, 1, 2, 1), "
+        f"{len(authors.weights) - 2} tensors; not in the file, so left as they were: backbone.out_norms.0, "
+        "backbone.out_norms.1, backbone.out_norms.2; not in the model, so not used: classifier.head"
+    ]
+
+
+def test_published_arch_is_told_by_name(authors, log):
+    model = MSVMamba("nano", out_indices=(3,))
+    weights = {f"backbone.{name}": value for name, value in model.state_dict().items()}
+    theirs = to_authors(weights, model.arch, True)
+    initialize(MSVMamba("nano", out_indices=(3,)), authors.save({"model": theirs}))
+    assert f"(model): MSVMamba 'nano', {len(theirs)} tensors" in next(
+        line for line in log if line.startswith("Authors")
+    )
+
+
+class TestWholeModels:
+    def test_head_of_the_same_size_is_loaded_and_stays(self, authors):
+        """Though the head has an init_cfg of its own, which MMEngine runs after that of the whole model."""
+        model = initialize(classifier(authors, classes=10), authors.save({"model": authors.weights}))
+        assert loaded(model, authors.weights) == model.state_dict().keys()
+
+    def test_head_of_another_size_is_dropped_and_told(self, authors, log):
+        model = initialize(classifier(authors, classes=7), authors.save({"model": authors.weights}))
+        assert loaded(model, authors.weights) == {name for name in model.state_dict() if name.startswith("backbone.")}
+        assert model.head.fc.weight.shape == (7, 48)
+        told = next(line for line in log if line.startswith("AuthorsCheckpoint"))
+        assert told.endswith("so left as they were: head; not in the model, so not used: classifier.head")
+
+    def test_segmentor_takes_a_classifiers_backbone(self, authors):
+        model = segmentor(authors)
+        before = model.decode_head.conv_seg.weight.clone()
+        initialize(model, authors.save({"model": authors.weights}))
+        assert len(loaded(model, authors.weights)) == len(model.backbone.state_dict()) - 6  # three norms
+        assert not torch.equal(model.decode_head.conv_seg.weight, before)  # initialised as ever
+
+    def test_segmentor_takes_a_segmentors_file_whole(self, authors):
+        model, other = segmentor(authors), segmentor(authors)
+        rest = {name: value for name, value in other.state_dict().items() if not name.startswith("backbone.")}
+        rest = {name: torch.randn_like(value) for name, value in rest.items()}
+        initialize(model, authors.save({"state_dict": authors.dense(**rest)}))
+        assert loaded(model, authors.dense(**rest)) == model.state_dict().keys()
+
+    def test_file_with_another_head_is_refused(self, authors):
+        path = authors.save({"state_dict": authors.dense(**{"decode_head.conv.weight": torch.ones(1)})})
+        with pytest.raises(ValueError, match=r"missing: decode_head.conv_seg.*1 unexpected: decode_head.conv.weight"):
+            initialize(segmentor(authors), path)
+
+
+def segmentor(authors):
+    return MMSEG_MODELS.build(
+        {
+            "type": "EncoderDecoder",
+            "_scope_": "mmseg",
+            "backbone": {"type": "mmmsv.MSVMamba", "arch": arch_of(authors.meta)},
+            "decode_head": {"type": "FCNHead", "in_channels": 48, "channels": 8, "num_classes": 5},
+        }
+    )
+
+
+def test_is_registered_with_mmengine():
+    assert WEIGHT_INITIALIZERS.get("mmmsv.AuthorsCheckpoint").__name__ == "AuthorsCheckpoint"
+
+
+def test_other_backbones_are_refused(authors):
+    resnet = {"type": "ImageClassifier", "_scope_": "mmpretrain", "backbone": {"type": "ResNet", "depth": 18}}
+    with pytest.raises(TypeError, match="not a ImageClassifier with a ResNet"):
+        initialize(MMPRETRAIN_MODELS.build(resnet), authors.save(authors.weights))
+    with pytest.raises(TypeError, match="checkpoint is a int, expected a path or a URL"):
+        WEIGHT_INITIALIZERS.build({"type": "mmmsv.AuthorsCheckpoint", "checkpoint": 3})(authors.model())
+
+
+def test_mmengines_own_loader_points_here(authors):
+    """A file of the authors given to Pretrained, as everybody tries first."""
+    path = authors.save({"state_dict": authors.dense()})
+    model = authors.model(init_cfg={"type": "Pretrained", "checkpoint": str(path), "prefix": "backbone."})
+    with pytest.raises(ValueError, match=r"names of the authors.*mmmsv.AuthorsCheckpoint.*convert_checkpoint"):
+        model.init_weights()
