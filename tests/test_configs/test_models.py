@@ -16,11 +16,13 @@ from mmmsv.models import MSVMamba
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*/*.py") if path.parent.name != "_base_")
-WIDTHS = {"n": (48, 96, 192, 384), "m": (64, 128, 256, 512), "t": (96, 192, 384, 768)}
+ARCHS = {"n": "nano", "m": "micro", "t": "tiny", "v3_t": "v3_tiny", "v3_s": "v3_small", "v3_b": "v3_base"}
 DROP_PATH = {
     **{f"mask_rcnn/msvmamba_{size}_{schedule}": 0.1 for size in "nmt" for schedule in ("1x", "3x")},
     **{f"upernet/msvmamba_{size}_160k": rate for size, rate in zip("nmt", (0.1, 0.1, 0.2), strict=True)},
-    **{f"cls/msvmamba_{size}_300e": 0.2 for size in "nmt"},
+    **{f"cls/msvmamba_{size}_300e": 0.2 for size in ("n", "m", "t", "v3_t")},
+    "cls/msvmamba_v3_s_300e": 0.4,
+    "cls/msvmamba_v3_b_300e": 0.5,
 }
 
 
@@ -44,7 +46,7 @@ def test_all_configs_are_there():
 def test_backbone_is_the_one_in_the_name(built):
     name, cfg, model = built
     assert type(model.backbone) is MSVMamba
-    assert model.backbone.arch.embed_dims == WIDTHS[re.search(r"msvmamba_([nmt])_", name)[1]]
+    assert cfg.model.backbone.arch == ARCHS[re.search(r"msvmamba_((v3_)?[nmtsb])_", name)[1]]
     if name in DROP_PATH:
         assert cfg.model.backbone.drop_path_rate == DROP_PATH[name]
     # No weights of another backbone are left from the recipe that was inherited.

@@ -1,0 +1,4 @@
+# MSVMamba-Tiny of the NeurIPS version ("v3" in the authors' release) on ImageNet, 300 epochs.
+_base_ = './msvmamba_t_300e.py'
+
+model = dict(backbone=dict(arch='v3_tiny'))
