@@ -1,4 +1,4 @@
-"""Who imports whom: kernels <- models <- tools, and nothing the other way round (docs/design.md)."""
+"""Who imports whom: kernels <- models <- checkpoints, analysis <- tools, and nothing the other way round (docs/design.md)."""
 
 import ast
 from pathlib import Path
@@ -9,10 +9,13 @@ ROOT = Path(__file__).parents[1]
 OPENMMLAB = {"mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain", "mim"}
 
 # Folder: top-level packages that its files may not import.
+ABOVE = {"mmmsv.checkpoints", "mmmsv.analysis", "mmmsv.engine", "tools"}
 FORBIDDEN = {
-    "kernels": {*OPENMMLAB, "mmmsv.models", "mmmsv.engine", "mmmsv.registry", "mmmsv.compat", "torchvision"},
-    "mmmsv/models": {*OPENMMLAB - {"mmengine"}, "mmmsv.engine", "tools"},
-    "mmmsv/engine": {*OPENMMLAB - {"mmengine"}, "mmmsv.models", "mmmsv.kernels", "tools"},
+    "kernels": {*OPENMMLAB, *ABOVE, "mmmsv.models", "mmmsv.registry", "mmmsv.compat", "torchvision"},
+    "mmmsv/models": {*OPENMMLAB - {"mmengine"}, *ABOVE},
+    "mmmsv/checkpoints": {*OPENMMLAB - {"mmengine"}, *ABOVE - {"mmmsv.checkpoints"}, "mmmsv.kernels"},
+    "mmmsv/analysis": {*OPENMMLAB - {"mmengine"}, *ABOVE - {"mmmsv.analysis"}},
+    "mmmsv/engine": {*OPENMMLAB - {"mmengine"}, *ABOVE - {"mmmsv.engine"}, "mmmsv.models", "mmmsv.kernels"},
 }
 
 
