@@ -76,9 +76,10 @@ def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> W
     Raises:
         ValueError: There are none, or what should be a tensor is none, or a tensor holds NaN or infinities.
     """
-    part = next((name for name in _PARTS if checkpoint.get(name)), None)
+    parts = (name for name in _PARTS if isinstance(checkpoint.get(name), Mapping) and len(checkpoint[name]) > 0)
+    part = next(parts, None)
     tensors = checkpoint[part] if part else checkpoint
-    if not isinstance(tensors, Mapping) or not any(isinstance(value, Tensor) for value in tensors.values()):
+    if not any(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(
             f"{source} holds no weights: neither {', '.join(_PARTS)} nor tensors by name, but {_some(checkpoint)}"
         )
