@@ -1,4 +1,4 @@
-"""Who imports whom: kernels <- models <- checkpoints, analysis <- tools, and nothing the other way round (docs/design.md)."""
+"""Who imports whom: kernels <- models <- checkpoints, analysis <- tools, and never the other way (docs/design.md)."""
 
 import ast
 from pathlib import Path

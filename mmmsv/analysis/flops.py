@@ -244,19 +244,9 @@ def _run(convention: _Convention, part: Callable[..., object], *arguments: objec
     return Macs(products.get_total_flops() // 2, scan, elementwise), output
 
 
-def _sizes(
-    x: tuple,
-    dt: tuple,
-    B: tuple,
-    C: tuple,
-    W_dt: tuple,
-    b_dt: tuple,
-    A: tuple,
-    Dskip: tuple,
-    route_codes: list[int],
-    *_: object,
-) -> tuple[int, int, int, int, int]:
+def _sizes(*arguments: object) -> tuple[int, int, int, int, int]:
     """Return, of the arguments of scan2d, tokens times channels, routes, parameter sets, R and N."""
+    x, _, _, _, W_dt, _, A, _, route_codes, *_ = arguments
     return prod(x), len(route_codes), A[0], W_dt[2], A[2]
 
 

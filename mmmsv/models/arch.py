@@ -55,12 +55,13 @@ class BlockArch:
     def __post_init__(self) -> None:
         for name in ("full_routes", "half_routes"):
             routes = _as_tuple(self, name)
-            if not all(route in ROUTES for route in routes):
+            if not all(isinstance(route, str) and route in ROUTES for route in routes):
                 raise ValueError(f"arch: {name} is {routes}, expected routes out of {ROUTES}")
         if not self.full_routes and not self.half_routes:
             raise ValueError("arch: full_routes and half_routes are both empty, expected one route at least")
         for name in ("state_size", "half_stride"):
-            _check_whole(name, getattr(self, name), (getattr(self, name),))
+            if not _is_whole(getattr(self, name)):
+                raise ValueError(f"arch: {name} is {getattr(self, name)!r}, expected a whole number of at least 1")
         for name in ("ssm_ratio", "ffn_ratio"):
             ratio = getattr(self, name)
             if type(ratio) not in (int, float) or not 0 < ratio < math.inf:
@@ -97,13 +98,18 @@ class Arch:
 
     def __post_init__(self) -> None:
         for name in ("embed_dims", "depths"):
-            _check_whole(name, getattr(self, name), _as_tuple(self, name))
+            if not all(_is_whole(value) for value in _as_tuple(self, name)):
+                raise ValueError(f"arch: {name} is {getattr(self, name)!r}, expected whole numbers of at least 1")
         if isinstance(self.blocks, BlockArch):
             object.__setattr__(self, "blocks", (self.blocks,) * len(self.depths))
+        if not all(isinstance(block, BlockArch) for block in _as_tuple(self, "blocks")):
+            raise TypeError(f"arch: blocks is {self.blocks!r}, expected a BlockArch for each stage, or one for all")
         if not self.depths or len(self.embed_dims) != len(self.depths):
             raise ValueError(f"arch: embed_dims {self.embed_dims} and depths {self.depths} must be of one length >= 1")
         if len(self.blocks) != len(self.depths):
-            raise ValueError(f"arch: settings for {len(self.blocks)} stages, depths {self.depths} for another number")
+            raise ValueError(
+                f"arch: settings for {len(self.blocks)} stages, but depths {self.depths} for {len(self.depths)}"
+            )
         _check_choice("stem", self.stem, Stem)
         _check_choice("downsample", self.downsample, Downsample)
         if self.stem == "conv" and self.embed_dims[0] % 2:
@@ -150,7 +156,7 @@ def resolve_arch(arch: str | Mapping[str, object] | Arch, archs: Mapping[str, Ar
     whole = {key: arch[key] for key in _WHOLE_KEYS if key in arch}
     common = {key: arch[key] for key in _BLOCK_KEYS if key in arch}
     stages = arch.get("stages", ({},) * _length(whole.get("depths", base.depths)))
-    if not isinstance(stages, Sequence) or not all(isinstance(stage, Mapping) for stage in stages):
+    if not isinstance(stages, (list, tuple)) or not all(isinstance(stage, Mapping) for stage in stages):
         raise TypeError(f"{model}: stages in the arch dict is {stages!r}, expected a list of dicts, one for each stage")
     for stage in stages:
         _check_keys(stage, _BLOCK_KEYS, f"{model}: stages in the arch dict")
@@ -165,7 +171,9 @@ _WHOLE_KEYS = [field.name for field in fields(Arch) if field.name != "blocks"]
 
 def _published(name: object, archs: Mapping[str, Arch], model: str) -> Arch:
     if not isinstance(name, str) or name not in archs:
-        raise ValueError(f"{model}: there is no arch {name!r}; choose one of {', '.join(archs)}, or give a dict")
+        raise ValueError(
+            f"{model}: there is no arch {name!r}; choose one of {', '.join(archs)}, or give a dict of settings"
+        )
     return archs[name]
 
 
@@ -187,13 +195,12 @@ def _as_tuple(settings: Arch | BlockArch, name: str) -> tuple:
     return tuple(value)
 
 
-def _check_whole(name: str, given: object, values: Sequence[object]) -> None:
-    if not all(type(value) is int and value > 0 for value in values):
-        raise ValueError(f"arch: {name} is {given!r}, expected whole numbers of at least 1")
+def _is_whole(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 def _check_choice(name: str, value: object, choices: object) -> None:
     allowed = get_args(choices)
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         *first, last = map(repr, allowed)
         raise ValueError(f"arch: {name} is {value!r}, expected {', '.join(first)} or {last}")

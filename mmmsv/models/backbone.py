@@ -24,8 +24,8 @@ class VisionMamba(BaseModule):
     Args:
         arch: Name of one of :attr:`archs`, or settings of your own (:func:`~mmmsv.models.arch.resolve_arch`).
         in_channels: Channels of the image.
-        out_indices: Stages whose maps are returned, in ascending order; strides 4, 8, 16, 32. Stages behind the last
-            of them are not run, and frozen.
+        out_indices: Stages whose maps are returned, in ascending order; strides 4, 8, 16, 32. All stages if not given.
+            Stages behind the last of them are not run, and frozen.
         drop_path_rate: Drop path rate of the last block, in [0, 1); it rises linearly from 0 in the first.
         ffn_drop_rate: Dropout in the FFNs, in [0, 1).
         frozen_stages: -1 freezes nothing, 0 the stem, ``k`` also the first ``k`` stages, norms included;
@@ -46,7 +46,7 @@ class VisionMamba(BaseModule):
         self,
         arch: str | Mapping[str, object] | Arch = "tiny",
         in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: Sequence[int] | None = None,
         drop_path_rate: float = 0.1,
         ffn_drop_rate: float = 0.0,
         frozen_stages: int = -1,
@@ -58,7 +58,7 @@ class VisionMamba(BaseModule):
         name = type(self).__name__
         self.arch = resolve_arch(arch, self.archs, name)
         stages = len(self.arch.depths)
-        self.out_indices = _checked_indices(out_indices, stages, name)
+        self.out_indices = _checked_indices(range(stages) if out_indices is None else out_indices, stages, name)
         for option, rate in (("drop_path_rate", drop_path_rate), ("ffn_drop_rate", ffn_drop_rate)):
             if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
                 raise ValueError(f"{name}: {option} is {rate!r}, expected a number in [0, 1)")
@@ -147,7 +147,7 @@ class VisionMamba(BaseModule):
 
 
 def _checked_indices(out_indices: Sequence[int], stages: int, name: str) -> tuple[int, ...]:
-    if not isinstance(out_indices, (list, tuple)):
+    if not isinstance(out_indices, (list, tuple, range)):
         raise TypeError(f"{name}: out_indices is {out_indices!r}, expected a list or tuple of stages")
     indices = tuple(out_indices)
     valid = all(type(i) is int and 0 <= i < stages for i in indices)

@@ -154,23 +154,18 @@ class MS2D(Scan2D):
         return self.project_out(full + _bilinear(half, x.shape[1:3]), z)
 
 
-class MS2DNormLast(Scan2D):
+class MS2DNormLast(MS2D):
     r"""Multi-scale 2-D selective scan with one norm behind the sum of both resolutions.
 
     .. math::
         y = \mathrm{LN}\Big(\sum_{full\ routes} \mathrm{S6}(full)
             + \mathrm{upsample}\Big(\sum_{half\ routes} \mathrm{S6}(half)\Big)\Big)
 
-    with the ``full`` and ``half`` of :class:`MS2D`. Upsampling takes the nearest neighbour.
+    with the parts of :class:`MS2D`. Upsampling takes the nearest neighbour.
 
     Source:
         MSVMamba, NeurIPS 2024.
     """
-
-    def __init__(self, dim: int, arch: BlockArch) -> None:
-        super().__init__(dim, arch)
-        self.full_conv, self.full_scan = self._full(arch)
-        self.half_conv, self.half_scan = self._half(arch, carry=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""

@@ -1,0 +1,5 @@
+# Components: + ConvFFN. All of Nano but for N. Settings: N = 16.
+# top-1: see Table 4 of the paper (not copied here)
+_base_ = '../msvmamba_n_300e.py'
+
+model = dict(backbone=dict(arch=dict(_delete_=True, base='nano', state_size=16)))

@@ -1,0 +1,5 @@
+# Settings: MLP. In place of the ConvFFN.
+# Not a published row.
+_base_ = '../msvmamba_n_300e.py'
+
+model = dict(backbone=dict(arch=dict(_delete_=True, base='nano', ffn='mlp')))

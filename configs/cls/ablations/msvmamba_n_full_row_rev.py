@@ -1,0 +1,7 @@
+# Directions: row_rev on the full map. The others on the half map.
+# Not a published row.
+_base_ = '../msvmamba_n_300e.py'
+
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, base='nano', full_routes=('row_rev',), half_routes=('row', 'col', 'col_rev'))))

@@ -1,0 +1,6 @@
+# Stages: SS2D, SS2D, MS2D, MS2D.
+# Not a published row.
+_base_ = '../msvmamba_n_300e.py'
+
+ss2d = dict(full_routes=('row', 'col', 'row_rev', 'col_rev'), half_routes=())
+model = dict(backbone=dict(arch=dict(_delete_=True, base='nano', stages=[ss2d, ss2d, dict(), dict()])))

@@ -1,0 +1,5 @@
+# Settings: N = 4.
+# Not a published row.
+_base_ = '../msvmamba_n_300e.py'
+
+model = dict(backbone=dict(arch=dict(_delete_=True, base='nano', state_size=4)))
