@@ -5,7 +5,6 @@ init_cfg=dict(type='Pretrained', checkpoint=DST, prefix='backbone.'). The arch i
 """
 
 import argparse
-from pathlib import Path
 
 from mmmsv.checkpoints.conversion import from_authors_file, save_named_by_hash, to_authors_file
 
@@ -16,7 +15,6 @@ def main() -> None:
     parser.add_argument(
         "dst",
         metavar="DST",
-        type=Path,
         help="NAME.pth: NAME-0123abcd.pth is written, with digits of its SHA-256; a folder: SRC's name is taken",
     )
     parser.add_argument("--to-authors", action="store_true", help="convert a checkpoint of MMEngine's to the authors'")
@@ -26,12 +24,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.flat and not args.to_authors:
         parser.error("--flat goes with --to-authors; files that are flat are understood without it")
-    dst = args.dst / Path(args.src).name if args.dst.is_dir() else args.dst
     try:
         checkpoint, told = to_authors_file(args.src, args.flat) if args.to_authors else from_authors_file(args.src)
         print(told)
-        print(f"written: {save_named_by_hash(checkpoint, dst)}")
-    except (ValueError, OSError) as error:
+        print(f"written: {save_named_by_hash(checkpoint, args.dst, args.src)}")
+    except ValueError as error:
         raise SystemExit(f"{parser.prog}: {error}") from error
 
 

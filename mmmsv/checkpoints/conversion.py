@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from mmmsv.models.fit import list_misfits
 
 from .inference import infer_arch, name_of
 from .layout import to_authors
-from .matching import is_classifier, match, of_backbone
+from .matching import BACKBONE_NAMES, Match, is_classifier, match, of_backbone
 from .reading import read_checkpoint, weights_of
 
 
@@ -35,23 +36,11 @@ def from_authors_file(source: str | os.PathLike) -> tuple[dict[str, object], str
     """
     checkpoint = read_checkpoint(source)
     weights, part = weights_of(checkpoint, source)
-    arch = _arch_of(weights, source)
-    rest = {name: value for name, value in weights.items() if not name.startswith("backbone.")}
-    if is_classifier(weights):
-        stages = [len(arch.depths) - 1]
-        rest = {
-            name.replace("classifier.head.", "head.fc."): value
-            for name, value in weights.items()
-            if name.startswith("classifier.head.")
-        }
-    else:
-        stages = [i for i in range(len(arch.depths)) if f"outnorm{i}.weight" in of_backbone(weights)]
-        rest = rest if len(rest) < len(weights) else {}
-    matched = match(weights, {**_backbone(weights, arch, stages), **rest}, arch, source)
+    matched, arch = _match_alone(weights, source)
     meta = {
         "mmmsv_version": __version__,
         "arch": name_of(arch),
-        "source": f"{Path(source).name} ({part})",
+        "source": f"{_file_name(source)} ({part})",
         **_dataset_meta(checkpoint),
     }
     return {
@@ -79,39 +68,68 @@ def to_authors_file(source: str | os.PathLike, flat: bool = False) -> tuple[dict
     if not any(name.startswith("backbone.stem.") for name in weights):
         raise ValueError(f"{source} holds no whole model with a backbone of mmmsv, so there is nothing to convert back")
     arch = _arch_of(weights, source)
+    expected = _backbone(
+        weights, arch, [i for i in range(len(arch.depths)) if f"backbone.out_norms.{i}.weight" in weights]
+    )
     ours = {name: value for name, value in weights.items() if name.startswith("backbone.")}
-    stages = [i for i in range(len(arch.depths)) if f"backbone.out_norms.{i}.weight" in ours]
-    if misfits := list_misfits(_backbone(weights, arch, stages), ours):
+    if misfits := list_misfits(expected, ours):
         raise ValueError(f"{source} is not whole: {'; '.join(misfits)}")
     is_head = "head.fc.weight" in weights
     theirs = _copied(to_authors(weights, arch, is_head, flat))
+    _match_alone(theirs, f"{source}, written as the authors do,")  # what could not come back is not written
     written = {"model": theirs} if is_head else {"state_dict": theirs, "meta": _dataset_meta(checkpoint)}
     return written, f"{source} ({part}): {name_of(arch)}, {len(theirs)} tensors"
 
 
-def save_named_by_hash(checkpoint: Mapping[str, object], path: Path) -> Path:
+def save_named_by_hash(checkpoint: Mapping[str, object], destination: str, source: str) -> Path:
     """Write a checkpoint with the first eight digits of its SHA-256 in its name, as OpenMMLab names its files.
 
     Args:
         checkpoint: What to write.
-        path: ``FOLDER/NAME.pth``; the file is ``FOLDER/NAME-0123abcd.pth``.
+        destination: ``FOLDER/NAME.pth``, for ``FOLDER/NAME-0123abcd.pth``; or a folder, there already or ending in a
+            slash, for a file named after the source.
+        source: Where it is from.
 
     Returns:
         The path of the file, which is there whole or not at all.
+
+    Raises:
+        ValueError: It cannot be written there.
     """
     # Through memory: torch.save writes the name of the file into the file, and the hash would depend on it.
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     content = buffer.getvalue()
-    named = path.with_name(f"{path.stem}-{hashlib.sha256(content).hexdigest()[:8]}{path.suffix or '.pth'}")
-    named.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = named.with_name(f".{named.name}.{os.getpid()}")
     try:
-        unfinished.write_bytes(content)
-        unfinished.replace(named)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        path = Path(destination).expanduser()
+        if path.is_dir() or destination.endswith("/"):
+            path = path / _file_name(source)
+        named = path.with_name(f"{path.stem}-{hashlib.sha256(content).hexdigest()[:8]}{path.suffix or '.pth'}")
+        named.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = named.with_name(f".{named.stem[-8:]}.{os.getpid()}")
+        try:
+            unfinished.write_bytes(content)
+            unfinished.replace(named)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{destination} cannot be written ({reason}); give the path of a file, or a folder") from error
     return named
+
+
+def _match_alone(weights: Mapping[str, Tensor], source: str | os.PathLike) -> tuple[Match, Arch]:
+    """Translate the authors' weights for the model that they are of, as far as they tell it."""
+    arch = _arch_of(weights, source)
+    if is_classifier(weights):
+        head = {name: value for name, value in weights.items() if name.startswith("classifier.head.")}
+        head = {name.replace("classifier.head.", "head.fc."): value for name, value in head.items()}
+        model = {**_backbone(weights, arch, [len(arch.depths) - 1]), **head}
+    else:
+        dense = any(name.startswith(("outnorm", "backbone.")) for name in weights)
+        rest = {name: value for name, value in weights.items() if dense and not name.startswith(BACKBONE_NAMES)}
+        model = {**_backbone(weights, arch, [*range(len(arch.depths))] if dense else []), **rest}
+    return match(weights, model, arch, source), arch
 
 
 def _arch_of(weights: Mapping[str, Tensor], source: str | os.PathLike) -> Arch:
@@ -122,7 +140,7 @@ def _arch_of(weights: Mapping[str, Tensor], source: str | os.PathLike) -> Arch:
 
 
 def _backbone(weights: Mapping[str, Tensor], arch: Arch, stages: list[int]) -> dict[str, Tensor]:
-    """Name and shape the weights of the backbone that weights are of."""
+    """List the names, with shapes, that the backbone of an arch has, with output norms for some of its stages."""
     backbone = of_backbone(weights)
     first = next((backbone[name] for name in _FIRST_CONVOLUTIONS if name in backbone), None)
     in_channels = 3 if first is None or first.dim() != 4 else first.shape[1]
@@ -134,9 +152,13 @@ def _backbone(weights: Mapping[str, Tensor], arch: Arch, stages: list[int]) -> d
 _FIRST_CONVOLUTIONS = ("patch_embed.0.weight", "stem.conv.weight", "stem.conv1.weight")
 
 
+def _file_name(source: str | os.PathLike) -> str:
+    return Path(urlparse(source).path if isinstance(source, str) else source).name
+
+
 def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy views, with which torch.save would write all that they look into."""
-    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
+    return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
 
 
 def _dataset_meta(checkpoint: Mapping[str, object]) -> dict[str, object]:

@@ -1,11 +1,11 @@
 """The weight initializer that loads the authors' checkpoints."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, update_init_info
-from torch import nn
+from torch import Tensor, nn
 
 from mmmsv.models.backbone import VisionMamba
 from mmmsv.registry import WEIGHT_INITIALIZERS
@@ -30,6 +30,8 @@ class AuthorsCheckpoint:
     - in the model: with a classifier's file, the output norms of the stages before the last, and what is not the
       classification head.
 
+    In a list of initialisations it comes last.
+
     Args:
         checkpoint: Path or URL of the file.
 
@@ -43,6 +45,7 @@ class AuthorsCheckpoint:
         self.checkpoint = checkpoint
 
     def __call__(self, module: nn.Module) -> None:
+        _check_order(module)
         report = load_authors(module, self.checkpoint)
         print_log(f"AuthorsCheckpoint: {report}", "current")
         if hasattr(module, "_params_init_info"):  # while MMEngine keeps account of what initialised which weight
@@ -54,6 +57,10 @@ def load_authors(module: nn.Module, source: str | os.PathLike) -> str:
 
     Returns:
         What was loaded, in one line: file, arch, number of tensors, and what stayed behind.
+
+    Raises:
+        TypeError: The model has no such backbone, or ``source`` is neither a path nor a URL.
+        ValueError: The file cannot be read, or does not fit.
     """
     backbone = module if isinstance(module, VisionMamba) else getattr(module, "backbone", None)
     if not isinstance(backbone, VisionMamba):
@@ -65,15 +72,35 @@ def load_authors(module: nn.Module, source: str | os.PathLike) -> str:
     ours = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     weights, part = weights_of(read_checkpoint(source), source)
     matched = match(weights, ours, backbone.arch, source)
-    whole = {name.removeprefix(prefix): value for name, value in {**ours, **matched.weights}.items()}
-    module.load_state_dict({name: whole[name] for name in module.state_dict()})
-    _spare_from_initialisation(module, {name.removeprefix(prefix) for name in matched.weights})
+    _check_values(ours, matched.weights, source)
+    module.load_state_dict({name.removeprefix(prefix): value for name, value in {**ours, **matched.weights}.items()})
+    _spare_from_initialisation(module, backbone, {name.removeprefix(prefix) for name in matched.weights})
     return f"{source} ({part}): {name_of(backbone.arch)}, {matched.told()}"
 
 
-def _spare_from_initialisation(module: nn.Module, loaded: Collection[str]) -> None:
+def _check_order(module: nn.Module) -> None:
+    """Refuse an initialisation after this one, which would overwrite what was loaded."""
+    configs = getattr(module, "init_cfg", None)
+    last = configs[-1]["type"] if isinstance(configs, list) and configs else AuthorsCheckpoint
+    if (WEIGHT_INITIALIZERS.get(last) if isinstance(last, str) else last) is not AuthorsCheckpoint:
+        raise ValueError(
+            f"init_cfg of {type(module).__name__}: AuthorsCheckpoint must be the last entry, since one after it "
+            "would overwrite the weights"
+        )
+
+
+def _check_values(ours: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str | os.PathLike) -> None:
+    for name, value in weights.items():
+        if ours[name].is_meta:
+            raise ValueError(f"{name} of the model is on the meta device and has no memory: build it on a real one")
+        if not value.to(ours[name].dtype).isfinite().all():
+            raise ValueError(f"{source} holds values in {name} that are too large for {ours[name].dtype}")
+
+
+def _spare_from_initialisation(module: nn.Module, backbone: VisionMamba, loaded: Collection[str]) -> None:
     """Keep MMEngine from initialising what was loaded: after a module's own init_cfg come those of its children."""
     for prefix, child in module.named_modules():
         names = [f"{prefix}.{name}" for name, _ in child.named_parameters()] if prefix else []
-        if isinstance(child, BaseModule) and names and all(name in loaded for name in names):
+        whole = bool(names) and all(name in loaded for name in names)
+        if isinstance(child, BaseModule) and prefix and (child is backbone or whole):
             child.is_init = True

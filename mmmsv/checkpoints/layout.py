@@ -90,8 +90,8 @@ def from_authors(weights: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]
     modules["classifier.norm"] = _last_norm(arch)
     scans = {}
     for ours, theirs, block in _blocks(arch):
-        for _, *stored in _SCAN:
-            scans |= {theirs + one.name: (ours, block) for one in stored}
+        for our_tensor, *their_tensors in _SCAN:
+            scans |= {theirs + tensor.name: (tensor, our_tensor, ours, block) for tensor in their_tensors}
     translated = {}
     for full_name, tensor in weights.items():
         if prefix and not full_name.startswith(prefix):
@@ -101,7 +101,7 @@ def from_authors(weights: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]
         if not prefix and name.startswith("classifier.head."):
             translated[name.replace("classifier.head", "head.fc")] = as_linear(tensor)
         elif name in scans:
-            translated |= {f"backbone.{ours}": part for ours, part in _cut(name, tensor, *scans[name])}
+            translated |= {f"backbone.{ours}": part for ours, part in _cut(as_linear(tensor), *scans[name])}
         else:
             module, _, leaf = name.rpartition(".")
             if module not in modules:
@@ -191,16 +191,13 @@ def _scans(block: BlockArch) -> list[tuple[str, int]]:
     return [half_carried, full] if block.fusion == "norm_first" else [full, half_carried]
 
 
-def _cut(name: str, tensor: Tensor, our_block: str, block: BlockArch) -> Iterator[tuple[str, Tensor]]:
+def _cut(
+    tensor: Tensor, theirs: _Stored, ours: _Stored, our_block: str, block: BlockArch
+) -> Iterator[tuple[str, Tensor]]:
     """Cut a tensor of all sets of a block into those of its scans, with our names."""
-    scans = _scans(block)
-    for ours, *authors in _SCAN:
-        for stored in authors:
-            if name.endswith(f".{stored.name}"):
-                sets = _apart(tensor, stored, sum(number for _, number in scans))
-                for (scan, _), part in zip(scans, sets.split([number for _, number in scans]), strict=True):
-                    yield f"{our_block}{scan}.{ours.name}", part.flatten(0, 1) if ours.joined else part
-                return
+    scans, numbers = zip(*_scans(block), strict=True)
+    for scan, part in zip(scans, _apart(tensor, theirs, sum(numbers)).split(numbers), strict=True):
+        yield f"{our_block}{scan}.{ours.name}", part.flatten(0, 1) if ours.joined else part
 
 
 def _apart(tensor: Tensor, stored: _Stored, sets: int) -> Tensor:

@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmmsv.models.arch import Arch
@@ -12,7 +14,10 @@ from mmmsv.models.fit import list_misfits
 from .inference import infer_arch, name_of
 from .layout import as_linear, from_authors, is_flat, to_authors
 
-_BACKBONE, _HEAD, _NORM = "backbone.", "classifier.head.", "classifier.norm."
+_BACKBONE, _HEAD, _OUR_HEAD = "backbone.", "classifier.head.", "head.fc."
+# What the names of a backbone begin with, in the authors' files.
+_IN_BACKBONE = ("patch_embed.", "layers.", "outnorm")
+BACKBONE_NAMES = (_BACKBONE, *_IN_BACKBONE)
 
 
 class Match(NamedTuple):
@@ -22,24 +27,26 @@ class Match(NamedTuple):
         weights: Ours, for the model.
         used: Names of the file that they are of.
         fresh: Names of the model that the file does not have.
-        unused: Names of the file that the model does not have.
+        unused: Names of the file that the model does not have, or has in another size.
+        assumed: What the file does not tell, and the model decides.
     """
 
     weights: dict[str, Tensor]
     used: list[str]
     fresh: list[str]
     unused: list[str]
+    assumed: str
 
     def told(self) -> str:
         """Say in one phrase how much fits, and what does not have to."""
-        fresh = f"; not in the file, so left as they were: {_modules(self.fresh)}" if self.fresh else ""
-        unused = f"; not in the model, so not used: {_modules(self.unused)}" if self.unused else ""
-        return f"{len(self.used)} tensors{fresh}{unused}"
+        fresh = f"; left as they were, being no part of it: {_modules(self.fresh)}" if self.fresh else ""
+        unused = f"; not used: {_modules(self.unused)}" if self.unused else ""
+        return f"{len(self.used)} tensors{fresh}{unused}{self.assumed}"
 
 
 def is_classifier(weights: Iterable[str]) -> bool:
     """Whether the authors' weights of these names are a classifier's."""
-    return any(name.startswith("classifier.") for name in weights)
+    return any(name.startswith(("classifier.norm.", _HEAD)) for name in weights)
 
 
 def of_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -61,55 +68,79 @@ def match(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], arch: Arch
     Raises:
         ValueError: They do not fit.
     """
-    leftovers = _leftovers_of_classifier if is_classifier(weights) else _leftovers_of_dense
-    fresh, unused = leftovers(weights, model, len(arch.depths) - 1)
-    used = {name: value for name, value in weights.items() if name not in unused}
+    classifier, prefixed = is_classifier(weights), any(name.startswith(_BACKBONE) for name in weights)
+    given = _linear(weights, prefixed)
+    fresh, unused = (_leftovers_of_classifier if classifier else _leftovers_of_dense)(given, model, arch)
     wanted = {name: value for name, value in model.items() if name not in fresh}
-    expected = to_authors(wanted, arch, is_classifier(weights), is_flat(weights))
-    if not any(name.startswith(_BACKBONE) for name in weights):
+    expected = to_authors(wanted, arch, classifier, is_flat(weights))
+    if classifier:
+        expected |= _head(given, arch)
+    elif not prefixed:
         expected = of_backbone(expected)
-    misfits = list_misfits(*({name: as_linear(value) for name, value in side.items()} for side in (expected, used)))
-    if misfits:
+    expected = _linear(expected, prefixed)
+    used = {name: value for name, value in given.items() if name not in unused or name.startswith(_HEAD)}
+    if misfits := list_misfits(expected, used):
+        print_log(f"{source}, all that does not fit: {'; '.join(list_misfits(expected, used, shown=None))}", "current")
         raise ValueError(
             f"{source} does not fit {name_of(arch)}; nothing was loaded. {'; '.join(misfits)}. "
-            f"{_advice(of_backbone(weights), arch)}"
+            f"{_advice(expected, used, arch)}"
         )
     _check_kind(of_backbone(used), arch, source)
-    return Match(from_authors(used, arch), list(used), sorted(fresh), sorted(unused))
+    used = {name: value for name, value in used.items() if name not in unused}
+    return Match(from_authors(used, arch), list(used), sorted(fresh), sorted(unused), _assumed(used, arch))
+
+
+def _linear(weights: Mapping[str, Tensor], prefixed: bool) -> dict[str, Tensor]:
+    """Write the linear layers of a backbone, and of the head of a classifier, as such; leave other parts alone."""
+    return {
+        name: as_linear(value) if not prefixed or name.startswith(_BACKBONE) else value
+        for name, value in weights.items()
+    }
+
+
+def _head(weights: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
+    """Shape the classification head that a file must have, for as many classes as its bias is long."""
+    bias = weights.get(f"{_HEAD}bias")
+    classes = bias.numel() if bias is not None else 1000
+    shapes = {"weight": (classes, arch.embed_dims[-1]), "bias": (classes,)}
+    return {_HEAD + name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def _leftovers_of_classifier(
-    weights: Mapping[str, Tensor], model: Mapping[str, Tensor], last: int
+    weights: Mapping[str, Tensor], model: Mapping[str, Tensor], arch: Arch
 ) -> tuple[set[str], set[str]]:
-    head = {name.replace("head.fc.", _HEAD): value for name, value in model.items() if name.startswith("head.fc.")}
-    theirs = {name: value for name, value in weights.items() if name.startswith(_HEAD)}
-    heads_fit = bool(head) and not list_misfits(head, {name: as_linear(value) for name, value in theirs.items()})
-    kept = (_BACKBONE, "head.fc.") if heads_fit else (_BACKBONE,)
-    last_norm = f"backbone.out_norms.{last}."
+    """List what the model alone has, and what the file alone has, and may have."""
+    ours = {name.replace(_OUR_HEAD, _HEAD): value for name, value in model.items() if name.startswith(_OUR_HEAD)}
+    same_head = bool(ours) and not list_misfits(_head(weights, arch), ours)
+    last_norm = f"backbone.out_norms.{len(arch.depths) - 1}."
+    kept = (_BACKBONE, _OUR_HEAD) if same_head else (_BACKBONE,)
     fresh = {
         name
         for name in model
         if not name.startswith(kept) or (name.startswith("backbone.out_norms.") and not name.startswith(last_norm))
     }
-    unused = set() if heads_fit else set(theirs)
+    unused = set() if same_head else {name for name in weights if name.startswith(_HEAD)}
     if not any(name.startswith(last_norm) for name in model):
-        unused |= {name for name in weights if name.startswith(_NORM)}
+        unused |= {name for name in weights if name.startswith("classifier.norm.")}
     return fresh, unused
 
 
 def _leftovers_of_dense(
-    weights: Mapping[str, Tensor], model: Mapping[str, Tensor], last: int
+    weights: Mapping[str, Tensor], model: Mapping[str, Tensor], _: Arch
 ) -> tuple[set[str], set[str]]:
+    """List what the model alone has, and what the file alone has, and may have."""
     prefixed = any(name.startswith(_BACKBONE) for name in weights)
-    rest = {name for name in weights if prefixed and not name.startswith(_BACKBONE)}
+    rest = {name for name in weights if prefixed and not name.startswith(BACKBONE_NAMES)}
     rest_of_model = {name for name in model if not name.startswith(_BACKBONE)}
     fresh = set() if rest else rest_of_model
-    if not any(name.startswith("outnorm") for name in of_backbone(weights)):
+    # A file of nothing but a backbone may be of one without output norms.
+    if not prefixed and not any(name.startswith("outnorm") for name in weights):
         fresh = fresh | {name for name in model if name.startswith("backbone.out_norms.")}
     return fresh, set() if rest_of_model else rest
 
 
-def _advice(weights: Mapping[str, Tensor], arch: Arch) -> str:
+def _advice(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], arch: Arch) -> str:
+    weights = of_backbone(given)
     if not any(name.startswith("patch_embed.") for name in weights):
         if any(name.startswith("stem.") for name in weights):
             return "It has the names of mmmsv itself: load it with type='Pretrained'"
@@ -118,21 +149,23 @@ def _advice(weights: Mapping[str, Tensor], arch: Arch) -> str:
         inferred = infer_arch(weights)
     except ValueError as error:
         return f"It is incomplete: {error}"
-    if inferred == arch:
-        return "The arch is right, so the file is incomplete or was changed, or in_channels is another"
-    return f"The file is of {name_of(inferred)}: give the model that arch"
+    if inferred != arch:
+        return f"The file is of {name_of(inferred)}: give the model that arch"
+    unexpected = given.keys() - expected.keys()
+    if unexpected and all(name.removeprefix(_BACKBONE).startswith("outnorm") for name in unexpected):
+        return "Give the backbone the out_indices of these output norms, too"
+    return "The arch is right, so the file is incomplete or was changed, or in_channels is another"
 
 
 def _check_kind(weights: Mapping[str, Tensor], arch: Arch, source: str | os.PathLike) -> None:
     """Refuse what has the right names and shapes, and yet another meaning."""
     if integers := [name for name, value in weights.items() if not value.is_floating_point()]:
         raise ValueError(f"{source} holds {weights[integers[0]].dtype} in {integers[0]}, expected floating point")
-    # The shapes do not tell where the norms stand; among the authors' models with MS2D, the stem does.
+    # The shapes do not tell where the norms stand; in the authors' families with MS2D and ConvFFN the stem does.
     fusion, ffn_norm = ("norm_last", "post") if arch.stem == "conv" else ("norm_first", "pre")
     for stage, block in enumerate(arch.blocks):
-        if not block.full_routes or not block.half_routes:
-            continue
-        if block.fusion != fusion or (block.ffn != "none" and block.ffn_norm != ffn_norm):
+        two_scales = block.full_routes and block.half_routes
+        if (two_scales and block.fusion != fusion) or (block.ffn == "conv" and block.ffn_norm != ffn_norm):
             raise ValueError(
                 f"{source} is of blocks with fusion={fusion!r} and ffn_norm={ffn_norm!r}, as its stem tells; stage "
                 f"{stage} of the model has fusion={block.fusion!r} and ffn_norm={block.ffn_norm!r}, and would compute "
@@ -140,8 +173,16 @@ def _check_kind(weights: Mapping[str, Tensor], arch: Arch, source: str | os.Path
             )
 
 
+def _assumed(weights: Mapping[str, Tensor], arch: Arch) -> str:
+    try:
+        told = infer_arch(of_backbone(weights)) == arch
+    except ValueError:  # routes that the authors never had
+        told = False
+    return "" if told else "; directions of routes and half_stride are the model's, the file does not tell them"
+
+
 def _modules(names: Iterable[str]) -> str:
     """Name the modules that tensors are of; outside backbones and classifiers, the outermost ones."""
-    inner = ("backbone.", "classifier.", "patch_embed.", "layers.", "outnorm")
+    inner = (*BACKBONE_NAMES, "classifier.")
     modules = (name.rpartition(".")[0] if name.startswith(inner) else name.partition(".")[0] for name in names)
     return ", ".join(dict.fromkeys(modules))

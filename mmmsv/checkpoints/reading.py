@@ -1,9 +1,12 @@
 """Reading a checkpoint file: from a path or a URL, without running anything that it holds."""
 
+import hashlib
 import os
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlparse
@@ -16,6 +19,8 @@ from torch import Tensor
 _PARTS = ("model_ema", "model", "state_dict")
 # First bytes of what torch.save writes: a zip archive, or a pickle of protocol 2 and later.
 _MAGIC = (b"PK\x03\x04", b"\x80")
+# Of weights, and of counters beside them.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.int32, torch.int64)
 
 
 class Weights(NamedTuple):
@@ -40,30 +45,54 @@ def read_checkpoint(source: str | os.PathLike) -> Mapping[str, object]:
     """
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"checkpoint is a {type(source).__name__}, expected a path or a URL")
-    path = _downloaded(str(source)) if urlparse(str(source)).scheme in ("http", "https") else Path(source).expanduser()
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "not there"
+    if not str(source).startswith(("http://", "https://")):
+        return _read(Path(source))
+    path = _downloaded(str(source))
+    try:
+        return _read(path)
+    except ValueError:
+        path.unlink(missing_ok=True)  # a download that was cut short is fetched anew next time
+        raise
+
+
+def _read(path: Path) -> Mapping[str, object]:
+    try:
+        path = path.expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError) as error:  # a name that is too long, the home of nobody
+        raise ValueError(f"the checkpoint {path} cannot be looked for ({_reason(error)})") from error
+    if not is_file:
+        what = "a folder" if is_folder else "not there"
         raise ValueError(f"the checkpoint {path} is {what}; give the path of a file, or its URL")
-    with path.open("rb") as file:
-        start = file.read(16)
-    if not start.startswith(_MAGIC):
-        told = f"begins with {start!r}" if start else "is empty"
-        raise ValueError(f"{path} {told}, so it is no PyTorch checkpoint; is it that file, and is it all of it?")
+    _check_start(path)
     try:
         # VMamba's training writes its settings beside the weights: a dict, which comes out as one.
         with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode")]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"{path} holds more than tensors and plain data, or is damaged ({_reason(error)}). It was not read, since "
-            "that could run any code; ask its maker for the weights alone"
+            f"{path} holds more than tensors and plain data ({asked[1] if asked else 'what, its pickle hides'}), or is "
+            "damaged. It was not read, since that could run any code; ask its maker for the weights alone"
         ) from error
     except Exception as error:
         # What torch raises on bytes that are cut off or changed depends on where: anything, AssertionError included.
-        raise ValueError(f"{path} is cut off or damaged ({_reason(error)}); download it again") from error
+        what = "is a TorchScript archive, not weights" if "TorchScript" in str(error) else "is cut off or damaged"
+        raise ValueError(f"{path} {what} ({_reason(error)}); get it again") from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, expected a dict with weights in it")
     return checkpoint
+
+
+def _check_start(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({_reason(error)})") from error
+    if not start.startswith(_MAGIC):
+        told = f"begins with {start!r}" if start else "is empty"
+        raise ValueError(f"{path} {told}, so it is no PyTorch checkpoint; is it that file, and is it all of it?")
 
 
 def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> Weights:
@@ -76,12 +105,11 @@ def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> W
     Raises:
         ValueError: There are none, or what should be a tensor is none, or a tensor holds NaN or infinities.
     """
-    parts = (name for name in _PARTS if isinstance(checkpoint.get(name), Mapping) and len(checkpoint[name]) > 0)
-    part = next(parts, None)
+    part = next((name for name in _PARTS if _holds_tensors(checkpoint.get(name))), None)
     tensors = checkpoint[part] if part else checkpoint
-    if not any(isinstance(value, Tensor) for value in tensors.values()):
+    if not _holds_tensors(tensors):
         raise ValueError(
-            f"{source} holds no weights: neither {', '.join(_PARTS)} nor tensors by name, but {_some(checkpoint)}"
+            f"{source} holds no weights: no tensors by name, also not in {', '.join(_PARTS)}, but {_some(checkpoint)}"
         )
     others = [name for name, value in tensors.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
     if others:
@@ -89,6 +117,11 @@ def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> W
     # Data-parallel training and moving averages put this in front of all names.
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    if strange := [name for name, value in tensors.items() if not _is_plain(value)]:
+        kind = f"{tensors[strange[0]].dtype}, {tensors[strange[0]].layout}, on {tensors[strange[0]].device}"
+        raise ValueError(
+            f"{source} holds a tensor of an unusual kind ({kind}) in {_some(strange)}, expected dense ones"
+        )
     if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
         raise ValueError(
             f"{source} holds NaN or infinite values in {_some(broken)}; it is damaged, or its run diverged"
@@ -96,12 +129,31 @@ def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> W
     return Weights(dict(tensors), part or "weights by name")
 
 
+def _holds_tensors(entry: object) -> bool:
+    return isinstance(entry, Mapping) and any(isinstance(value, Tensor) for value in entry.values())
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers that torch can calculate with: it is not sparse, nested, quantized or on meta."""
+    return tensor.dtype in _DTYPES and tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
+
+
 def _downloaded(url: str) -> Path:
     """Fetch a file, and keep it where torch.hub keeps its own."""
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
-    if is_main_process():
-        _fetch(url, path)
-    barrier()
+    try:
+        name = Path(urlparse(url).path)
+    except ValueError as error:
+        raise ValueError(f"{url} is no URL of a file ({error})") from error
+    if not name.name:
+        raise ValueError(f"{url} is no URL of a file: it names none")
+    # Files of one name from two places are two files.
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+    path = Path(torch.hub.get_dir(), "checkpoints", f"{name.stem}-{digest}{name.suffix}")
+    try:
+        if is_main_process():
+            _fetch(url, path)
+    finally:
+        barrier()  # also when it failed: the others would wait for ever
     _fetch(url, path)  # on another machine
     return path
 
@@ -109,23 +161,19 @@ def _downloaded(url: str) -> Path:
 def _fetch(url: str, path: Path) -> None:
     if path.is_file():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path))
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error:
         raise ValueError(
             f"{url} could not be downloaded ({_reason(error)}); fetch it by other means, and give its path"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """Give the telling line of an error; torch writes advice before it and behind it."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.startswith(_ADVICE)]
-    return telling[0][:200] if telling else type(error).__name__
-
-
-_ADVICE = ("Weights only load failed", "Please file an issue", "Check the documentation")
+    """Give the first line of an error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _some(names: Iterable[object], shown: int = 3) -> str:

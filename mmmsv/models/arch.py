@@ -25,8 +25,10 @@ class BlockArch:
         half_routes: Routes over the map of lower resolution, one sequence with one parameter set. Without
             ``half_routes`` the scan is SS2D; without ``full_routes`` it is SS2D on the map of lower resolution, each
             route with its own parameter set.
-        half_stride: How much lower that resolution is.
-        fusion: How the two resolutions meet in MS2D: ``'norm_first'`` (arXiv) or ``'norm_last'`` (NeurIPS).
+        half_stride: How much lower that resolution is, 1 to 7 (the kernel of the convolution that makes it).
+        fusion: How the two resolutions meet in MS2D: ``'norm_first'``, each through the norm, the lower one then
+            upsampled bilinearly (arXiv); or ``'norm_last'``, the lower one upsampled to nearest neighbours, and one
+            norm over the sum (NeurIPS).
         conv_bias: Biases in the depthwise convolutions before the scans.
         se: Squeeze-and-excitation after the scans.
         gate: The gate branch of the scans.
@@ -59,9 +61,10 @@ class BlockArch:
                 raise ValueError(f"arch: {name} is {routes}, expected routes out of {ROUTES}")
         if not self.full_routes and not self.half_routes:
             raise ValueError("arch: full_routes and half_routes are both empty, expected one route at least")
-        for name in ("state_size", "half_stride"):
-            if not _is_whole(getattr(self, name)):
-                raise ValueError(f"arch: {name} is {getattr(self, name)!r}, expected a whole number of at least 1")
+        if not _is_whole(self.state_size):
+            raise ValueError(f"arch: state_size is {self.state_size!r}, expected a whole number of at least 1")
+        if not _is_whole(self.half_stride) or self.half_stride > 7:
+            raise ValueError(f"arch: half_stride is {self.half_stride!r}, expected a whole number in 1..7")
         for name in ("ssm_ratio", "ffn_ratio"):
             ratio = getattr(self, name)
             if type(ratio) not in (int, float) or not 0 < ratio < math.inf:

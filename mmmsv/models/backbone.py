@@ -33,7 +33,8 @@ class VisionMamba(BaseModule):
         norm_eval: Keep every norm in evaluation mode while training. Accepted because stock configs set it for batch
             norms; a LayerNorm has no running statistics, so the numbers do not change.
         with_cp: Recompute each block in the backward pass: less memory, about a third more time.
-        init_cfg: MMEngine's initialisation config, e.g. ``dict(type='Pretrained', checkpoint=PATH)``.
+        init_cfg: MMEngine's initialisation config: ``dict(type='Pretrained', checkpoint=PATH)`` for its checkpoints,
+            ``dict(type='mmmsv.AuthorsCheckpoint', checkpoint=PATH_OR_URL)`` for those of the authors.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -62,6 +63,9 @@ class VisionMamba(BaseModule):
         for option, rate in (("drop_path_rate", drop_path_rate), ("ffn_drop_rate", ffn_drop_rate)):
             if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
                 raise ValueError(f"{name}: {option} is {rate!r}, expected a number in [0, 1)")
+        for option, flag in (("norm_eval", norm_eval), ("with_cp", with_cp)):
+            if type(flag) is not bool:
+                raise TypeError(f"{name}: {option} is {flag!r}, expected True or False")
         if type(in_channels) is not int or in_channels < 1:
             raise ValueError(f"{name}: in_channels is {in_channels!r}, expected a whole number of at least 1")
         if type(frozen_stages) is not int or not -1 <= frozen_stages <= stages:
@@ -69,8 +73,8 @@ class VisionMamba(BaseModule):
         self.in_channels, self.frozen_stages, self.norm_eval = in_channels, frozen_stages, norm_eval
 
         dims = self.arch.embed_dims
-        blocks_behind_the_first = max(sum(self.arch.depths) - 1, 1)
-        rates = (drop_path_rate * i / blocks_behind_the_first for i in range(sum(self.arch.depths)))
+        total = sum(self.arch.depths)
+        rates = (drop_path_rate * i / max(total - 1, 1) for i in range(total))
         self.stem = _STEMS[self.arch.stem](in_channels, dims[0])
         self.stages = nn.ModuleList()
         for i, (dim, depth, block) in enumerate(zip(dims, self.arch.depths, self.arch.blocks, strict=True)):

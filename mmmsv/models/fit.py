@@ -7,8 +7,14 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 
-def list_misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """List what is wrong with weights: a phrase for each kind of fault, with the first names; empty where they fit."""
+def list_misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], shown: int | None = 3) -> list[str]:
+    """List what is wrong with weights: a phrase for each kind of fault; empty where they fit.
+
+    Args:
+        expected: Names and tensors of the model.
+        given: Names and tensors of the weights.
+        shown: Names told of each kind; all, if None.
+    """
     faults = {
         "missing": [name for name in expected if name not in given],
         "unexpected": [name for name in given if name not in expected],
@@ -19,7 +25,7 @@ def list_misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
         ],
     }
     return [
-        f"{len(names)} {fault}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        f"{len(names)} {fault}: {', '.join(names[:shown])}{', ...' if names[:shown] != names else ''}"
         for fault, names in faults.items()
         if names
     ]
@@ -54,7 +60,7 @@ def refuse_misfit(
     if misfits:
         raise ValueError(
             f"the checkpoint does not fit {type(model).__name__} with embed_dims {model.arch.embed_dims} and depths "
-            f"{model.arch.depths}; nothing was loaded. {'; '.join(misfits)}. {_advice(theirs)}"
+            f"{model.arch.depths}; nothing was loaded. {'; '.join(misfits)}. {_advice(state_dict, theirs)}"
         )
     if output_norms:
         told = ", ".join(sorted(output_norms))
@@ -62,13 +68,17 @@ def refuse_misfit(
         print_log(message, "current", logging.WARNING)
 
 
-def _advice(theirs: Mapping[str, Tensor]) -> str:
-    if any(name.removeprefix("backbone.").startswith("layers.0.blocks.0.op.") for name in theirs):
-        return (
-            "It has the names of the authors of MSVMamba and VMamba: load it with "
-            "init_cfg=dict(type='mmmsv.AuthorsCheckpoint', checkpoint=...), or convert it with "
-            "tools/convert_checkpoint.py"
-        )
+def _advice(whole: Mapping[str, object], theirs: Mapping[str, object]) -> str:
+    authors = (
+        "load it with init_cfg=dict(type='mmmsv.AuthorsCheckpoint', checkpoint=...), or convert it with "
+        "tools/convert_checkpoint.py"
+    )
+    # A classifier's file of the authors has its weights under "model", where MMEngine does not look.
+    names = {*whole, *(name for value in whole.values() if isinstance(value, Mapping) for name in map(str, value))}
+    if any("layers.0.blocks.0.op." in name for name in names):
+        return f"It has the names of the authors of MSVMamba and VMamba: {authors}"
+    if not theirs:
+        return f"It holds nothing for this backbone. If it is a file of the authors of MSVMamba or VMamba, {authors}"
     if any(name.startswith("backbone.") for name in theirs):
         return "It holds a whole model: load its backbone with prefix='backbone.'"
     return "Give the arch that the checkpoint was made with"

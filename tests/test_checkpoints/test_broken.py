@@ -11,6 +11,7 @@ import sys
 import threading
 import types
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 from random import Random
 
@@ -50,11 +51,29 @@ def damaged(authors):
 
 
 class Harmful:
-    def __init__(self, folder):
-        self.folder = folder
+    """Pickles as a call that leaves a folder behind; the call decides how torch words its refusal."""
+
+    def __init__(self, folder, call=os.mkdir):
+        self.path, self.call = str(folder / "harm"), call
 
     def __reduce__(self):
-        return os.mkdir, (str(self.folder / "harm"),)
+        return self.call, (self.path if self.call is os.mkdir else f"__import__('os').mkdir({self.path!r})",)
+
+
+HEAD, HEAD_BIAS = "classifier.head.weight", "classifier.head.bias"
+
+
+def with_head(authors, weight=None, bias=None, **others):
+    """A classifier's file with another head, or with a part of one."""
+    rest = {name: value for name, value in authors.weights.items() if name not in (HEAD, HEAD_BIAS)}
+    head = {name: value for name, value in ((HEAD, weight), (HEAD_BIAS, bias)) if value is not None}
+    return authors.save({"model": {**rest, **head, **others}})
+
+
+def torchscript(authors):
+    path = authors.folder / "file.pth"
+    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    return path
 
 
 def harmful_pickle(authors):
@@ -85,13 +104,14 @@ def with_nan(authors):
     return authors.save({"model": {**authors.weights, PROJECTION: broken}})
 
 
-# What is made, and what is said of it by both, or by the initializer alone where only it has a model to compare with.
-BOTH = {
+# What is made, what the initializer says of it, and what the converter says, where that is something else.
+BROKEN = {
     "truncated": (truncated, "is cut off or damaged"),
-    "damaged": (damaged, "is damaged|cut off or damaged"),
+    "damaged": (damaged, "damaged"),
     "missing tensor": (
         lambda authors: authors.save({"model": without(authors.weights, NORM)}),
-        rf"1 missing: {NORM}\. .*incomplete|norm1.weight.* is missing",
+        rf"1 missing: {NORM}\. It is incomplete: norm1.weight of block 0 of stage 0 is missing",
+        "file.pth: norm1.weight of block 0 of stage 0 is missing or misshapen",
     ),
     "missing scan tensor": (
         lambda authors: authors.save({"model": without(authors.weights, "layers.2.blocks.1.op.Ds")}),
@@ -119,7 +139,7 @@ BOTH = {
     "list": (lambda authors: authors.save([authors.weights]), "holds a list, expected a dict"),
     "no weights": (
         lambda authors: authors.save({"optimizer": {"lr": 1.0}, "epoch": 3}),
-        "holds no weights: neither model_ema, model, state_dict nor tensors by name, but optimizer, epoch",
+        "holds no weights: no tensors by name, also not in model_ema, model, state_dict, but optimizer, epoch",
     ),
     "not a tensor": (
         lambda authors: authors.save({"model": {**authors.weights, NORM: [1.0]}}),
@@ -131,7 +151,81 @@ BOTH = {
     ),
     "other model": (
         lambda authors: authors.save({"state_dict": {"layer1.0.conv1.weight": torch.ones(8, 8, 3, 3)}}),
-        "missing.*another kind of model|no weights of an MSVMamba or VMamba",
+        "1 unexpected: layer1.0.conv1.weight. It is of another kind of model",
+        "no name is that of a block of MSVMamba or VMamba",
+    ),
+    "block far away": (
+        lambda authors: authors.save(
+            {"model": {**authors.weights, "layers.3.blocks.99999999.norm.weight": torch.ones(1)}}
+        ),
+        "1 unexpected: layers.3.blocks.99999999.norm.weight. It is incomplete: block 1 of stage 3 is missing",
+        "file.pth: block 1 of stage 3 is missing",
+    ),
+    "stage far away": (
+        lambda authors: authors.save(
+            {"model": {**authors.weights, "layers.99999999.blocks.0.norm.weight": torch.ones(1)}}
+        ),
+        "It is incomplete: stage 4 is missing",
+        "file.pth: stage 4 is missing",
+    ),
+    "no sets": (
+        lambda authors: authors.save(
+            {"model": {**authors.weights, "layers.0.blocks.0.op.dt_projs_bias": torch.ones(0, 8)}}
+        ),
+        "op.dt_projs_bias .*It is incomplete: op.dt_projs_bias of block 0 of stage 0 is missing or misshapen",
+        "op.dt_projs_bias of block 0 of stage 0 is missing or misshapen",
+    ),
+    "harmful eval": (
+        lambda authors: authors.save({"model": authors.weights, "args": Harmful(authors.folder, eval)}),
+        "holds more than tensors and plain data .*eval.*could run any code",
+    ),
+    "settings of another kind": (
+        lambda authors: authors.save({"model": authors.weights, "args": Namespace(lr=1.0)}),
+        r"holds more than tensors and plain data \(argparse.Namespace\)",
+    ),
+    "TorchScript": (torchscript, "is a TorchScript archive, not weights"),
+    "sparse tensor": (
+        lambda authors: authors.save({"model": {**authors.weights, NORM: torch.ones(8).to_sparse()}}),
+        f"a tensor of an unusual kind .*sparse.* in {NORM}",
+    ),
+    "8-bit floats": (
+        lambda authors: authors.save({"model": {**authors.weights, NORM: torch.ones(8).to(torch.float8_e4m3fn)}}),
+        f"a tensor of an unusual kind .*float8.* in {NORM}",
+    ),
+    "tensor without memory": (
+        lambda authors: authors.save({"model": {**authors.weights, NORM: torch.ones(8, device="meta")}}),
+        f"a tensor of an unusual kind .*meta.* in {NORM}",
+    ),
+    "head without bias": (
+        lambda authors: with_head(authors, torch.ones(10, 48)),
+        "1 missing: classifier.head.bias",
+    ),
+    "no head": (with_head, "2 missing: classifier.head.weight, classifier.head.bias"),
+    "transposed head": (
+        lambda authors: with_head(authors, torch.ones(48, 10), torch.ones(10)),
+        r"classifier.head.weight \(\(48, 10\) in the checkpoint, \(10, 48\) in the model",
+    ),
+    "head of other channels": (
+        lambda authors: with_head(authors, torch.ones(10, 47), torch.ones(10)),
+        "1 of another shape: classifier.head.w",
+    ),
+    "more than a head": (
+        lambda authors: with_head(
+            authors, torch.ones(10, 48), torch.ones(10), **{"classifier.head.scale": torch.ones(1)}
+        ),
+        "1 unexpected: classifier.head.scale",
+    ),
+    "detector without output norms": (
+        lambda authors: authors.save(
+            {"state_dict": {name: value for name, value in authors.dense().items() if "outnorm" not in name}}
+        ),
+        "missing: backbone.outnorm3.weight",
+        "8 missing: backbone.outnorm0.weight",
+    ),
+    "two backbones": (
+        lambda authors: authors.save({"state_dict": authors.dense(**{"layers.0.blocks.0.norm.weight": torch.ones(8)})}),
+        "7 unexpected: backbone.outnorm0.weight",
+        "1 unexpected: layers.0.blocks.0.norm.weight",
     ),
     "no such file": (lambda authors: authors.folder / "nothing.pth", "is not there; give the path"),
     "folder": (lambda authors: authors.folder, "is a folder; give the path"),
@@ -149,9 +243,9 @@ def assert_one_line(error):
     assert len(str(error.value)) < 900
 
 
-@pytest.mark.parametrize("broken", BOTH)
+@pytest.mark.parametrize("broken", BROKEN)
 def test_initializer(authors, broken):
-    make, message = BOTH[broken]
+    make, message, *_ = BROKEN[broken]
     path = make(authors)
     model = authors.model(out_indices=(3,))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -162,9 +256,9 @@ def test_initializer(authors, broken):
     assert not (authors.folder / "harm").exists()
 
 
-@pytest.mark.parametrize("broken", BOTH)
+@pytest.mark.parametrize("broken", BROKEN)
 def test_converter(authors, broken):
-    make, message = BOTH[broken]
+    make, *_, message = BROKEN[broken]
     with pytest.raises(ValueError, match=message) as error:
         from_authors_file(make(authors))
     assert_one_line(error)
@@ -275,12 +369,45 @@ class TestDownload:
 
     def test_is_kept(self, authors, served):
         path = authors.save({"model": authors.weights}, "msvmamba.pth")
-        AuthorsCheckpoint(f"{served}/msvmamba.pth?download=true")(authors.model())
+        AuthorsCheckpoint(f"{served}/msvmamba.pth")(authors.model())
         path.unlink()
         model = authors.model(out_indices=(3,))
         AuthorsCheckpoint(f"{served}/msvmamba.pth")(model)
         assert torch.equal(model.stem.conv1.weight, authors.weights["patch_embed.0.weight"])
 
-    def test_not_there(self, authors, served):
-        with pytest.raises(ValueError, match=r"nothing.pth could not be downloaded \(HTTP Error 404: File not found\)"):
-            AuthorsCheckpoint(f"{served}/nothing.pth")(authors.model())
+    def test_files_of_one_name_are_two(self, authors, served):
+        for folder, offset in (("a", 0), ("b", 1)):
+            (authors.folder / folder).mkdir()
+            authors.save({"model": {k: v + offset for k, v in authors.weights.items()}}, f"{folder}/checkpoint.pth")
+            model = authors.model(out_indices=(3,))
+            AuthorsCheckpoint(f"{served}/{folder}/checkpoint.pth")(model)
+            assert torch.equal(model.stem.conv1.weight, authors.weights["patch_embed.0.weight"] + offset)
+
+    def test_what_was_cut_short_is_fetched_again(self, authors, served):
+        path = authors.save({"model": authors.weights}, "msvmamba.pth")
+        whole = path.read_bytes()
+        path.write_bytes(whole[:5000])
+        with pytest.raises(ValueError, match="cut off or damaged"):
+            AuthorsCheckpoint(f"{served}/msvmamba.pth")(authors.model())
+        path.write_bytes(whole)
+        AuthorsCheckpoint(f"{served}/msvmamba.pth")(authors.model())
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            ("/nothing.pth", r"nothing.pth could not be downloaded \(HTTP Error 404: File not found\)"),
+            ("/with space.pth", "could not be downloaded .*can't contain control characters"),
+            ("", "is no URL of a file: it names none"),
+        ],
+    )
+    def test_not_there(self, authors, served, path, message):
+        with pytest.raises(ValueError, match=message) as error:
+            AuthorsCheckpoint(served + path)(authors.model())
+        assert_one_line(error)
+
+
+@pytest.mark.parametrize("path", ["http://[::1/x.pth", "~nobody-of-this-name/x.pth", "x" * 5000])
+def test_paths_that_are_none(authors, path):
+    with pytest.raises(ValueError, match=r"is no URL of a file|is not there|cannot be looked for") as error:
+        AuthorsCheckpoint(path)(authors.model())
+    assert "\n" not in str(error.value)

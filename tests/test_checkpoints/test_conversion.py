@@ -15,6 +15,7 @@ from mmmsv.checkpoints.layout import from_authors, is_flat
 from mmmsv.models import MSVMamba
 from tests.test_models.golden import FILES, load_golden
 
+SMALL = {"embed_dims": (8, 16, 32, 48), "depths": (1, 1, 1, 1)}
 TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
 
@@ -33,7 +34,7 @@ def test_there_and_back_through_files(authors, name):
     golden = load_golden(name)
     flat = is_flat(golden["model"])
     ours, _ = from_authors_file(authors.save({"model": golden["model"]}))
-    theirs, _ = to_authors_file(save_named_by_hash(ours, authors.folder / "ours.pth"), flat)
+    theirs, _ = to_authors_file(save_named_by_hash(ours, str(authors.folder / "ours.pth"), "x"), flat)
     assert theirs.keys() == {"model"}
     assert_same(theirs["model"], golden["model"])
 
@@ -41,7 +42,7 @@ def test_there_and_back_through_files(authors, name):
     dense |= {f"backbone.{key}": value for key, value in golden["outnorm"].items()} | {"neck.weight": torch.ones(1)}
     meta = {"dataset_meta": {"classes": ("cat", "dog")}, "epoch": 12}
     ours, _ = from_authors_file(authors.save({"state_dict": dense, "meta": meta}))
-    theirs, _ = to_authors_file(save_named_by_hash(ours, authors.folder / "ours.pth"), flat)
+    theirs, _ = to_authors_file(save_named_by_hash(ours, str(authors.folder / "ours.pth"), "x"), flat)
     assert_same(theirs["state_dict"], dense)
     assert theirs["meta"] == {"dataset_meta": meta["dataset_meta"]}
 
@@ -109,12 +110,27 @@ def test_bad_arguments(arguments, message):
     assert "Traceback" not in run.stderr
 
 
-def test_unwritable_destination(authors):
-    source = authors.save({"model": authors.weights})
-    run = convert(source, source / "out.pth")
-    assert run.returncode != 0
-    assert "Traceback" not in run.stderr
-    assert run.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    ("destination", "message"),
+    [("in.pth/out.pth", "cannot be written (File exists)"), ("x" * 300, "cannot be written (File name too long)")],
+)
+def test_unwritable_destination(authors, destination, message):
+    authors.save({"model": authors.weights}, "in.pth")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        save_named_by_hash({}, str(authors.folder / destination), "in.pth")
+
+
+@pytest.mark.parametrize("destination", ["", "new/"])
+def test_folder_as_destination(authors, destination):
+    path = save_named_by_hash({}, f"{authors.folder}/{destination}", "https://host/msvmamba.pth?download=true")
+    assert re.fullmatch(r"msvmamba-[0-9a-f]{8}\.pth", path.name)
+    assert path.parent == authors.folder / destination
+    assert list(path.parent.iterdir()) == [path]
+
+
+def classifier_of(backbone):
+    head = {"head.fc.weight": torch.ones(10, 48), "head.fc.bias": torch.ones(10)}
+    return {**{f"backbone.{name}": value for name, value in backbone.state_dict().items()}, **head}
 
 
 @pytest.mark.parametrize(
@@ -130,8 +146,16 @@ def test_unwritable_destination(authors):
             "is not whole: 1 missing: backbone.stages.1.blocks.0.scan.full_scan.skip",
         ),
         (
-            lambda authors: {f"backbone.{name}": value for name, value in MSVMamba("nano").stem.state_dict().items()},
-            "holds no whole model",
+            lambda authors: classifier_of(authors.model(out_indices=(0, 1))),
+            "written as the authors do, does not fit .*unexpected: outnorm0.weight",
+        ),
+        (
+            lambda authors: {**classifier_of(authors.model(out_indices=(3,))), "neck.weight": torch.ones(1)},
+            "written as the authors do, does not fit .*1 unexpected: neck.weight",
+        ),
+        (
+            lambda authors: classifier_of(MSVMamba({**SMALL, "full_routes": ("row",) * 6}, out_indices=(3,))),
+            "block 0 of stage 0 has 7 parameter sets, which is no published choice of routes",
         ),
     ],
 )

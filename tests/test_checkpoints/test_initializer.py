@@ -6,9 +6,11 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.runner import load_checkpoint
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmseg.registry import MODELS as MMSEG_MODELS
 
+from mmmsv.checkpoints import AuthorsCheckpoint
 from mmmsv.checkpoints.layout import from_authors, to_authors
 from mmmsv.models import MSVMamba
 from tests.test_models.golden import arch_of, load_golden
@@ -83,12 +85,18 @@ def test_files_of_detectors(authors):
     model = initialize(authors.model(), path)
     assert loaded(model, authors.dense()) == model.state_dict().keys()
     bare = {name.removeprefix("backbone."): value for name, value in authors.dense().items()}
-    assert initialize(authors.model(), authors.save(bare)).state_dict().keys() == model.state_dict().keys()
+    model = initialize(authors.model(), authors.save(bare))
+    assert loaded(model, authors.dense()) == model.state_dict().keys()
 
 
-def test_flat_layout(authors):
+@pytest.mark.parametrize("as_convolutions", [False, True])
+def test_flat_layout(authors, as_convolutions):
     golden = load_golden("vmamba_s1.pt")
-    model = initialize(MSVMamba(arch_of(golden["meta"]), out_indices=(3,)), authors.save({"model": golden["model"]}))
+    weights = {
+        name: value[:, :, None, None] if as_convolutions and value.dim() == 2 and "dt_projs_bias" not in name else value
+        for name, value in golden["model"].items()
+    }
+    model = initialize(MSVMamba(arch_of(golden["meta"]), out_indices=(3,)), authors.save({"model": weights}))
     assert loaded(model, golden["model"]) == model.state_dict().keys()
 
 
@@ -105,17 +113,18 @@ def test_one_line_says_file_arch_and_number_of_tensors(authors, log):
     told = [line for line in log if line.startswith("AuthorsCheckpoint")]
     assert told == [
         f"AuthorsCheckpoint: {path} (model_ema): an arch with embed_dims (8, 16, 32, 48) and depths (1, 1, 2, 1), "
-        f"{len(authors.weights) - 2} tensors; not in the file, so left as they were: backbone.out_norms.0, "
-        "backbone.out_norms.1, backbone.out_norms.2; not in the model, so not used: classifier.head"
+        f"{len(authors.weights) - 2} tensors; left as they were, being no part of it: backbone.out_norms.0, "
+        "backbone.out_norms.1, backbone.out_norms.2; not used: classifier.head"
     ]
 
 
 def test_published_arch_is_told_by_name(authors, log):
     model = MSVMamba("nano", out_indices=(3,))
     weights = {f"backbone.{name}": value for name, value in model.state_dict().items()}
-    theirs = to_authors(weights, model.arch, True)
+    head = {"head.fc.weight": torch.ones(1000, 384), "head.fc.bias": torch.ones(1000)}
+    theirs = to_authors({**weights, **head}, model.arch, True)
     initialize(MSVMamba("nano", out_indices=(3,)), authors.save({"model": theirs}))
-    assert f"(model): MSVMamba 'nano', {len(theirs)} tensors" in next(
+    assert f"(model): MSVMamba 'nano', {len(theirs) - 2} tensors" in next(
         line for line in log if line.startswith("Authors")
     )
 
@@ -131,7 +140,7 @@ class TestWholeModels:
         assert loaded(model, authors.weights) == {name for name in model.state_dict() if name.startswith("backbone.")}
         assert model.head.fc.weight.shape == (7, 48)
         told = next(line for line in log if line.startswith("AuthorsCheckpoint"))
-        assert told.endswith("so left as they were: head; not in the model, so not used: classifier.head")
+        assert told.endswith("left as they were, being no part of it: head; not used: classifier.head")
 
     def test_segmentor_takes_a_classifiers_backbone(self, authors):
         model = segmentor(authors)
@@ -146,6 +155,16 @@ class TestWholeModels:
         rest = {name: torch.randn_like(value) for name, value in rest.items()}
         initialize(model, authors.save({"state_dict": authors.dense(**rest)}))
         assert loaded(model, authors.dense(**rest)) == model.state_dict().keys()
+
+    def test_segmentors_convolution_without_its_kernels_axes_is_refused(self, authors):
+        """It has the shape of a linear layer: only backbones may write one for the other."""
+        model = segmentor(authors)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        rest = {name: value for name, value in before.items() if not name.startswith("backbone.")}
+        rest["decode_head.conv_seg.weight"] = rest["decode_head.conv_seg.weight"][:, :, 0, 0]
+        with pytest.raises(ValueError, match=r"1 of another shape: decode_head.conv_seg.weight \(\(5, 8\)"):
+            initialize(model, authors.save({"state_dict": authors.dense(**rest)}))
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
     def test_file_with_another_head_is_refused(self, authors):
         path = authors.save({"state_dict": authors.dense(**{"decode_head.conv.weight": torch.ones(1)})})
@@ -176,9 +195,64 @@ def test_other_backbones_are_refused(authors):
         WEIGHT_INITIALIZERS.build({"type": "mmmsv.AuthorsCheckpoint", "checkpoint": 3})(authors.model())
 
 
-def test_mmengines_own_loader_points_here(authors):
-    """A file of the authors given to Pretrained, as everybody tries first."""
+class TestOrderOfInitialisations:
+    """Nothing draws anew what was loaded."""
+
+    DRAW = {"type": "TruncNormal", "layer": "Linear", "std": 0.02}  # noqa: RUF012
+
+    def test_last_of_a_list(self, authors):
+        load = {"type": "mmmsv.AuthorsCheckpoint", "checkpoint": str(authors.save({"model": authors.weights}))}
+        model = authors.model(out_indices=(3,), init_cfg=[self.DRAW, load])
+        model.init_weights()
+        assert loaded(model, authors.weights) == model.state_dict().keys()
+        with pytest.raises(ValueError, match="MSVMamba: AuthorsCheckpoint must be the last entry"):
+            authors.model(init_cfg=[load, self.DRAW]).init_weights()
+
+    def test_backbone_with_its_own(self, authors):
+        model = segmentor(authors)
+        model.backbone.init_cfg = self.DRAW
+        initialize(model, authors.save({"model": authors.weights}))
+        assert len(loaded(model, authors.weights)) == len(model.backbone.state_dict()) - 6  # three norms
+
+
+def test_values_too_large_for_the_model(authors):
+    large = {**authors.weights, "patch_embed.0.bias": torch.full((4,), 1e6)}
+    model = authors.model(out_indices=(3,)).half()
+    with pytest.raises(ValueError, match=r"backbone.stem.conv1.bias that are too large for torch.float16"):
+        initialize(model, authors.save({"model": large}))
+
+
+def test_model_without_memory(authors):
+    with torch.device("meta"):
+        model = authors.model()
+    with pytest.raises(ValueError, match="of the model is on the meta device"):
+        AuthorsCheckpoint(authors.save({"model": authors.weights}))(model)
+
+
+def test_what_the_file_does_not_tell_is_said(authors, log):
+    arch = {**arch_of(authors.meta), "half_stride": 4}
+    initialize(MSVMamba(arch, out_indices=(3,)), authors.save({"model": authors.weights}))
+    told = next(line for line in log if line.startswith("AuthorsCheckpoint"))
+    assert told.endswith("; directions of routes and half_stride are the model's, the file does not tell them")
+
+
+def test_output_norms_that_the_model_does_not_want(authors):
     path = authors.save({"state_dict": authors.dense()})
-    model = authors.model(init_cfg={"type": "Pretrained", "checkpoint": str(path), "prefix": "backbone."})
+    with pytest.raises(
+        ValueError, match=r"2 unexpected: backbone.outnorm0.*Give the backbone the out_indices of these"
+    ):
+        initialize(authors.model(out_indices=(1, 2, 3)), path)
+
+
+@pytest.mark.parametrize("form", ["classifier", "detector"])
+def test_mmengines_own_loader_points_here(authors, form):
+    """A file of the authors given to MMEngine's loaders, as everybody tries first."""
+    if form == "classifier":
+        path, prefix = authors.save({"model": authors.weights, "epoch": 299}), None
+    else:
+        path, prefix = authors.save({"state_dict": authors.dense()}), "backbone."
+    model = authors.model(init_cfg={"type": "Pretrained", "checkpoint": str(path), "prefix": prefix})
     with pytest.raises(ValueError, match=r"names of the authors.*mmmsv.AuthorsCheckpoint.*convert_checkpoint"):
         model.init_weights()
+    with pytest.raises(ValueError, match=r"of the authors.*mmmsv.AuthorsCheckpoint.*convert_checkpoint"):
+        load_checkpoint(classifier(authors, classes=10), str(path))

@@ -192,7 +192,11 @@ ARRAY = np.array(["row", "col"])
             ValueError,
             r"stages in the arch dict has unknown key\(s\) \['base",
         ),
-        ({**SMALL, "stages": [{}, {"half_stride": 0}]}, ValueError, "half_stride is 0, expected .* at least 1"),
+        (
+            {**SMALL, "stages": [{}, {"half_stride": 0}]},
+            ValueError,
+            "half_stride is 0, expected a whole number in 1..7",
+        ),
         ({**SMALL, "stages": [{}, {"ssm_ratio": 1.01}]}, ValueError, "ssm_ratio is 1.01, expected a number that makes"),
         ({**SMALL, "half_routes": (), "stages": [{}, {"full_routes": ()}]}, ValueError, "are both empty"),
         # Routes
@@ -215,9 +219,10 @@ ARRAY = np.array(["row", "col"])
         ({**SMALL, "fusion": ARRAY}, ValueError, "fusion is .*expected 'norm_first' or 'norm_last'"),
         ({**SMALL, "stem": ARRAY}, ValueError, "stem is .*expected 'patch' or 'conv'"),
         # Numbers and switches
-        ({**SMALL, "half_stride": 0}, ValueError, "half_stride is 0, expected .* at least 1"),
-        ({**SMALL, "half_stride": 2.0}, ValueError, "half_stride is 2.0, expected .* at least 1"),
-        ({**SMALL, "half_stride": (2, 2)}, ValueError, r"half_stride is \(2, 2\), expected .* at least 1"),
+        ({**SMALL, "half_stride": 8}, ValueError, "half_stride is 8, expected a whole number in 1..7"),
+        ({**SMALL, "half_stride": 0}, ValueError, "half_stride is 0, expected a whole number in 1..7"),
+        ({**SMALL, "half_stride": 2.0}, ValueError, "half_stride is 2.0, expected a whole number in 1..7"),
+        ({**SMALL, "half_stride": (2, 2)}, ValueError, r"half_stride is \(2, 2\), expected a whole number in 1..7"),
         ({**SMALL, "state_size": "4"}, ValueError, "state_size is '4', expected .* at least 1"),
         ({**SMALL, "state_size": True}, ValueError, "state_size is True, expected .* at least 1"),
         ({**SMALL, "state_size": None}, ValueError, "state_size is None, expected .* at least 1"),

@@ -1,0 +1,62 @@
+"""SS2D on the half map, of which there are no tensors of the official implementation, against its formula."""
+
+import pytest
+import torch
+from torch.nn.functional import conv2d, interpolate, layer_norm, silu, softplus
+
+from mmmsv.models.arch import BlockArch
+from mmmsv.models.ms2d import MS2D, SS2D, HalfSS2D, MS2DNormLast, build_scan
+
+ROUTES = ("row", "col", "row_rev", "col_rev")
+
+
+def s6(tokens, scan, index):
+    """The recurrence, token by token, of one parameter set over ``(L, D)``."""
+    rank, state, _ = scan.token_sizes
+    rows = rank + 2 * state
+    dt, B, C = (tokens @ scan.x_proj.weight[index * rows : (index + 1) * rows].T).split(scan.token_sizes, -1)
+    step = softplus(dt @ scan.dt_weight[index].T + scan.dt_bias[index])
+    h, y = torch.zeros(tokens.shape[1], state, dtype=tokens.dtype), []
+    for t, u in enumerate(tokens):
+        h = (-step[t, :, None] * scan.A_log[index].exp()).exp() * h + (step[t] * u)[:, None] * B[t]
+        y.append(h @ C[t] + scan.skip[index] * u)
+    return torch.stack(y)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(("fusion", "mode"), [("norm_first", "bilinear"), ("norm_last", "nearest")])
+def test_half_ss2d(fusion, mode, stride):
+    torch.manual_seed(0)
+    arch = BlockArch(state_size=2, full_routes=(), half_routes=ROUTES, half_stride=stride, fusion=fusion, se=False)
+    scan = build_scan(8, arch).double()
+    x = torch.randn(1, 5, 8, 8, dtype=torch.float64)
+    inner, gate = (x @ scan.in_proj.weight.T).chunk(2, -1)
+    conv = scan.half_conv
+    half = silu(conv2d(inner.permute(0, 3, 1, 2), conv.weight, conv.bias, stride=stride, padding=3, groups=16))[0]
+    assert half.shape[1:] == (-(-5 // stride), -(-8 // stride))
+    total = torch.zeros_like(half)
+    for index, route in enumerate(ROUTES):
+        walked = half.mT if route.startswith("col") else half
+        tokens = walked.flatten(1).T
+        y = s6(tokens.flip(0), scan.half_scan, index).flip(0) if "rev" in route else s6(tokens, scan.half_scan, index)
+        y = y.T.view_as(walked)
+        total += y.mT if route.startswith("col") else y
+    normed = layer_norm(total.permute(1, 2, 0), (16,), scan.out_norm.weight, scan.out_norm.bias).permute(2, 0, 1)
+    corners = {"align_corners": False} if mode == "bilinear" else {}
+    y = interpolate(normed[None], size=(5, 8), mode=mode, **corners).permute(0, 2, 3, 1)
+    torch.testing.assert_close(scan(x), (y * silu(gate)) @ scan.out_proj.weight.T, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({}, MS2D),
+        ({"fusion": "norm_last"}, MS2DNormLast),
+        ({"half_routes": ()}, SS2D),
+        ({"half_routes": (), "fusion": "norm_last"}, SS2D),
+        ({"full_routes": ()}, HalfSS2D),
+    ],
+)
+def test_kind_of_scan(settings, kind):
+    assert type(build_scan(8, BlockArch(**settings))) is kind
