@@ -14,8 +14,8 @@ formula for the scan. It adds up different things, and calls the sum FLOPs, or M
   bilinear interpolation (4): at most 2.5 % of a figure, and what it takes to meet its last digit.
 
 So counted, the figures that the authors report are met to their last digit (tests/test_tools/test_get_flops.py), but
-for one: Mask R-CNN with MSVMamba-Tiny is 265 G, and 252 G are reported. With 100 proposals in the place of 1000 it would
-be 252, but MSVMamba-Micro, which meets its 201 with 1000, would be 188: no explanation of both is known here.
+for one: Mask R-CNN with MSVMamba-Tiny is 265 G, and 252 G are reported. With 100 proposals in the place of 1000 it
+would be 252, but MSVMamba-Micro, which meets its 201 with 1000, would be 188: no explanation of both is known here.
 
 **Ours** is the number of multiply-adds that this code makes in layers and scans; a lone multiplication is one, too:
 
