@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument(
         "dst",
         metavar="DST",
-        help="NAME.pth: NAME-0123abcd.pth is written, with digits of its SHA-256; a folder: SRC's name is taken",
+        help="NAME.pth, for NAME-0123abcd.pth with digits of its SHA-256; or a folder, for a file named after SRC",
     )
     parser.add_argument("--to-authors", action="store_true", help="convert a checkpoint of MMEngine's to the authors'")
     parser.add_argument(

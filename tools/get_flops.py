@@ -25,7 +25,7 @@ OURS = "Ours: 1 GMAC is 1e9 multiply-adds that this code makes, in layers and in
 def main() -> None:
     sizes = ", ".join(f"{height} {width} for {library}" for library, (height, width) in SHAPES.items())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", nargs="?", help="a config of mmpretrain, mmdet or mmseg")
+    parser.add_argument("config", nargs="?", help="path of a config of mmpretrain, mmdet or mmseg")
     parser.add_argument("--arch", help="in the place of a config: an arch, with a classifier of 1000 classes on top")
     parser.add_argument("--model", default="MSVMamba", help=f"whose arch: {' or '.join(BACKBONES)} (%(default)s)")
     parser.add_argument("--shape", nargs=2, type=int, metavar=("H", "W"), help=f"of the image ({sizes})")

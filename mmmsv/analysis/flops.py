@@ -33,7 +33,7 @@ import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from importlib.util import find_spec
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import TypeAlias
@@ -50,6 +50,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmmsv.models import MSVMamba, VMamba
 
 BACKBONES = {backbone.__name__: backbone for backbone in (MSVMamba, VMamba)}
+# What installs each library, in pyproject.toml.
+_EXTRAS = {"mmpretrain": "cls", "mmdet": "det", "mmseg": "seg"}
 # (H, W) of the image that figures are published for, by library.
 SHAPES = {"mmpretrain": (224, 224), "mmdet": (800, 1280), "mmseg": (512, 2048)}
 
@@ -137,8 +139,13 @@ def build_from_config(path: str | Path) -> tuple[BaseModel, tuple[int, int]]:
             f"{path} has {'a' if 'model' in cfg else 'no'} model and default_scope {library!r}, expected a model and "
             f"one of {', '.join(SHAPES)}; give a config that can be trained"
         )
-    if find_spec(library) is None:
-        raise ValueError(f"{path} is for {library}, which is not installed; install {library}")
+    try:
+        import_module(f"{library}.models")
+    except ImportError as error:
+        raise ValueError(
+            f"{path} is for {library}, which cannot be imported ({error}): pip install 'mmmsv[{_EXTRAS[library]}]', "
+            "and mmcv as README.md says"
+        ) from error
     with _in_one_sentence(f"the model of {path} cannot be built"), DefaultScope.overwrite_default_scope(library):
         model = MODELS.build(cfg.model).eval()
     if not isinstance(getattr(model, "backbone", None), nn.Module):

@@ -17,7 +17,7 @@ from mmmsv.models.fit import list_misfits
 
 from .inference import infer_arch, name_of
 from .layout import to_authors
-from .matching import BACKBONE_NAMES, Match, is_classifier, match, of_backbone
+from .matching import BACKBONE_NAMES, Match, has_our_names, is_classifier, match, of_backbone
 from .reading import read_checkpoint, weights_of
 
 
@@ -65,6 +65,8 @@ def to_authors_file(source: str | os.PathLike, flat: bool = False) -> tuple[dict
     """
     checkpoint = read_checkpoint(source)
     weights, part = weights_of(checkpoint, source)
+    if any(name.removeprefix("backbone.").startswith("patch_embed.") for name in weights):
+        raise ValueError(f"{source} has the authors' names already: convert it without --to-authors")
     if not any(name.startswith("backbone.stem.") for name in weights):
         raise ValueError(f"{source} holds no whole model with a backbone of mmmsv, so there is nothing to convert back")
     arch = _arch_of(weights, source)
@@ -120,6 +122,8 @@ def save_named_by_hash(checkpoint: Mapping[str, object], destination: str, sourc
 
 def _match_alone(weights: Mapping[str, Tensor], source: str | os.PathLike) -> tuple[Match, Arch]:
     """Translate the authors' weights for the model that they are of, as far as they tell it."""
+    if has_our_names(weights):
+        raise ValueError(f"{source} is a checkpoint of MMEngine's already; --to-authors converts it back")
     arch = _arch_of(weights, source)
     if is_classifier(weights):
         head = {name: value for name, value in weights.items() if name.startswith("classifier.head.")}

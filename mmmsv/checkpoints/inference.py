@@ -1,7 +1,8 @@
 """Which arch weights are of, told by their names and shapes."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from itertools import count
 from typing import NamedTuple
 
@@ -51,12 +52,26 @@ def infer_arch(weights: Mapping[str, Tensor]) -> Arch:
 
 
 def name_of(arch: Arch) -> str:
-    """Name an arch as its users know it: ``MSVMamba 'v3_tiny'``, or by widths and depths if it is not published."""
+    """Name an arch as a config does: ``mmmsv.MSVMamba, arch='v3_tiny'``, or by a dict if it is not a published one."""
     for model in (MSVMamba, VMamba):
         for name, published in model.archs.items():
             if arch == published:
-                return f"{model.__name__} {name!r}"
-    return f"an arch with embed_dims {arch.embed_dims} and depths {arch.depths}"
+                return f"mmmsv.{model.__name__}, arch={name!r}"
+    first = arch.blocks[0]
+    settings = {
+        "embed_dims": arch.embed_dims,
+        "depths": arch.depths,
+        **_differences(arch, MSVMamba.archs["tiny"], ("stem", "downsample")),
+        **_differences(first, BlockArch()),
+    }
+    if any(block != first for block in arch.blocks):
+        settings["stages"] = [_differences(block, first) for block in arch.blocks]
+    return f"mmmsv.MSVMamba, arch=dict({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
+
+
+def _differences(one: Arch | BlockArch, other: Arch | BlockArch, names: Sequence[str] = ()) -> dict[str, object]:
+    names = names or [field.name for field in fields(one)]
+    return {name: getattr(one, name) for name in names if getattr(one, name) != getattr(other, name)}
 
 
 class _Shapes(NamedTuple):

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor
 
 from mmmsv.models.arch import Arch
@@ -39,8 +38,8 @@ class Match(NamedTuple):
 
     def told(self) -> str:
         """Say in one phrase how much fits, and what does not have to."""
-        fresh = f"; left as they were, being no part of it: {_modules(self.fresh)}" if self.fresh else ""
-        unused = f"; not used: {_modules(self.unused)}" if self.unused else ""
+        fresh = f"; left as initialised: {_modules(self.fresh)}" if self.fresh else ""
+        unused = f"; in the file, not used: {_modules(self.unused)}" if self.unused else ""
         return f"{len(self.used)} tensors{fresh}{unused}{self.assumed}"
 
 
@@ -53,6 +52,11 @@ def of_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take the backbone's weights, without the prefix; all of them, where none has it."""
     cut = {name.removeprefix(_BACKBONE): value for name, value in weights.items() if name.startswith(_BACKBONE)}
     return cut or dict(weights)
+
+
+def has_our_names(weights: Iterable[str]) -> bool:
+    """Whether weights of these names have been converted, or were trained here."""
+    return any(name.removeprefix(_BACKBONE).startswith("stages.") for name in weights)
 
 
 def match(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], arch: Arch, source: str | os.PathLike) -> Match:
@@ -68,6 +72,11 @@ def match(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], arch: Arch
     Raises:
         ValueError: They do not fit.
     """
+    if has_our_names(weights):
+        raise ValueError(
+            f"{source} is a checkpoint of MMEngine's already: load it with init_cfg=dict(type='Pretrained', "
+            "checkpoint=..., prefix='backbone.'); tools/convert_checkpoint.py --to-authors converts it back"
+        )
     classifier, prefixed = is_classifier(weights), any(name.startswith(_BACKBONE) for name in weights)
     given = _linear(weights, prefixed)
     fresh, unused = (_leftovers_of_classifier if classifier else _leftovers_of_dense)(given, model, arch)
@@ -79,11 +88,11 @@ def match(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], arch: Arch
         expected = of_backbone(expected)
     expected = _linear(expected, prefixed)
     used = {name: value for name, value in given.items() if name not in unused or name.startswith(_HEAD)}
-    if misfits := list_misfits(expected, used):
-        print_log(f"{source}, all that does not fit: {'; '.join(list_misfits(expected, used, shown=None))}", "current")
+    if list_misfits(expected, used):
+        advice, shown = _advice(expected, used, arch)
         raise ValueError(
-            f"{source} does not fit {name_of(arch)}; nothing was loaded. {'; '.join(misfits)}. "
-            f"{_advice(expected, used, arch)}"
+            f"{source} does not fit {name_of(arch)}, and nothing of it was taken. "
+            f"{'; '.join(list_misfits(expected, used, shown))}. {advice}"
         )
     _check_kind(of_backbone(used), arch, source)
     used = {name: value for name, value in used.items() if name not in unused}
@@ -139,22 +148,22 @@ def _leftovers_of_dense(
     return fresh, set() if rest_of_model else rest
 
 
-def _advice(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], arch: Arch) -> str:
+def _advice(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], arch: Arch) -> tuple[str, int]:
+    """Say what to do about weights that do not fit, and how many names of each kind help to see it."""
+    few, many = 3, 20
     weights = of_backbone(given)
     if not any(name.startswith("patch_embed.") for name in weights):
-        if any(name.startswith("stem.") for name in weights):
-            return "It has the names of mmmsv itself: load it with type='Pretrained'"
-        return "It is of another kind of model, or lacks its beginning"
+        return "It is of another kind of model, or lacks its beginning", few
     try:
         inferred = infer_arch(weights)
     except ValueError as error:
-        return f"It is incomplete: {error}"
+        return f"It is incomplete: {error}", few
     if inferred != arch:
-        return f"The file is of {name_of(inferred)}: give the model that arch"
+        return f"The file is of {name_of(inferred)}: give the model that type and arch", few
     unexpected = given.keys() - expected.keys()
     if unexpected and all(name.removeprefix(_BACKBONE).startswith("outnorm") for name in unexpected):
-        return "Give the backbone the out_indices of these output norms, too"
-    return "The arch is right, so the file is incomplete or was changed, or in_channels is another"
+        return "Give the backbone the out_indices of these output norms, too", many
+    return "The arch is right, so the file is incomplete or was changed, or in_channels is another", many
 
 
 def _check_kind(weights: Mapping[str, Tensor], arch: Arch, source: str | os.PathLike) -> None:

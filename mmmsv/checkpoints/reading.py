@@ -92,7 +92,8 @@ def _check_start(path: Path) -> None:
         raise ValueError(f"{path} cannot be read ({_reason(error)})") from error
     if not start.startswith(_MAGIC):
         told = f"begins with {start!r}" if start else "is empty"
-        raise ValueError(f"{path} {told}, so it is no PyTorch checkpoint; is it that file, and is it all of it?")
+        what = "but a web page" if start.lstrip().startswith(b"<") else "is it that file, and is it all of it?"
+        raise ValueError(f"{path} {told}, so it is no PyTorch checkpoint: {what}")
 
 
 def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> Weights:
@@ -171,9 +172,9 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Give the first line of an error."""
+    """Give the first sentence of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    return lines[0].split(". ")[0][:200] if lines else type(error).__name__
 
 
 def _some(names: Iterable[object], shown: int = 3) -> str:

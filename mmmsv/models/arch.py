@@ -137,6 +137,8 @@ def resolve_arch(arch: str | Mapping[str, object] | Arch, archs: Mapping[str, Ar
             - ``base``: name of the arch from which the rest is taken; without it ``embed_dims`` and ``depths`` are
               needed, and the rest is that of ``'tiny'``;
             - ``stages``: for each stage a dict of the keys of :class:`BlockArch` that differ there.
+
+            ``full_routes`` and ``half_routes`` are usually given together: the one that is not given stays as it is.
         archs: The published ones, by name.
         model: Name of the backbone, for messages.
 

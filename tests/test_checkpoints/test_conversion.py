@@ -15,6 +15,8 @@ from mmmsv.checkpoints.layout import from_authors, is_flat
 from mmmsv.models import MSVMamba
 from tests.test_models.golden import FILES, load_golden
 
+from .test_initializer import NAME
+
 SMALL = {"embed_dims": (8, 16, 32, 48), "depths": (1, 1, 1, 1)}
 TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
@@ -52,10 +54,7 @@ def test_command(authors):
     run = convert(source, authors.folder / "out" / "v3.pth")
     assert run.returncode == 0, run.stderr
     told, written = run.stdout.splitlines()
-    assert told == (
-        f"{source} (model_ema): an arch with embed_dims (8, 16, 32, 48) and depths (1, 1, 2, 1), "
-        f"{len(authors.weights)} tensors"
-    )
+    assert told == (f"{source} (model_ema): {NAME}, {len(authors.weights)} tensors")
     path = Path(written.removeprefix("written: "))
     assert re.fullmatch(r"v3-[0-9a-f]{8}\.pth", path.name)
     assert path.stem[-8:] == hashlib.sha256(path.read_bytes()).hexdigest()[:8]
@@ -110,6 +109,12 @@ def test_bad_arguments(arguments, message):
     assert "Traceback" not in run.stderr
 
 
+def test_what_is_converted_already(authors):
+    path = authors.save({"state_dict": classifier_of(authors.model(out_indices=(3,)))})
+    with pytest.raises(ValueError, match=r"is a checkpoint of MMEngine's already; --to-authors converts it back"):
+        from_authors_file(path)
+
+
 @pytest.mark.parametrize(
     ("destination", "message"),
     [("in.pth/out.pth", "cannot be written (File exists)"), ("x" * 300, "cannot be written (File name too long)")],
@@ -136,7 +141,8 @@ def classifier_of(backbone):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (lambda authors: authors.weights, "holds no whole model with a backbone of mmmsv"),
+        (lambda authors: authors.weights, "has the authors' names already: convert it without --to-authors"),
+        (lambda authors: authors.model().state_dict(), "holds no whole model with a backbone of mmmsv"),
         (
             lambda authors: {
                 f"backbone.{name}": value

@@ -15,6 +15,12 @@ from mmmsv.checkpoints.layout import from_authors, to_authors
 from mmmsv.models import MSVMamba
 from tests.test_models.golden import arch_of, load_golden
 
+# The arch of the small file, as it is told.
+NAME = (
+    "mmmsv.MSVMamba, arch=dict(embed_dims=(8, 16, 32, 48), depths=(1, 1, 2, 1), stem='conv', downsample='conv', "
+    "ssm_ratio=1.0, fusion='norm_last', gate=False, ffn_ratio=4.0, ffn_norm='post')"
+)
+
 
 def initialize(model, path):
     model.init_cfg = {"type": "mmmsv.AuthorsCheckpoint", "checkpoint": str(path)}
@@ -112,9 +118,8 @@ def test_one_line_says_file_arch_and_number_of_tensors(authors, log):
     initialize(authors.model(), path)
     told = [line for line in log if line.startswith("AuthorsCheckpoint")]
     assert told == [
-        f"AuthorsCheckpoint: {path} (model_ema): an arch with embed_dims (8, 16, 32, 48) and depths (1, 1, 2, 1), "
-        f"{len(authors.weights) - 2} tensors; left as they were, being no part of it: backbone.out_norms.0, "
-        "backbone.out_norms.1, backbone.out_norms.2; not used: classifier.head"
+        f"AuthorsCheckpoint: {path} (model_ema): {NAME}, {len(authors.weights) - 2} tensors; left as initialised: "
+        "backbone.out_norms.0, backbone.out_norms.1, backbone.out_norms.2; in the file, not used: classifier.head"
     ]
 
 
@@ -124,7 +129,7 @@ def test_published_arch_is_told_by_name(authors, log):
     head = {"head.fc.weight": torch.ones(1000, 384), "head.fc.bias": torch.ones(1000)}
     theirs = to_authors({**weights, **head}, model.arch, True)
     initialize(MSVMamba("nano", out_indices=(3,)), authors.save({"model": theirs}))
-    assert f"(model): MSVMamba 'nano', {len(theirs) - 2} tensors" in next(
+    assert f"(model): mmmsv.MSVMamba, arch='nano', {len(theirs) - 2} tensors" in next(
         line for line in log if line.startswith("Authors")
     )
 
@@ -140,7 +145,7 @@ class TestWholeModels:
         assert loaded(model, authors.weights) == {name for name in model.state_dict() if name.startswith("backbone.")}
         assert model.head.fc.weight.shape == (7, 48)
         told = next(line for line in log if line.startswith("AuthorsCheckpoint"))
-        assert told.endswith("left as they were, being no part of it: head; not used: classifier.head")
+        assert told.endswith("left as initialised: head; in the file, not used: classifier.head")
 
     def test_segmentor_takes_a_classifiers_backbone(self, authors):
         model = segmentor(authors)

@@ -81,10 +81,19 @@ def test_arch_is_told_from_weights(model, name):
     theirs = to_authors({f"backbone.{key}": value for key, value in ours.items()}, backbone.arch, False)
     for weights in (ours, {key.removeprefix("backbone."): value for key, value in theirs.items()}):
         assert infer_arch(weights) == backbone.arch
-        assert name_of(infer_arch(weights)) == f"{model.__name__} {name!r}"
+        assert name_of(infer_arch(weights)) == f"mmmsv.{model.__name__}, arch={name!r}"
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_arch_is_told_from_golden_files(name):
     golden = load_golden(name)
     assert infer_arch(golden["model"]) == MSVMamba(arch_of(golden["meta"])).arch
+
+
+def test_other_archs_are_told_as_a_config_has_them():
+    arch = MSVMamba({"base": "nano", "stages": [{"half_routes": ()}, {}, {}, {"ffn": "mlp"}]}).arch
+    told = name_of(arch)
+    assert told.startswith(
+        "mmmsv.MSVMamba, arch=dict(embed_dims=(48, 96, 192, 384), depths=(1, 2, 5, 2), half_routes=()"
+    )
+    assert MSVMamba(eval(told.removeprefix("mmmsv.MSVMamba, arch="))).arch == arch
