@@ -43,10 +43,8 @@ def from_authors_file(source: str | os.PathLike) -> tuple[dict[str, object], str
         "source": f"{_file_name(source)} ({part})",
         **_dataset_meta(checkpoint),
     }
-    return {
-        "meta": meta,
-        "state_dict": _copied(matched.weights),
-    }, f"{source} ({part}): {name_of(arch)}, {matched.told()}"
+    converted = {"meta": meta, "state_dict": _copied(matched.weights)}
+    return converted, f"{source} ({part}): {name_of(arch)}, {matched.told()}"
 
 
 def to_authors_file(source: str | os.PathLike, flat: bool = False) -> tuple[dict[str, object], str]:
@@ -70,9 +68,8 @@ def to_authors_file(source: str | os.PathLike, flat: bool = False) -> tuple[dict
     if not any(name.startswith("backbone.stem.") for name in weights):
         raise ValueError(f"{source} holds no whole model with a backbone of mmmsv, so there is nothing to convert back")
     arch = _arch_of(weights, source)
-    expected = _backbone(
-        weights, arch, [i for i in range(len(arch.depths)) if f"backbone.out_norms.{i}.weight" in weights]
-    )
+    stages = [i for i in range(len(arch.depths)) if f"backbone.out_norms.{i}.weight" in weights]
+    expected = _backbone(weights, arch, stages)
     ours = {name: value for name, value in weights.items() if name.startswith("backbone.")}
     if misfits := list_misfits(expected, ours):
         raise ValueError(f"{source} is not whole: {'; '.join(misfits)}")

@@ -45,7 +45,9 @@ class Match(NamedTuple):
 
 def is_classifier(weights: Iterable[str]) -> bool:
     """Whether the authors' weights of these names are a classifier's."""
-    return any(name.startswith(("classifier.norm.", _HEAD)) for name in weights)
+    names = list(weights)
+    in_other_models = any(name.startswith(_BACKBONE) for name in names)
+    return not in_other_models and any(name.startswith(("classifier.norm.", _HEAD)) for name in names)
 
 
 def of_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
