@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV   := .venv
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
+# Tests at a time.
+JOBS   ?= 2
 # Once the compiled mmcv is in place, later runs keep it.
 MMCV   ?= $(if $(wildcard $(VENV)/.done-mmcv-compiled),compiled,lite)
 
@@ -15,8 +17,9 @@ MMCV   ?= $(if $(wildcard $(VENV)/.done-mmcv-compiled),compiled,lite)
 demo: setup
 	$(VENV)/bin/python tools/demo.py
 
+# One thread for each of the processes: most tests keep no more than one busy, and those that count threads ask for them.
 test: setup lint
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: setup
 	$(VENV)/bin/ruff check .

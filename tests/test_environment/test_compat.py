@@ -348,7 +348,7 @@ def test_harmful_pickle_that_names_a_module_is_refused(tmp_path):
         (HistoryBuffer([1.0], [1]), "mean"),
         ("mean", "format"),
     ],
-    ids=repr,
+    ids=lambda value: repr(value) if isinstance(value, (str, type)) else f"a {type(value).__name__}",
 )
 def test_getattr_serves_nothing_but_statistics(tmp_path, owner, name):
     path = harmless_file(tmp_path / "getattr.pth", {"value": Call(getattr, owner, name)})
