@@ -81,7 +81,7 @@ def match(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], arch: Arch
         )
     classifier, prefixed = is_classifier(weights), any(name.startswith(_BACKBONE) for name in weights)
     given = _linear(weights, prefixed)
-    fresh, unused = (_leftovers_of_classifier if classifier else _leftovers_of_dense)(given, model, arch)
+    fresh, unused = _leftovers_of_classifier(given, model, arch) if classifier else _leftovers_of_dense(given, model)
     wanted = {name: value for name, value in model.items() if name not in fresh}
     expected = to_authors(wanted, arch, classifier, is_flat(weights))
     if classifier:
@@ -136,9 +136,7 @@ def _leftovers_of_classifier(
     return fresh, unused
 
 
-def _leftovers_of_dense(
-    weights: Mapping[str, Tensor], model: Mapping[str, Tensor], _: Arch
-) -> tuple[set[str], set[str]]:
+def _leftovers_of_dense(weights: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> tuple[set[str], set[str]]:
     """List what the model alone has, and what the file alone has, and may have."""
     prefixed = any(name.startswith(_BACKBONE) for name in weights)
     rest = {name for name in weights if prefixed and not name.startswith(BACKBONE_NAMES)}

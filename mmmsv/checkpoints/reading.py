@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,8 @@ from urllib.parse import urlparse
 import torch
 from mmengine.dist import barrier, is_main_process
 from torch import Tensor
+
+from mmmsv.text import first_of
 
 # Of the weights that a file holds several times, the first of these.
 _PARTS = ("model_ema", "model", "state_dict")
@@ -110,22 +112,23 @@ def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> W
     tensors = checkpoint[part] if part else checkpoint
     if not _holds_tensors(tensors):
         raise ValueError(
-            f"{source} holds no weights: no tensors by name, also not in {', '.join(_PARTS)}, but {_some(checkpoint)}"
+            f"{source} holds no weights: no tensors by name, also not in {', '.join(_PARTS)}, but "
+            f"{first_of(checkpoint) or 'nothing'}"
         )
     others = [name for name, value in tensors.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
     if others:
-        raise ValueError(f"{source}: {_some(others)} among the weights should be tensors with names, and are not")
+        raise ValueError(f"{source}: {first_of(others)} among the weights should be tensors with names, and are not")
     # Data-parallel training and moving averages put this in front of all names.
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     if strange := [name for name, value in tensors.items() if not _is_plain(value)]:
         kind = f"{tensors[strange[0]].dtype}, {tensors[strange[0]].layout}, on {tensors[strange[0]].device}"
         raise ValueError(
-            f"{source} holds a tensor of an unusual kind ({kind}) in {_some(strange)}, expected dense ones"
+            f"{source} holds a tensor of an unusual kind ({kind}) in {first_of(strange)}, expected dense ones"
         )
     if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
         raise ValueError(
-            f"{source} holds NaN or infinite values in {_some(broken)}; it is damaged, or its run diverged"
+            f"{source} holds NaN or infinite values in {first_of(broken)}; it is damaged, or its run diverged"
         )
     return Weights(dict(tensors), part or "weights by name")
 
@@ -175,9 +178,3 @@ def _reason(error: Exception) -> str:
     """Give the first sentence of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].split(". ")[0][:200] if lines else type(error).__name__
-
-
-def _some(names: Iterable[object], shown: int = 3) -> str:
-    names = [str(name) for name in names]
-    more = f", ... ({len(names)} in all)" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more if names else "nothing"

@@ -13,6 +13,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from mmmsv.registry import HOOKS
+from mmmsv.text import first_of
 
 
 @HOOKS.register_module()
@@ -97,11 +98,7 @@ def misfits(model: nn.Module, state_dict: dict[str, Tensor], shown: int = 3) -> 
         # PyTorch writes a headline, one line for all missing names, one for all unexpected ones, one for each shape.
         lines = [line.strip() for line in str(error).split("\n\t")[1:]]
         shapes = [line for line in lines if line.startswith("size mismatch")]
-        return [_first(line.split(", "), shown) for line in lines if line not in shapes] + (
-            [_first(shapes, shown)] if shapes else []
+        return [first_of(line.split(", "), shown) for line in lines if line not in shapes] + (
+            [first_of(shapes, shown)] if shapes else []
         )
     return []
-
-
-def _first(items: list[str], shown: int) -> str:
-    return ", ".join(items[:shown]) + (f", ... ({len(items)} in all)" if len(items) > shown else "")

@@ -1,7 +1,7 @@
 """What distinguishes one vision Mamba from another: the settings of a backbone and of its blocks, and their check."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
@@ -160,13 +160,15 @@ def resolve_arch(arch: str | Mapping[str, object] | Arch, archs: Mapping[str, Ar
     base = _published(arch.get("base", "tiny"), archs, model)
     whole = {key: arch[key] for key in _WHOLE_KEYS if key in arch}
     common = {key: arch[key] for key in _BLOCK_KEYS if key in arch}
-    stages = arch.get("stages", ({},) * _length(whole.get("depths", base.depths)))
+    # The published ones have one kind of block, whatever the stage.
+    block = replace(base.blocks[0], **common)
+    if "stages" not in arch:
+        return replace(base, **whole, blocks=block)
+    stages = arch["stages"]
     if not isinstance(stages, (list, tuple)) or not all(isinstance(stage, Mapping) for stage in stages):
         raise TypeError(f"{model}: stages in the arch dict is {stages!r}, expected a list of dicts, one for each stage")
     for stage in stages:
         _check_keys(stage, _BLOCK_KEYS, f"{model}: stages in the arch dict")
-    # The published ones have one kind of block, whatever the stage.
-    block = replace(base.blocks[0], **common)
     return replace(base, **whole, blocks=tuple(replace(block, **stage) for stage in stages))
 
 
@@ -185,11 +187,6 @@ def _published(name: object, archs: Mapping[str, Arch], model: str) -> Arch:
 def _check_keys(given: Mapping[str, object], allowed: list[str], where: str) -> None:
     if unknown := [key for key in given if key not in allowed]:
         raise ValueError(f"{where} has unknown key(s) {unknown}; allowed are {allowed}")
-
-
-def _length(depths: object) -> int:
-    # What is no list is refused by Arch, with its name.
-    return len(depths) if isinstance(depths, Sequence) else 1
 
 
 def _as_tuple(settings: Arch | BlockArch, name: str) -> tuple:
