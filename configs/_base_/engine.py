@@ -1,6 +1,14 @@
-# What all configs share: a checkpoint that does not fit the model is an error, and a resumed run draws the random
-# numbers that an unbroken one would have drawn.
+# What all configs share. It comes first in their _base_, since bases are read in their order: in the maintained fork of
+# OpenMMLab mmseg's distribution has another name than MMEngine looks for, so that `mmseg::` would find nothing; the name
+# of the module is the same everywhere.
+import mmengine.config.utils
+
+mmengine.config.utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+# Heads or a checkpoint that do not fit the model are errors, and a resumed run draws the random numbers that an unbroken
+# one would have drawn.
 custom_hooks = [
+    dict(type='mmmsv.ChannelFitHook'),
     dict(type='mmmsv.CheckpointFitHook', priority='VERY_LOW'),
     dict(type='mmmsv.SeedEpochHook'),
 ]

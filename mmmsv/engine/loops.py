@@ -5,8 +5,10 @@ because each builds exactly the one data loader that it will use, in mmdet, mmse
 of our own (``runner_type``) would not do, since the test script of mmseg ignores it.
 """
 
+import json
+import os
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from mmengine import runner as mmengine_runner
 from mmengine.runner import Runner
@@ -19,19 +21,29 @@ class _LooksForData:
     """Mixin in front of a loop of MMEngine; what else the loop takes is passed on.
 
     Raises:
-        FileNotFoundError: A path of the data set is missing. The message holds the absolute path, for which loop it
-            is, and ``data_source`` of the config, which says how to get the data.
+        FileNotFoundError: A path of the data set is missing, or an annotation file of the evaluator. The message holds
+            the absolute path, for which loop it is, and ``data_source`` of the config, which says how to get the data.
+        ValueError: An annotation file is no whole JSON, as after a download that was cut off.
     """
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, *args: object, **kwargs: object) -> None:
-        missing = missing_paths(dataloader["dataset"]) if _is_config(dataloader) else []
-        if missing:
-            source = runner.cfg.get("data_source", "the config names no data_source that would say where to get it")
+        name = type(self).__name__
+        source = runner.cfg.get("data_source", "the config names no data_source that would say where to get it")
+        configs = _configs(dataloader if isinstance(dataloader, DataLoader) else dataloader["dataset"])
+        configs += _configs(kwargs.get("evaluator"))
+        if missing := missing_paths(*configs):
             raise FileNotFoundError(
-                f"{type(self).__name__}: the data set lacks {', '.join(missing)} (relative paths in a config start "
-                f"from the current directory). How to get it: {source}"
+                f"{name}: the data set lacks {', '.join(missing)} (relative paths in a config start from the current "
+                f"directory). How to get it: {source}"
             )
-        super().__init__(runner, dataloader, *args, **kwargs)
+        try:
+            super().__init__(runner, dataloader, *args, **kwargs)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            files = {osp.abspath(path) for config in configs for path in _paths(config) if osp.isfile(path)}
+            raise ValueError(
+                f"{name}: the annotations in {' or '.join(sorted(files))} are cut off or damaged ({error}). How to get "
+                f"them: {source}"
+            ) from error
 
 
 @LOOPS.register_module()
@@ -54,25 +66,35 @@ class TestLoop(_LooksForData, mmengine_runner.TestLoop):
     """MMEngine's ``TestLoop`` behind a look for the data."""
 
 
-def _is_config(dataloader: DataLoader | dict) -> bool:
-    return isinstance(dataloader, dict) and isinstance(dataloader["dataset"], dict)
+def _configs(part: object) -> list[Mapping]:
+    """List the configs in a data set or evaluator, of which there are none once it was built."""
+    return [config for config in (part if isinstance(part, Sequence) else [part]) if isinstance(config, Mapping)]
 
 
-def missing_paths(dataset: dict) -> list[str]:
-    """List the absolute paths that the config of a data set names and that are not there.
+def missing_paths(*configs: Mapping) -> list[str]:
+    """List the absolute paths that the configs of data sets and metrics name and that are not there.
 
     Args:
-        dataset: Config of a data set, or of a wrapper (``dataset`` or ``datasets`` inside). Its ``data_root``,
-            ``ann_file`` and ``data_prefix`` are looked for; paths on a remote storage are taken on trust.
+        configs: Each of a data set, of a wrapper (``dataset`` or ``datasets`` inside), or of a metric. Looked for are
+            ``data_root``, ``ann_file`` and ``data_prefix``; an empty folder counts as missing, and paths on a remote
+            storage are taken on trust.
 
     Returns:
         Each path once; of a missing folder only the folder, not what should be in it.
     """
-    missing = {osp.abspath(path) for path in _paths(dataset) if "://" not in path and not osp.exists(path)}
+    paths = (path for config in configs for path in _paths(config))
+    missing = {osp.abspath(path) for path in paths if "://" not in path and not _holds_something(path)}
     return sorted(path for path in missing if not any(path.startswith(folder + osp.sep) for folder in missing))
 
 
-def _paths(dataset: dict) -> Iterator[str]:
+def _holds_something(path: str) -> bool:
+    if not osp.isdir(path):
+        return osp.exists(path)
+    with os.scandir(path) as entries:
+        return next(entries, None) is not None
+
+
+def _paths(dataset: Mapping) -> Iterator[str]:
     if "dataset" in dataset:
         yield from _paths(dataset["dataset"])
     for inner in dataset.get("datasets", []):

@@ -4,10 +4,19 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
-# One thread: these models are far too small for two, and threads that wait for each other on a busy machine crawl.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+FOLDER = Path(__file__).parent
+ENVIRONMENT = {
+    **os.environ,
+    # These models are far too small for two threads, and threads that wait for each other on a busy machine crawl.
+    "OMP_NUM_THREADS": "1",
+    # What custom_imports of the configs here asks for.
+    "PYTHONPATH": str(FOLDER / "instruments"),
+}
+IN_FORK = any(metadata.distributions(name="onedl-mmdetection"))
+TRACEBACK = "Traceback (most recent call last):"
 
 
 @dataclass(frozen=True)
@@ -15,7 +24,7 @@ class Task:
     """One of the three libraries.
 
     Args:
-        package: Its name for mim; also the name of its config in ``small/``.
+        package: The name of its module, and of its config in ``small/``.
         metrics: What its evaluation must report.
         classes: Where its configs say how many classes there are.
     """
@@ -26,7 +35,12 @@ class Task:
 
     @property
     def config(self) -> Path:
-        return Path(__file__).parent / "small" / f"{self.package}.py"
+        return FOLDER / "small" / f"{self.package}.py"
+
+    @property
+    def name(self) -> str:
+        """Its name for mim; in the maintained fork of OpenMMLab mmdet has that of its repository."""
+        return "mmdetection" if IN_FORK and self.package == "mmdet" else self.package
 
 
 TASKS = [
@@ -36,6 +50,9 @@ TASKS = [
 ]
 
 
+MMDET, MMSEG, MMPRETRAIN = TASKS
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished command: its exit status and all that it wrote."""
@@ -43,10 +60,15 @@ class Run:
     status: int
     output: str
 
+    @property
+    def error(self) -> str:
+        """The last line of the traceback of the script that mim ran, behind which comes mim's own traceback."""
+        return self.output.rpartition(TRACEBACK)[0].rstrip().rpartition("\n")[2]
 
-def mim(command: str, task: Task, work_dir: Path, *arguments: object) -> Run:
-    """Run ``mim train`` or ``mim test`` on the small config of ``task``."""
+
+def mim(command: str, task: Task, work_dir: Path, *arguments: object, config: Path | None = None) -> Run:
+    """Run ``mim train`` or ``mim test`` on a config, if none is given on the small one of ``task``."""
     program = Path(sys.executable).with_name("mim")
-    line = [program, command, task.package, task.config, "--work-dir", work_dir, *arguments]
+    line = [program, command, task.name, config or task.config, "--work-dir", work_dir, *arguments]
     run = subprocess.run([str(part) for part in line], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     return Run(run.returncode, run.stdout + run.stderr)

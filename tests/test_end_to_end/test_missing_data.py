@@ -2,9 +2,7 @@
 
 import pytest
 
-from .runs import TASKS, mim
-
-MMDET, MMSEG, MMPRETRAIN = TASKS
+from .runs import MMDET, MMPRETRAIN, MMSEG, mim
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 
 import torch
 
@@ -32,17 +31,31 @@ def test_checkpoint_reloads_to_the_same_metrics(trained, tmp_path):
     assert max(tested[name] for name in trained.task.metrics) > 0
 
 
-def test_resumed_run_ends_with_the_weights_of_an_unbroken_one(trained, tmp_path):
-    # What a run that was stopped half-way leaves behind.
-    interrupted = shutil.copy(trained.halfway, tmp_path)
-    (tmp_path / "last_checkpoint").write_text(str(interrupted))
-    run = mim("train", trained.task, tmp_path, "--resume")
+def test_killed_run_ends_with_the_weights_of_an_unbroken_one(trained, tmp_path):
+    """SIGKILL in the middle of an epoch and of a checkpoint, of which one is kept; each time ``--resume`` goes on."""
+    accidents = [{"type": "KilledWhileSaving", "epoch": 3, "size": 100_000}]
+    if trained.task.package == "mmdet":
+        accidents = [{"type": "KilledInEpoch", "iteration": 3}, *accidents]
+    config, work_dir = tmp_path / "killed.py", tmp_path / "run"
+    for accident, resume in zip([*accidents, None], [[], *[["--resume"]] * len(accidents)], strict=True):
+        config.write_text(
+            f"_base_ = {str(trained.task.config)!r}\n"
+            "custom_imports = dict(imports=['accidents'])\n"
+            f"custom_hooks = [*_base_.custom_hooks, *{[accident] if accident else []}]\n"
+            "default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=1))\n"
+        )
+        run = mim("train", trained.task, work_dir, *resume, config=config)
+        if accident:
+            assert "died with <Signals.SIGKILL: 9>" in run.output
+            torch.load((work_dir / "last_checkpoint").read_text(), weights_only=False)
     assert run.status == 0, run.output
-    assert f"resumed epoch: {trained.halfway.stem.removeprefix('epoch_')}" in run.output
+    assert "resumed epoch: 2" in run.output
+    # Torn at first, cleared away when the run went on.
+    assert [path.name for path in work_dir.glob("*.pth*")] == [trained.final.name]
 
     halfway, unbroken, resumed = (
         torch.load(path, weights_only=False)["state_dict"]
-        for path in (trained.halfway, trained.final, tmp_path / trained.final.name)
+        for path in (trained.halfway, trained.final, work_dir / trained.final.name)
     )
     assert unbroken.keys() == resumed.keys()
     assert [name for name in unbroken if not torch.equal(unbroken[name], resumed[name])] == []

@@ -1,0 +1,73 @@
+"""Whether neck and heads take the maps that the backbone gives, asked before anything is trained or tested."""
+
+from collections.abc import Mapping, Sequence
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import Runner
+
+from mmmsv.registry import HOOKS
+
+# Heads that read the maps of the backbone where there is no neck, in mmdet, mmseg and mmpretrain.
+_HEADS = ("rpn_head", "bbox_head", "panoptic_head", "decode_head", "auxiliary_head", "head")
+
+
+@HOOKS.register_module()
+class ChannelFitHook(Hook):
+    """Refuse a neck or head whose ``in_channels`` or ``in_index`` do not fit the backbone's maps.
+
+    It compares the backbone's ``out_channels`` with what the config says, in the conventions of the three libraries: a
+    list of ``in_channels`` is one number for each map, or for each map of ``in_index``; a single number is that of the
+    last map, or of the one map of ``in_index``. Where a neck names its ``in_channels``, the heads see the maps of the
+    neck and are not looked at. Says nothing about modules and backbones that name no channels.
+
+    Raises:
+        ValueError: They do not fit.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        model, cfg = runner.model, runner.cfg.get("model")
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        while isinstance(cfg, Mapping) and "module" in cfg:
+            cfg = cfg["module"]
+        maps = getattr(getattr(model, "backbone", None), "out_channels", None)
+        if isinstance(cfg, Mapping) and isinstance(maps, tuple) and (faults := channel_faults(cfg, maps)):
+            name = type(model.backbone).__name__
+            raise ValueError(f"{'; '.join(faults)}, since this {name} gives maps of {list(maps)} channels")
+
+
+def channel_faults(model: Mapping, maps: Sequence[int]) -> list[str]:
+    """List what in the config of a model does not fit the maps of its backbone.
+
+    Args:
+        model: The config, with ``neck`` and heads.
+        maps: Channels of each map.
+
+    Returns:
+        A phrase for each misfit, with the value that would fit.
+    """
+    neck = _listed(model.get("neck"))[:1]
+    parts = [("neck", part) for part in neck if part.get("in_channels") is not None]
+    parts = parts or [(name, part) for name in _HEADS for part in _listed(model.get(name))]
+    return [fault for name, part in parts if (fault := _fault(f"model.{name}", part, list(maps)))]
+
+
+def _listed(part: Mapping | Sequence[Mapping] | None) -> list[Mapping]:
+    return [part] if isinstance(part, Mapping) else list(part or [])
+
+
+def _fault(name: str, part: Mapping, maps: list[int]) -> str | None:
+    given = part.get("in_channels")
+    if given is None:
+        return None
+    channels = [given] if isinstance(given, int) else list(given)
+    index = part.get("in_index", -1 if isinstance(given, int) else list(range(len(maps))))
+    indices = [index] if isinstance(index, int) else list(index)
+    if not all(-len(maps) <= i < len(maps) for i in indices):
+        return f"{name}.in_index is {index}, but there are {len(maps)} maps"
+    fitting = [maps[i] for i in indices]
+    # YOLOv3's neck lists them from the last map to the first.
+    if channels == fitting or ("in_index" not in part and channels == fitting[::-1]):
+        return None
+    return f"{name}.in_channels is {given}, but should be {fitting[0] if isinstance(given, int) else fitting}"
