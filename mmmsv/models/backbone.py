@@ -82,8 +82,14 @@ class VisionMamba(BaseModule):
             blocks = [build_block(dim, block, ffn_drop_rate, rate) for rate in islice(rates, depth)]
             self.stages.append(Stage(downsample, blocks, with_cp))
         self.out_norms = nn.ModuleDict({str(i): nn.LayerNorm(dims[i]) for i in self.out_indices})
-        self.register_load_state_dict_pre_hook(refuse_misfit)
+        # By its name before torch 2.5, which later ones keep; there it lost the underscore.
+        self._register_load_state_dict_pre_hook(refuse_misfit, with_module=True)
         self.train()
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of each map that :meth:`forward` returns: what a neck or head takes for its ``in_channels``."""
+        return tuple(self.arch.embed_dims[i] for i in self.out_indices)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of a batch of images.
@@ -121,6 +127,32 @@ class VisionMamba(BaseModule):
                 if isinstance(module, nn.LayerNorm):
                     module.eval()
         return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """Tell how deep a parameter stands, for layer-wise learning-rate decay.
+
+        The stem is layer 0, and the blocks are the layers 1, 2, ... through all stages; a downsampling belongs to the
+        first block behind it. The last layer is whatever stands behind the blocks: output norms, of which a
+        classifier's file has one at most, and what is not of the backbone. Stages that are not run do not count.
+
+        Args:
+            param_name: Name of the parameter, in the backbone or in a model around it.
+            prefix: What the backbone's parameters begin with in that model, such as ``'backbone.'``.
+
+        Returns:
+            Its layer, and the number of layers.
+        """
+        layers = sum(self.arch.depths[: self.out_indices[-1] + 1]) + 2
+        match param_name.removeprefix(prefix).split(".") if param_name.startswith(prefix) else ():
+            case ["stem", *_]:
+                layer = 0
+            case ["stages", stage, "blocks", block, *_]:
+                layer = sum(self.arch.depths[: int(stage)]) + int(block) + 1
+            case ["stages", stage, *_]:
+                layer = sum(self.arch.depths[: int(stage)]) + 1
+            case _:
+                layer = layers - 1
+        return min(layer, layers - 1), layers
 
     def _frozen(self) -> list[nn.Module]:
         not_run = self.stages[self.out_indices[-1] + 1 :]

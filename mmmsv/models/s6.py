@@ -56,8 +56,17 @@ class S6(nn.Module):
             self.skip.fill_(1.0)
 
     def forward(self, x: Tensor, merge: bool) -> Tensor:
-        """Scan ``(B, H, W, D)``; return the sum over the routes, or one map for each, ``(B, routes, H, W, D)``."""
+        """Scan ``(B, H, W, D)``; return the sum over the routes, or one map for each, ``(B, routes, H, W, D)``.
+
+        The dtype is that of x, but float32 where autocast made x float16.
+        """
         dt, B, C = self.x_proj(x).unflatten(-1, (self.sets, -1)).split(self.token_sizes, dim=-1)
+        if x.dtype == torch.float16 and self.A_log.dtype != torch.float16:
+            # The step, B and C are linear in x, so y grows with its fourth power: x of some hundreds gives y above
+            # 65504, which is infinite in float16, and NaN behind the norm that would have taken the size back.
+            x = x.float()
         # At least float32: a decay rounded to half precision is another time constant.
-        A = -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
-        return scan2d(x, dt, B, C, self.dt_weight, self.dt_bias, A, self.skip, self.routes, self.carry, merge)
+        A_log = self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float()
+        return scan2d(
+            x, dt, B, C, self.dt_weight, self.dt_bias, -A_log.exp(), self.skip, self.routes, self.carry, merge
+        )
