@@ -1,12 +1,13 @@
 """Without a GPU the Triton kernels run through Triton's interpreter, which is to be asked for before their import."""
 
-import importlib.util
 import os
 
 import numpy as np
 import torch
 
-if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
+from mmmsv.kernels import triton_scan
+
+if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
@@ -28,7 +29,17 @@ def _scan_by_rows(self, inputs):
     return [self.to_tensor(values, tensor.dtype) for values, tensor in zip(outputs, inputs, strict=True)]
 
 
-if os.environ.get("TRITON_INTERPRET") == "1":
+if os.environ.get("TRITON_INTERPRET") == "1" and triton_scan.why_no_triton() is None:
     from triton.runtime.interpreter import ScanOps
 
     ScanOps.generic_scan = _scan_by_rows
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what the models of the configs cost, where that was counted."""
+    reports = terminalreporter.getreports("passed")
+    rows = [row for report in reports for title, row in report.user_properties if title == "zoo"]
+    if rows:
+        terminalreporter.section("parameters (M) and GMACs, in the published convention")
+        for config, parameters, macs in sorted(rows):
+            terminalreporter.write_line(f"{config:48}{parameters:>10}{macs:>10}")

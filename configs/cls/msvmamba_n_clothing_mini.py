@@ -1,8 +1,8 @@
 # MSVMamba-Nano on the bundled photographs of clothes, 10 classes, in minutes on a CPU.
 _base_ = [
+    '../_base_/engine.py',
     'mmpretrain::_base_/default_runtime.py',
     '../_base_/clothing_mini.py',
-    '../_base_/engine.py',
 ]
 model = dict(
     type='ImageClassifier',
@@ -30,5 +30,5 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=5),
-    checkpoint=dict(interval=5, max_keep_ckpts=2))
+    checkpoint=dict(type='mmmsv.CheckpointHook', interval=5, max_keep_ckpts=2))
 randomness = dict(seed=0)

@@ -1,10 +1,10 @@
 # MSVMamba-Tiny on ImageNet, 300 epochs: mmpretrain's recipe for Swin (batch 16 x 64) with another backbone, and the
 # moving average of the weights that the authors evaluate.
 _base_ = [
-    'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py',
     '../_base_/engine.py',
+    'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py',
+    '../_base_/imagenet.py',
 ]
-data_source = 'ImageNet-1k from https://image-net.org/download.php: the folders train and val in data/imagenet'
 model = dict(
     backbone=dict(_delete_=True, type='mmmsv.MSVMamba', arch='tiny', out_indices=(3, ), drop_path_rate=0.2),
     head=dict(init_cfg=dict(_delete_=True, type='TruncNormal', layer='Linear', std=0.02)),
@@ -19,3 +19,5 @@ custom_hooks = _base_.custom_hooks + [dict(type='EMAHook', momentum=1e-4, priori
 train_cfg = dict(_delete_=True, type='mmmsv.EpochBasedTrainLoop', max_epochs=300, val_interval=1)
 val_cfg = dict(type='mmmsv.ValLoop')
 test_cfg = dict(type='mmmsv.TestLoop')
+# The stock hook, but that a killed run leaves whole checkpoints.
+default_hooks = dict(checkpoint=dict(type='mmmsv.CheckpointHook'))

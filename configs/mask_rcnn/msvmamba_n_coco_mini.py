@@ -1,9 +1,9 @@
 # Mask R-CNN with MSVMamba-Nano on the bundled photographs, in minutes on a CPU: the demo.
 _base_ = [
+    '../_base_/engine.py',
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/default_runtime.py',
     '../_base_/coco_mini_instance.py',
-    '../_base_/engine.py',
 ]
 # 96 channels behind the backbone where stock Mask R-CNN has 256: 23 photographs with objects do not need more.
 model = dict(
@@ -39,5 +39,5 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=4),
-    checkpoint=dict(interval=5, max_keep_ckpts=1))
+    checkpoint=dict(type='mmmsv.CheckpointHook', interval=5, max_keep_ckpts=1))
 randomness = dict(seed=0)

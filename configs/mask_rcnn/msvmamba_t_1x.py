@@ -1,8 +1,8 @@
 # Mask R-CNN with MSVMamba-Tiny on COCO, 12 epochs: mmdet's recipe for Swin-T with another backbone.
 _base_ = [
+    '../_base_/engine.py',
     'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
     '../_base_/coco.py',
-    '../_base_/engine.py',
 ]
 model = dict(backbone=dict(_delete_=True, type='mmmsv.MSVMamba', arch='tiny', drop_path_rate=0.1))
 optim_wrapper = dict(paramwise_cfg=dict(_delete_=True, custom_keys=_base_.no_decay))
@@ -11,3 +11,5 @@ optim_wrapper = dict(paramwise_cfg=dict(_delete_=True, custom_keys=_base_.no_dec
 train_cfg = dict(type='mmmsv.EpochBasedTrainLoop')
 val_cfg = dict(type='mmmsv.ValLoop')
 test_cfg = dict(type='mmmsv.TestLoop')
+# The stock hook, but that a killed run leaves whole checkpoints.
+default_hooks = dict(checkpoint=dict(type='mmmsv.CheckpointHook'))

@@ -1,9 +1,9 @@
 # UperNet with MSVMamba-Nano on the bundled photographs, 133 classes, in minutes on a CPU.
 _base_ = [
+    '../_base_/engine.py',
     'mmseg::_base_/models/upernet_swin.py',
     'mmseg::_base_/default_runtime.py',
     '../_base_/coco_mini_semantic.py',
-    '../_base_/engine.py',
 ]
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
@@ -26,7 +26,7 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=3),
-    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=2),
+    checkpoint=dict(type='mmmsv.CheckpointHook', interval=10, max_keep_ckpts=2),
     visualization=dict(type='SegVisualizationHook'))
 log_processor = dict(by_epoch=True)
 # The fastest cuDNN algorithm may change from run to run, and the numbers with it.

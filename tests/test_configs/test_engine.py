@@ -1,4 +1,4 @@
-"""Hooks and loops, in this process, on a small classifier."""
+"""Hooks and loops, in this process, on small models."""
 
 import random
 from pathlib import Path
@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import convert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.models import AverageClsScoreTTA
 from torch import nn
 
 from mmmsv.engine import SeedEpochHook, hooks
+from mmmsv.engine.channels import channel_faults
 from mmmsv.engine.hooks import misfits
 from mmmsv.engine.loops import missing_paths
 
 CONFIG = Path(__file__).parents[2] / "configs/cls/msvmamba_n_clothing_mini.py"
+SMALL = Path(__file__).parents[1] / "test_end_to_end/small"
 
 
 def _runner(tmp_path: Path, **changes: object) -> Runner:
@@ -134,14 +137,107 @@ def test_epochs_draw_what_seed_and_iteration_say(monkeypatch):
 
 def test_missing_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "there/images").mkdir(parents=True)
+    (tmp_path / "there/images/train").mkdir(parents=True)
     there = {"data_root": "there", "data_prefix": {"img": "images/"}}
     assert missing_paths(there) == []
     assert missing_paths({**there, "ann_file": "all.json"}) == [str(tmp_path / "there/all.json")]
     assert missing_paths({**there, "data_prefix": "labels"}) == [str(tmp_path / "there/labels")]
+    # A folder is missed, too, if there is nothing in it.
+    assert missing_paths({**there, "data_prefix": "images/train"}) == [str(tmp_path / "there/images/train")]
     # The root says it all.
     gone = {"data_root": "gone", "ann_file": "all.json", "data_prefix": {"img": "images/"}}
     assert missing_paths(gone) == [str(tmp_path / "gone")]
     assert missing_paths({"data_root": "s3://bucket/coco", "ann_file": "all.json"}) == []
     # Inside wrappers.
     assert missing_paths({"type": "RepeatDataset", "dataset": {"datasets": [there, gone]}}) == [str(tmp_path / "gone")]
+    # An evaluator may name its own file.
+    metric = {"type": "CocoMetric", "ann_file": "there/val.json"}
+    assert missing_paths(there, metric) == [str(tmp_path / "there/val.json")]
+
+
+def _detector(tmp_path: Path, **changes: object) -> Runner:
+    cfg = Config.fromfile(SMALL / "mmdet.py")
+    cfg.merge_from_dict({"work_dir": str(tmp_path), "experiment_name": f"{tmp_path}", **changes})
+    init_default_scope(cfg.default_scope)
+    return Runner.from_cfg(cfg)
+
+
+def test_evaluator_without_annotations(tmp_path):
+    runner = _detector(tmp_path, **{"val_evaluator.ann_file": "nowhere.json"})
+    with pytest.raises(FileNotFoundError, match=r"ValLoop: the data set lacks /.*nowhere.json .*git checkout -- data"):
+        runner.val()
+
+
+@pytest.mark.parametrize("content", ["", '{"images": [{"id": 1, "file_na'], ids=["empty", "cut-off"])
+def test_damaged_annotations(tmp_path, content):
+    annotations = tmp_path / "val.json"
+    annotations.write_text(content)
+    changes = {"val_dataloader.dataset.ann_file": str(annotations), "val_evaluator.ann_file": str(annotations)}
+    with pytest.raises(ValueError, match=f"ValLoop: the annotations in .*{annotations} are") as error:
+        _detector(tmp_path, **changes).val()
+    assert "git checkout -- data" in str(error.value)
+
+
+MAPS = (96, 192, 384, 768)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"neck": {"in_channels": [96, 192, 384, 768]}, "rpn_head": {"in_channels": 256}},
+        {"neck": [{"in_channels": [768, 384, 192, 96]}, {"in_channels": 256}]},
+        {"neck": {"in_channels": 768}},
+        {"neck": {"type": "GlobalAveragePooling"}, "head": {"in_channels": 768}},
+        {"neck": None, "head": {"type": "NoChannels"}},
+        {"decode_head": {"in_channels": [96, 384], "in_index": [0, 2]}, "auxiliary_head": None},
+        {"decode_head": [{"in_channels": 768}, {"in_channels": 384, "in_index": -2}]},
+        {"panoptic_head": {"in_channels": [96, 192, 384, 768]}},
+    ],
+    ids=["fpn", "yolo", "last", "pooled", "unknown", "index", "cascade", "mask2former"],
+)
+def test_channels_that_fit(model):
+    assert channel_faults(model, MAPS) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "fault"),
+    [
+        ({"neck": {"in_channels": [96, 192, 384]}}, "model.neck.in_channels is [96, 192, 384], but should be [96, "),
+        ({"neck": {"in_channels": 2048}}, "model.neck.in_channels is 2048, but should be 768"),
+        ({"neck": {"type": "Pool"}, "head": {"in_channels": 384}}, "model.head.in_channels is 384, but should be 768"),
+        (
+            {"decode_head": {"in_channels": [384, 96], "in_index": [0, 2]}},
+            "model.decode_head.in_channels is [384, 96], but should be [96, 384]",
+        ),
+        (
+            {"auxiliary_head": [{"in_channels": 384, "in_index": 4}]},
+            "model.auxiliary_head.in_index is 4, but there are 4",
+        ),
+    ],
+    ids=["fpn", "last", "pooled", "index", "beyond"],
+)
+def test_channels_that_do_not_fit(model, fault):
+    (told,) = channel_faults(model, MAPS)
+    assert told.startswith(fault)
+
+
+def test_a_head_that_does_not_fit_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match=r"model.head.in_channels is 768, but should be 16, since this MSVMamba gives"):
+        _runner(tmp_path, **{"model.head.in_channels": 768}).train()
+
+
+@pytest.mark.parametrize("library", ["mmdet", "mmseg", "mmpretrain"])
+def test_every_parameter_gets_a_gradient(tmp_path, library):
+    """So that distributed training needs no ``find_unused_parameters``; nor does SyncBN touch the backbone."""
+    cfg = Config.fromfile(SMALL / f"{library}.py")
+    cfg.merge_from_dict({"work_dir": str(tmp_path), "experiment_name": f"{tmp_path}"})
+    init_default_scope(cfg.default_scope)
+    runner = Runner.from_cfg(cfg)
+    model = runner.model
+    data = next(iter(runner.build_dataloader(cfg.train_dataloader)))
+    loss, _ = model.parse_losses(model(**model.data_preprocessor(data, True), mode="loss"))
+    loss.backward()
+    assert [name for name, param in model.named_parameters() if param.requires_grad and param.grad is None] == []
+
+    before = [type(module) for module in model.backbone.modules()]
+    assert [type(module) for module in convert_sync_batchnorm(model, "torch").backbone.modules()] == before

@@ -1,9 +1,9 @@
-"""Every config builds its model in full size, its parts fit together, and its optimizer decays what it should."""
+"""Every config builds its model in full size, its parts fit together, and its recipe is the one that its name says."""
 
 import re
 import subprocess
 import sys
-from pathlib import Path
+from functools import cache
 
 import pytest
 import torch
@@ -12,67 +12,131 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmmsv.models import MSVMamba
+from .zoo import ARCHS, CONFIGS, ROOT, build, load, name
 
-REPOSITORY = Path(__file__).parents[2]
-CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*/*.py") if path.parent.name != "_base_")
-ARCHS = {"n": "nano", "m": "micro", "t": "tiny", "v3_t": "v3_tiny", "v3_s": "v3_small", "v3_b": "v3_base"}
-DROP_PATH = {
-    **{f"mask_rcnn/msvmamba_{size}_{schedule}": 0.1 for size in "nmt" for schedule in ("1x", "3x")},
-    **{f"upernet/msvmamba_{size}_160k": rate for size, rate in zip("nmt", (0.1, 0.1, 0.2), strict=True)},
-    **{f"cls/msvmamba_{size}_300e": 0.2 for size in ("n", "m", "t", "v3_t")},
-    "cls/msvmamba_v3_s_300e": 0.4,
-    "cls/msvmamba_v3_b_300e": 0.5,
+BUNDLED = {"mask_rcnn/msvmamba_n_coco_mini", "upernet/msvmamba_n_coco_mini", "cls/msvmamba_n_clothing_mini"}
+# Recipe: epochs or iterations, batch size, learning rate, weight decay.
+RECIPES = {
+    "mask_rcnn/*_1x": (12, 16, 1e-4, 0.05),
+    "mask_rcnn/*_3x": (36, 16, 1e-4, 0.05),
+    "cascade_mask_rcnn/*_cascade_3x": (36, 16, 1e-4, 0.05),
+    "upernet/*_160k": (160000, 16, 6e-5, 0.01),
+    "upernet/*_160k_ms": (160000, 16, 6e-5, 0.01),
+    "upernet/*_160k_640": (160000, 16, 6e-5, 0.01),
+    "upernet/*_160k_640_ms": (160000, 16, 6e-5, 0.01),
+    "upernet/*_cityscapes_80k": (80000, 8, 6e-5, 0.01),
+    "cls/*_300e": (300, 1024, 1e-3, 0.05),
+    "cls/*_384": (30, 1024, 1e-5, 1e-8),
 }
+# Those that are not there for every size.
+SIZES = {
+    "cascade_mask_rcnn/*_cascade_3x": ("msvmamba_t", "msvmamba_v3_s"),
+    "upernet/*_160k_640": ("msvmamba_v3_s",),
+    "upernet/*_160k_640_ms": ("msvmamba_v3_s",),
+    "upernet/*_cityscapes_80k": ("msvmamba_t",),
+}
+# Drop path of each size: detection, segmentation, classification. Fine-tuning at 384 x 384 has 0.1 for all.
+DROP_PATH = {
+    "msvmamba_n": (0.1, 0.1, 0.2),
+    "msvmamba_m": (0.1, 0.1, 0.2),
+    "msvmamba_t": (0.1, 0.2, 0.2),
+    "msvmamba_v3_t": (0.2, 0.3, 0.2),
+    "msvmamba_v3_s": (0.2, 0.3, 0.4),
+    "msvmamba_v3_b": (0.2, 0.3, 0.5),
+    "vmamba_t": (0.2, 0.3, 0.2),
+    "vmamba_s": (0.2, 0.3, 0.3),
+    "vmamba_b": (0.2, 0.3, 0.6),
+}
+# Config: its recipe and its size.
+ZOO = {recipe.replace("*", size): (recipe, size) for recipe in RECIPES for size in SIZES.get(recipe, ARCHS)}
 
 
-def _name(path: Path) -> str:
-    return f"{path.parent.name}/{path.stem}"
-
-
-@pytest.fixture(scope="module", params=CONFIGS, ids=_name)
+@pytest.fixture(scope="module", params=CONFIGS, ids=name)
 def built(request) -> tuple[str, Config, nn.Module]:
-    cfg = Config.fromfile(request.param)
-    init_default_scope(cfg.default_scope)
-    torch.manual_seed(0)
-    return _name(request.param), cfg, MODELS.build(cfg.model)
+    cfg = load(request.param)
+    return name(request.param), cfg, build(cfg)
 
 
 def test_all_configs_are_there():
-    bundled = {"mask_rcnn/msvmamba_n_coco_mini", "upernet/msvmamba_n_coco_mini", "cls/msvmamba_n_clothing_mini"}
-    assert {_name(path) for path in CONFIGS} == bundled | DROP_PATH.keys()
+    assert {name(path) for path in CONFIGS} == BUNDLED | ZOO.keys()
 
 
 def test_backbone_is_the_one_in_the_name(built):
-    name, cfg, model = built
-    assert type(model.backbone) is MSVMamba
-    assert cfg.model.backbone.arch == ARCHS[re.search(r"msvmamba_((v3_)?[nmtsb])_", name)[1]]
-    if name in DROP_PATH:
-        assert cfg.model.backbone.drop_path_rate == DROP_PATH[name]
+    config, cfg, model = built
+    size = ZOO[config][1] if config in ZOO else "msvmamba_n"
+    assert type(model.backbone).__name__ == ("VMamba" if size.startswith("vmamba") else "MSVMamba")
+    assert cfg.model.backbone.arch == ARCHS[size]
     # No weights of another backbone are left from the recipe that was inherited.
     assert cfg.model.backbone.get("init_cfg") is None
+    assert cfg.model.get("pretrained") is None
 
 
-@torch.no_grad()
+def test_recipe_is_the_one_in_the_name(built):
+    config, cfg, _ = built
+    if config in BUNDLED:
+        assert "auto_scale_lr" not in cfg  # one process, and a batch of its own
+        return
+    recipe, size = ZOO[config]
+    length, batch_size, learning_rate, decay = RECIPES[recipe]
+    assert cfg.train_cfg.get("max_epochs", cfg.train_cfg.get("max_iters")) == length
+    assert cfg.optim_wrapper.get("type", "OptimWrapper") == "OptimWrapper"
+    assert cfg.optim_wrapper.optimizer.type == "AdamW"
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(learning_rate)
+    assert cfg.optim_wrapper.optimizer.weight_decay == decay
+    # The learning rate is for a whole number of GPUs, and is scaled for others only when asked.
+    assert cfg.auto_scale_lr.base_batch_size == batch_size
+    assert not cfg.auto_scale_lr.get("enable", False)
+    assert batch_size // cfg.train_dataloader.batch_size == {8: 4, 16: 8, 1024: 16}[batch_size]
+    assert "find_unused_parameters" not in cfg
+    assert "custom_imports" not in cfg or cfg.custom_imports is None
+    task = ("mmdet", "mmseg", "mmpretrain").index(cfg.default_scope)
+    assert cfg.model.backbone.drop_path_rate == (0.1 if recipe.endswith("384") else DROP_PATH[size][task])
+
+
 def test_neck_and_heads_take_its_maps(built):
     _, cfg, model = built
-    model.eval()
-    image = torch.rand(1, 3, 64, 96)
-    if cfg.default_scope == "mmpretrain":
-        assert model(image).shape == (1, cfg.model.head.num_classes)
-    elif cfg.default_scope == "mmseg":
-        classes = cfg.model.decode_head.num_classes
-        assert model(image).shape == (1, classes, 16, 24)
-        assert model.auxiliary_head(model.extract_feat(image)).shape == (1, classes, 4, 6)
-    else:
-        maps = model.extract_feat(image)
-        assert [tuple(x.shape[2:]) for x in maps] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
-        assert len(model.rpn_head(maps)[0]) == 5
-        rois = torch.tensor([[0.0, 4.0, 4.0, 60.0, 60.0]])
-        scores, _ = model.roi_head.bbox_head(model.roi_head.bbox_roi_extractor(maps[:4], rois).flatten(1))
-        assert scores.shape == (1, cfg.model.roi_head.bbox_head.num_classes + 1)
-        masks = model.roi_head.mask_head(model.roi_head.mask_roi_extractor(maps[:4], rois))
-        assert masks.shape == (1, cfg.model.roi_head.mask_head.num_classes, 28, 28)
+    {"mmdet": _detect, "mmseg": _segment, "mmpretrain": _classify}[cfg.default_scope](model)
+
+
+IMAGE = torch.empty(1, 3, 64, 96, device="meta")
+
+
+# Configs with the same model share it.
+@cache
+@torch.no_grad()
+def _classify(model: nn.Module) -> None:
+    assert model.eval()(IMAGE).shape == (1, model.head.num_classes)
+
+
+@cache
+@torch.no_grad()
+def _segment(model: nn.Module) -> None:
+    maps = model.eval().extract_feat(IMAGE)
+    classes = model.decode_head.num_classes
+    assert model.decode_head(maps).shape == (1, classes, 16, 24)
+    assert model.auxiliary_head(maps).shape == (1, classes, 4, 6)
+
+
+@cache
+@torch.no_grad()
+def _detect(model: nn.Module) -> None:
+    maps = model.eval().extract_feat(IMAGE)
+    assert [tuple(x.shape[2:]) for x in maps] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+    assert len(model.rpn_head(maps)[0]) == 5
+    roi = model.roi_head
+    for extractor, head in zip(_listed(roi.bbox_roi_extractor), _listed(roi.bbox_head), strict=True):
+        regions = torch.empty(1, maps[0].shape[1], 7, 7, device="meta")
+        assert extractor.out_channels == regions.shape[1]
+        scores, _ = head(regions if head.num_shared_convs else regions.flatten(1))
+        assert scores.shape == (1, 81)
+    for extractor, head in zip(_listed(roi.mask_roi_extractor), _listed(roi.mask_head), strict=True):
+        regions = torch.empty(1, maps[0].shape[1], 14, 14, device="meta")
+        assert extractor.out_channels == regions.shape[1]
+        assert head(regions).shape == (1, 80, 28, 28)
+
+
+def _listed(part: nn.Module) -> list[nn.Module]:
+    return list(part) if isinstance(part, nn.ModuleList) else [part]
 
 
 def test_norms_decay_rates_and_skips_are_not_decayed(built):
@@ -105,7 +169,7 @@ STOCK_INIT = [
 @pytest.mark.parametrize("stock", [False, True])
 def test_step_sizes_survive_the_initialisation_of_a_classifier(stock):
     """Also with the rule for all linear layers that mmpretrain's classifiers bring along."""
-    cfg = Config.fromfile(REPOSITORY / "configs/cls/msvmamba_n_300e.py")
+    cfg = Config.fromfile(ROOT / "configs/cls/msvmamba_n_300e.py")
     init_default_scope(cfg.default_scope)
     if stock:
         cfg.model.init_cfg = STOCK_INIT
@@ -122,13 +186,21 @@ def test_step_sizes_survive_the_initialisation_of_a_classifier(stock):
 def test_data_and_checkpoints_are_checked(built):
     _, cfg, _ = built
     assert all(cfg[f"{stage}_cfg"].type.startswith("mmmsv.") for stage in ("train", "val", "test"))
-    assert {"mmmsv.CheckpointFitHook", "mmmsv.SeedEpochHook"} <= {hook.type for hook in cfg.custom_hooks}
+    assert cfg.default_hooks.checkpoint.type == "mmmsv.CheckpointHook"
+    assert {"mmmsv.ChannelFitHook", "mmmsv.CheckpointFitHook", "mmmsv.SeedEpochHook"} <= {
+        hook.type for hook in cfg.custom_hooks
+    }
     assert cfg.data_source
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=_name)
+def test_moving_average_is_kept_where_classifiers_are_trained(built):
+    config, cfg, _ = built
+    assert ("EMAHook" in {hook.type for hook in cfg.custom_hooks}) == config.endswith("_300e")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_no_absolute_path(path):
-    source = "".join(file.read_text() for file in [path, *(REPOSITORY / "configs/_base_").glob("*.py")])
+    source = "".join(file.read_text() for file in [path, *(ROOT / "configs/_base_").glob("*.py")])
     assert not re.findall(r"""['"](/|~|[A-Za-z]:\\)""", source)
 
 

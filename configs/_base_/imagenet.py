@@ -1,0 +1,1 @@
+data_source = 'ImageNet-1k from https://image-net.org/download.php: the folders train and val in data/imagenet'

@@ -1,0 +1,4 @@
+# MSVMamba-Nano on ImageNet, 30 epochs at 384 x 384.
+_base_ = './msvmamba_t_384.py'
+
+model = dict(backbone=dict(arch='nano'), head=dict(in_channels=384))

@@ -1,0 +1,4 @@
+# VMamba-Small (s2l15) on ImageNet, 30 epochs at 384 x 384.
+_base_ = './vmamba_t_384.py'
+
+model = dict(backbone=dict(arch='v2_small_s2l15'))

@@ -1,0 +1,4 @@
+# Mask R-CNN with MSVMamba-Base of the NeurIPS version ("v3") on COCO, 36 epochs with multi-scale crops.
+_base_ = './msvmamba_v3_t_3x.py'
+
+model = dict(backbone=dict(arch='v3_base'), neck=dict(in_channels=[128, 256, 512, 1024]))
