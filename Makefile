@@ -1,25 +1,60 @@
-# make demo    sets up .venv, trains Mask R-CNN with MSVMamba-Nano on the bundled photographs, draws what it found
-# make test    sets up .venv, runs the linter and all tests
-# make bench   measures the selective scan against other implementations, to benchmarks/results/<machine>.md
-# make setup   only the set-up; MMCV=compiled builds the real mmcv (5-10 minutes, needs a C++ compiler)
+# make demo        sets up .venv, trains Mask R-CNN with MSVMamba-Nano on the bundled photographs, draws what it found
+# make test        sets up .venv, runs the linter and all tests
+# make test-fork   sets up .venv-fork with the maintained fork of OpenMMLab, runs the tests that concern it
+# make test-oldest sets up .venv-oldest with torch 2.1 and the oldest OpenMMLab that is supported, runs the tests there
+# make test-wheel  builds the wheel, installs it in .venv-wheel, and uses it from outside the checkout
+# make bench       measures the selective scan against other implementations, to benchmarks/results/<machine>.md
+# make setup       only the set-up; MMCV=compiled builds the real mmcv (5-10 minutes, needs a C++ compiler)
 
 PYTHON ?= python3
-VENV   := .venv
+# The environment, its pinned versions, what is installed in it beside torch and mmcv, and mmcv without its ops. The
+# targets for other environments call make again with others of these.
+VENV        := .venv
+CONSTRAINTS := constraints.txt
+PACKAGES    := -e '.[det,seg,cls,dev]'
+MMCV_LITE   := mmcv-lite
+# What pytest runs; nothing: all tests.
+TESTS       :=
+FORK_TESTS   := $(addprefix tests/test_,any_config checkpoints configs end_to_end environment/test_mmcv_ops.py packaging)
+OLDEST_TESTS := $(addprefix tests/test_,any_config checkpoints configs end_to_end environment kernels models)
+
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 # Tests at a time.
 JOBS   ?= 2
 # Once the compiled mmcv is in place, later runs keep it.
 MMCV   ?= $(if $(wildcard $(VENV)/.done-mmcv-compiled),compiled,lite)
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test pytest test-fork test-oldest test-wheel lint bench clean
 .DELETE_ON_ERROR:
 
 demo: setup
 	$(VENV)/bin/python tools/demo.py
 
+test: lint pytest
+
 # One thread for each of the processes: most tests keep no more than one busy, and those that count threads ask for them.
-test: setup lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
+pytest: setup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+
+# pip builds onedl-mmcv apart from torch, without which it leaves its ops out.
+test-fork:
+	$(MAKE) pytest VENV=.venv-fork CONSTRAINTS=constraints-fork.txt \
+		PACKAGES="-e '.[fork,dev]'" MMCV_LITE=onedl-mmcv MMCV=lite TESTS='$(FORK_TESTS)'
+
+# The oldest versions that pyproject.toml allows. What of Python torch 2.1 has builds for ends with 3.11.
+test-oldest:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info < (3, 12) else "torch 2.1 needs Python 3.10 or 3.11, this is " + sys.version.split()[0] + ": make test-oldest PYTHON=/path/to/python3.11")'
+	$(MAKE) pytest VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt MMCV=lite TESTS='$(OLDEST_TESTS)'
+
+# The wheel is built from the source distribution, so that both are tested, and is used from outside the checkout.
+test-wheel:
+	$(MAKE) .venv-wheel/.done-torch VENV=.venv-wheel
+	rm -rf build/wheel .venv-wheel/.done-packages
+	.venv-wheel/bin/python -m pip install build
+	.venv-wheel/bin/python -m build --outdir build/wheel
+	.venv-wheel/bin/python -m pip uninstall -y mmmsv
+	$(MAKE) setup VENV=.venv-wheel PACKAGES="$$(ls build/wheel/*.whl)[det,dev]" MMCV=lite
+	cd / && $(CURDIR)/.venv-wheel/bin/python -m pytest --import-mode=importlib $(CURDIR)/tests/test_packaging/wheel.py
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -27,11 +62,11 @@ lint: setup
 
 # What the extra `bench` asks for is one of the implementations compared: without it, its column is left out.
 bench: setup
-	-$(PIP) install --no-deps -c constraints.txt mambapy
+	-$(PIP) install --no-deps -c $(CONSTRAINTS) mambapy
 	$(VENV)/bin/python benchmarks/scan.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis work_dirs build *.egg-info kernels/_scan_* packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
+	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis work_dirs build *.egg-info kernels/_scan_* packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
 
 ifeq ($(filter lite compiled,$(MMCV)),)
 $(error MMCV is '$(MMCV)', expected lite or compiled)
@@ -46,30 +81,30 @@ $(VENV)/.done-venv:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.done-torch: constraints.txt $(VENV)/.done-venv
-	$(PIP) install -c constraints.txt torch torchvision setuptools wheel
+$(VENV)/.done-torch: $(CONSTRAINTS) $(VENV)/.done-venv
+	$(PIP) install -c $(CONSTRAINTS) torch torchvision setuptools wheel
 	@touch $@
 
 $(VENV)/.done-packages: pyproject.toml setup.py $(wildcard kernels/csrc/*) $(VENV)/.done-torch
-	$(PIP) install -c constraints.txt -e '.[det,seg,cls,dev]'
+	$(PIP) install -c $(CONSTRAINTS) $(PACKAGES)
 # MMEngine asks for opencv-python, which needs libGL and glib from the system; the headless build needs neither.
 	$(PIP) uninstall -y opencv-python opencv-python-headless
-	$(PIP) install -c constraints.txt opencv-python-headless
+	$(PIP) install -c $(CONSTRAINTS) opencv-python-headless
 	@touch $@
 
 MMCV_OPS := $(wildcard packaging/mmcv_ops/*.toml packaging/mmcv_ops/mmcv/*.py)
 
 # mmcv and mmcv-lite own the same files, so the one goes before the other comes. --no-deps: all that they need is there,
 # but for opencv-python, which is not wanted.
-$(VENV)/.done-mmcv-lite: constraints.txt $(MMCV_OPS) | $(VENV)/.done-packages
+$(VENV)/.done-mmcv-lite: $(CONSTRAINTS) $(MMCV_OPS) | $(VENV)/.done-packages
 	@rm -f $(VENV)/.done-mmcv-compiled
 	$(PIP) uninstall -y mmcv
-	$(PIP) install --no-deps -c constraints.txt mmcv-lite
+	$(PIP) install --no-deps -c $(CONSTRAINTS) $(MMCV_LITE)
 	$(PIP) install --no-deps --force-reinstall ./packaging/mmcv_ops
 	@touch $@
 
-$(VENV)/.done-mmcv-compiled: constraints.txt | $(VENV)/.done-packages
+$(VENV)/.done-mmcv-compiled: $(CONSTRAINTS) | $(VENV)/.done-packages
 	@rm -f $(VENV)/.done-mmcv-lite
 	$(PIP) uninstall -y mmcv-lite mmmsv-mmcv-ops
-	MMCV_WITH_OPS=1 CFLAGS=-g0 CXXFLAGS=-g0 $(PIP) install --no-build-isolation --no-cache-dir --no-deps -c constraints.txt mmcv
+	MMCV_WITH_OPS=1 CFLAGS=-g0 CXXFLAGS=-g0 $(PIP) install --no-build-isolation --no-cache-dir --no-deps -c $(CONSTRAINTS) mmcv
 	@touch $@

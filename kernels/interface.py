@@ -1,15 +1,16 @@
 """The public functions: they check what they are given, then call the registered ops."""
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import library  # noqa: F401  (registers torch.ops.mmmsv)
+from .old_torch import is_autocast_enabled
 from .routes import ROUTES, Route
 
+_CODES = {route: code for code, route in enumerate(ROUTES)}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -65,7 +66,7 @@ def selective_scan(
     _check_shapes(u, delta, A, B, C, D, delta_bias)
     if B.dim() == 3:
         B, C = B.unsqueeze(1), C.unsqueeze(1)
-    A, D, delta_bias = (None if weight is None else weight.to(_state_dtype(u)) for weight in (A, D, delta_bias))
+    A, D, delta_bias = [None if weight is None else weight.to(_state_dtype(u)) for weight in (A, D, delta_bias)]
     return torch.ops.mmmsv.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)[0]
 
 
@@ -130,7 +131,8 @@ def scan2d(
     codes = _route_codes(op, routes)
     x, dt, B, C = _one_dtype(op, per_token)
     _check_shapes_2d(x, dt, B, C, W_dt, b_dt, A, Dskip, len(codes), carry)
-    W_dt, b_dt, A, Dskip = (weight.to(_state_dtype(x)) for weight in (W_dt, b_dt, A, Dskip))
+    # Lists: torch.compile of torch 2.1 cannot unpack a generator.
+    W_dt, b_dt, A, Dskip = [weight.to(_state_dtype(x)) for weight in (W_dt, b_dt, A, Dskip)]
     return torch.ops.mmmsv.scan2d(x, dt, B, C, W_dt, b_dt, A, Dskip, codes, carry, merge)[0]
 
 
@@ -162,17 +164,19 @@ def _check_bool(op: str, name: str, value: bool) -> None:
         raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected True or False")
 
 
-def _one_dtype(op: str, per_token: dict[str, Tensor]) -> Iterator[Tensor]:
-    """Yield the tensors in one dtype: under autocast the widest of theirs, since it leaves them in different ones."""
+def _one_dtype(op: str, per_token: dict[str, Tensor]) -> list[Tensor]:
+    """Return the tensors in one dtype: under autocast the widest of theirs, since it leaves them in different ones."""
     (first, u), *others = per_token.items()
-    kind = u.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        widest = functools.reduce(torch.promote_types, (tensor.dtype for tensor in per_token.values()))
-        return (tensor.to(widest) for tensor in per_token.values())
-    for name, tensor in others:
-        if tensor.dtype != u.dtype:
-            raise TypeError(f"{op}: {name} is {tensor.dtype} and {first} is {u.dtype}; cast one")
-    return iter(per_token.values())
+    kind, tensors = u.device.type, list(per_token.values())
+    different = [name for name, tensor in others if tensor.dtype != u.dtype]
+    if not different:
+        return tensors
+    if kind != "meta" and is_autocast_enabled(kind):
+        # float16 and bfloat16 together are float32, too.
+        widest = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+        return [tensor.to(widest) for tensor in tensors]
+    name = different[0]
+    raise TypeError(f"{op}: {name} is {per_token[name].dtype} and {first} is {u.dtype}; cast one")
 
 
 def _route_codes(op: str, routes: Sequence[Route]) -> list[int]:
@@ -183,7 +187,7 @@ def _route_codes(op: str, routes: Sequence[Route]) -> list[int]:
             raise ValueError(f"{op}: routes holds {route!r}, expected one or more of {ROUTES}")
     if not routes:
         raise ValueError(f"{op}: routes is empty, expected one or more of {ROUTES}")
-    return [ROUTES.index(route) for route in routes]
+    return [_CODES[route] for route in routes]
 
 
 def _check_shapes(

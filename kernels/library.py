@@ -10,10 +10,15 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 
 from . import dispatch
 from .arguments import Scan1d, Scan2d
+from .old_torch import register_flop_formula
+
+# By dispatch key, as C++ extensions register theirs: of torch's ways, the one that has been the same since 2.1.
+_LIBRARY = torch.library.Library("mmmsv", "DEF")
 
 _ARGUMENTS_1D = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus"
@@ -42,58 +47,86 @@ def _define(
         fake_y: Makes an uninitialised y.
     """
     count = arguments.count("Tensor")
-    op, backward_op = f"mmmsv::{name}", f"mmmsv::{name}_backward"
-    torch.library.define(op, f"({arguments}) -> (Tensor y, Tensor states)")
-    torch.library.define(backward_op, f"(Tensor dy, Tensor states, {arguments}) -> ({', '.join(['Tensor'] * count)})")
+    backward_name = f"{name}_backward"
+    _LIBRARY.define(f"{name}({arguments}) -> (Tensor y, Tensor states)")
+    _LIBRARY.define(f"{backward_name}(Tensor dy, Tensor states, {arguments}) -> ({', '.join(['Tensor'] * count)})")
+    op, backward_op = (getattr(torch.ops.mmmsv, each).default for each in (name, backward_name))
 
-    @torch.library.impl(op, "default")
     def forward(*values: object) -> tuple[Tensor, Tensor]:
         scan = kind(*values)
         y, states = getattr(dispatch.select(scan.tensors[0].device), name)(scan)
         # Flat: as an axis of its own, a number of chunks that happens to be 1 would be a special case to torch.export.
         return y, states.flatten()
 
-    @torch.library.impl(backward_op, "default")
     def backward(dy: Tensor, states: Tensor, *values: object) -> tuple[Tensor, ...]:
         scan = kind(*values)
         backend = dispatch.select(scan.tensors[0].device)
-        return getattr(backend, f"{name}_backward")(scan, dy, states.view(scan.states_shape))
+        return getattr(backend, backward_name)(scan, dy, states.view(scan.states_shape))
 
-    @torch.library.register_fake(op)
     def fake_forward(*values: object) -> tuple[Tensor, Tensor]:
         scan = kind(*values)
         return fake_y(scan), scan.A.new_empty(math.prod(scan.states_shape))
 
-    @torch.library.register_fake(backward_op)
     def fake_backward(dy: Tensor, states: Tensor, *values: object) -> tuple[Tensor, ...]:
         return _fake_gradients(kind(*values).tensors)
 
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        ctx.options = inputs[count:]
-        ctx.save_for_backward(output[1], *inputs[:count])
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[1])
+    class Differentiable(Function):
+        @staticmethod
+        def forward(ctx: FunctionCtx, *values: object) -> tuple[Tensor, Tensor]:
+            with torch._C._AutoDispatchBelowAutograd():
+                y, states = op(*values)
+            ctx.options = values[count:]
+            ctx.save_for_backward(states, *values[:count])
+            ctx.set_materialize_grads(False)
+            ctx.mark_non_differentiable(states)
+            return y, states
 
-    def autograd(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if dy is None:
-            return (None,) * (count + len(ctx.options))
-        states, *tensors = ctx.saved_tensors
-        gradients = getattr(torch.ops.mmmsv, f"{name}_backward")(dy, states, *tensors, *ctx.options)
-        given = (None if tensor is None else gradient for tensor, gradient in zip(tensors, gradients, strict=True))
-        return (*given, *(None for _ in ctx.options))
+        @staticmethod
+        def backward(ctx: FunctionCtx, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+            if dy is None:
+                return (None,) * (count + len(ctx.options))
+            states, *tensors = ctx.saved_tensors
+            gradients = backward_op(dy, states, *tensors, *ctx.options)
+            given = (None if tensor is None else gradient for tensor, gradient in zip(tensors, gradients, strict=True))
+            return (*given, *(None for _ in ctx.options))
 
-    def no_second_derivative(ctx: torch.autograd.function.FunctionCtx, *_: Tensor) -> NoReturn:
-        raise NotImplementedError(f"{name} has first derivatives only; this asks for a second one (double backward)")
+    class DifferentiableOnce(Function):
+        @staticmethod
+        def forward(ctx: FunctionCtx, *values: object) -> tuple[Tensor, ...]:
+            with torch._C._AutoDispatchBelowAutograd():
+                return backward_op(*values)
+
+        @staticmethod
+        def backward(ctx: FunctionCtx, *_: Tensor) -> NoReturn:
+            raise NotImplementedError(
+                f"{name} has first derivatives only; this asks for a second one (double backward)"
+            )
 
     def no_vmap(*_: object) -> NoReturn:
         raise NotImplementedError(
             f"{name} does not work under torch.func.vmap; it takes a batch: put the axis there, without vmap"
         )
 
-    torch.library.register_autograd(op, autograd, setup_context=setup_context)
-    torch.library.register_autograd(backward_op, no_second_derivative)
-    torch.library.register_vmap(op, no_vmap)
-    torch.library.register_vmap(backward_op, no_vmap)
+    for each, compute, fake, differentiable in (
+        (op, forward, fake_forward, type(name, (Differentiable,), {})),
+        (backward_op, backward, fake_backward, type(backward_name, (DifferentiableOnce,), {})),
+    ):
+        _LIBRARY.impl(each, compute, "CompositeExplicitAutograd")
+        _LIBRARY.impl(each, fake, "Meta")
+        _LIBRARY.impl(each, _with_gradients(each, differentiable), "Autograd")
+        _LIBRARY.impl(each, no_vmap, "FuncTorchBatched")
+
+
+def _with_gradients(op: torch._ops.OpOverload, function: type[Function]) -> Callable[..., tuple]:
+    """Return what ``op`` does where autograd looks on: ``function``; ``op`` alone where no gradient is asked for."""
+
+    def run(*values: object) -> tuple[Tensor, ...]:
+        if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values):
+            return function.apply(*values)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*values)
+
+    return run
 
 
 _define("selective_scan", _ARGUMENTS_1D, Scan1d, lambda scan: torch.empty_like(scan.u))

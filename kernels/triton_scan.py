@@ -40,14 +40,23 @@ _WARPS_WANTED = 16
 _MIN_SPANS = 3
 
 
-def why_not(device: torch.device) -> str | None:
-    """Say in one clause why the backend cannot run on a device; None where it can."""
+def why_no_triton() -> str | None:
+    """Say in one clause why there is no Triton that can compile the kernels; None where there is."""
     try:
         import triton
     except ImportError:
         return "Triton is not installed"
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST_TRITON:
         return f"its kernels need Triton 3.5 (torch 2.9) or newer, this is {triton.__version__}"
+    return None
+
+
+def why_not(device: torch.device) -> str | None:
+    """Say in one clause why the backend cannot run on a device; None where it can."""
+    if reason := why_no_triton():
+        return reason
+    import triton
+
     from . import triton_kernels
 
     if not isinstance(triton_kernels.scan_forward, triton.JITFunction):

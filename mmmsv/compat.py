@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleParamScheduler
+from mmengine.runner import checkpoint
 
 # The methods that every HistoryBuffer registers for itself, and with which it is pickled.
 _STATISTICS: dict[str, Callable] = {
@@ -158,19 +159,29 @@ def _method(owner: type, name: str) -> Callable:
     )
 
 
+# NumPy 2 moved numpy.core to numpy._core: a checkpoint has the name of the version that wrote it.
+_NUMPY_CORES = ("numpy.core.multiarray", "numpy._core.multiarray")
+# Stand-ins, each with the name that it answers to in a file.
+SAFE_GLOBALS: tuple[tuple[Callable, str], ...] = (
+    (_HistoryBuffer, f"{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}"),
+    (_method, "builtins.getattr"),
+    (_OneCycle, f"{OneCycleParamScheduler.__module__}.{OneCycleParamScheduler.__qualname__}"),
+    (_bytes, "builtins.bytes"),
+    (_DType, "numpy.dtype"),
+    (_Array, "numpy.ndarray"),
+    *((_reconstruct, f"{core}._reconstruct") for core in _NUMPY_CORES),
+    *((_scalar, f"{core}.scalar") for core in _NUMPY_CORES),
+)
+
+
 def allow_mmengine_checkpoints() -> None:
-    """Register what MMEngine's checkpoints hold with ``torch.load``; called when ``mmmsv.registry`` is imported."""
-    # NumPy 2 moved numpy.core to numpy._core: a checkpoint has the name of the version that wrote it.
-    numpy_cores = ("numpy.core.multiarray", "numpy._core.multiarray")
-    torch.serialization.add_safe_globals(
-        [
-            (_HistoryBuffer, f"{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}"),
-            (_method, "builtins.getattr"),
-            (_OneCycle, f"{OneCycleParamScheduler.__module__}.{OneCycleParamScheduler.__qualname__}"),
-            (_bytes, "builtins.bytes"),
-            (_DType, "numpy.dtype"),
-            (_Array, "numpy.ndarray"),
-            *((_reconstruct, f"{core}._reconstruct") for core in numpy_cores),
-            *((_scalar, f"{core}.scalar") for core in numpy_cores),
-        ]
-    )
+    """Register what MMEngine's checkpoints hold with ``torch.load``; called when ``mmmsv.registry`` is imported.
+
+    Does nothing with torch before 2.6, which reads MMEngine's checkpoints as it is: it builds whatever a file asks for.
+    """
+    if torch.__version__ >= (2, 6):
+        torch.serialization.add_safe_globals(list(SAFE_GLOBALS))
+        # The maintained fork of MMEngine allows the types themselves while it loads. They would stand for some of the
+        # names, and the stand-ins for the others: which for which is left to chance.
+        if hasattr(checkpoint, "get_torch_safe_globals"):
+            checkpoint.get_torch_safe_globals = list

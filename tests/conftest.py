@@ -5,8 +5,6 @@ import os
 import numpy as np
 import torch
 
-from mmmsv.kernels import triton_scan
-
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -29,10 +27,13 @@ def _scan_by_rows(self, inputs):
     return [self.to_tensor(values, tensor.dtype) for values, tensor in zip(outputs, inputs, strict=True)]
 
 
-if os.environ.get("TRITON_INTERPRET") == "1" and triton_scan.why_no_triton() is None:
-    from triton.runtime.interpreter import ScanOps
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from mmmsv.kernels import triton_scan
 
-    ScanOps.generic_scan = _scan_by_rows
+    if triton_scan.why_no_triton() is None:
+        from triton.runtime.interpreter import ScanOps
+
+        ScanOps.generic_scan = _scan_by_rows
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -31,7 +31,7 @@ from pycocotools import mask as rle
 from torch.utils.data import Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = Path("configs/mask_rcnn/msvmamba_n_coco_mini.py")  # in ROOT, like all paths that are printed
+CONFIG = ROOT / "configs/mask_rcnn/msvmamba_n_coco_mini.py"
 # Of all that the OpenMMLab tools print, how far they are, how long it will take, and the loss.
 PROGRESS = re.compile(r"Epoch\((\w+)\) *(\S.*?\]) .*?eta: (\S+)(?:.* (loss: \S+))?")
 METRICS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP", "segm_mAP_50")
@@ -43,8 +43,7 @@ WANTED = 0.30
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("work_dirs/demo"), help="folder for checkpoints and pictures")
-    out = Path(os.path.relpath(parser.parse_args().out, ROOT))
-    os.chdir(ROOT)
+    out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     MMLogger.get_instance("demo", log_level="ERROR")  # what this process itself builds is of no interest
@@ -127,7 +126,7 @@ def mim(command: str, arguments: list[str], work_dir: Path) -> None:
         SystemExit: The command failed; its last lines are shown.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    words = [command, "mmdet", str(CONFIG), "--work-dir", str(work_dir), *arguments]
+    words = [command, "mmdet", os.path.relpath(CONFIG), "--work-dir", str(work_dir), *arguments]
     print(f"$ mim {shlex.join(words)}", flush=True)
     lines = []
     with (

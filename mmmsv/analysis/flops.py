@@ -307,7 +307,9 @@ _PUBLISHED = _Convention(
     elementwise={
         torch.ops.aten.native_layer_norm: _per_input(5),
         torch.ops.aten.native_group_norm: _per_input(5),
+        # One or the other, depending on the version of torch.
         torch.ops.aten._native_batch_norm_legit_no_training: _per_input(2),
+        torch.ops.aten.native_batch_norm: _per_input(2),
         torch.ops.aten.upsample_bilinear2d: _per_output(4),
     },
 )

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mmmsv.text import first_of
 
+from .old_torch import load_plain
+
 # Of the weights that a file holds several times, the first of these.
 _PARTS = ("model_ema", "model", "state_dict")
 # First bytes of what torch.save writes: a zip archive, or a pickle of protocol 2 and later.
@@ -69,8 +71,7 @@ def _read(path: Path) -> Mapping[str, object]:
     _check_start(path)
     try:
         # VMamba's training writes its settings beside the weights: a dict, which comes out as one.
-        with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode")]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = load_plain(path, also=[(OrderedDict, "yacs.config.CfgNode")])
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(

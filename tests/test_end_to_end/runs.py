@@ -8,14 +8,16 @@ from importlib import metadata
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+IN_FORK = any(metadata.distributions(name="onedl-mmdetection"))
 ENVIRONMENT = {
     **os.environ,
     # These models are far too small for two threads, and threads that wait for each other on a busy machine crawl.
     "OMP_NUM_THREADS": "1",
     # What custom_imports of the configs here asks for.
     "PYTHONPATH": str(FOLDER / "instruments"),
+    # A checkpoint that torch refuses the fork reads again without a restriction: none here may need that.
+    **({"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"} if IN_FORK else {}),
 }
-IN_FORK = any(metadata.distributions(name="onedl-mmdetection"))
 TRACEBACK = "Traceback (most recent call last):"
 
 

@@ -16,6 +16,11 @@ from mmmsv.kernels import scan2d, selective_scan, use_backend
 
 from .scan_inputs import RUNNABLE, TOLERANCE, MapCase, assert_near, device_of, loss, run, run_map, scan_inputs
 
+needs_opcheck = pytest.mark.skipif(torch.__version__ < (2, 4), reason="torch.library.opcheck came with torch 2.4")
+needs_dim = pytest.mark.skipif(torch.__version__ < (2, 2), reason="torch.export.Dim came with torch 2.2")
+needs_half_on_cpus = pytest.mark.skipif(
+    torch.__version__ < (2, 4), reason="autocast on CPUs took no float16 before torch 2.4"
+)
 FAST = [name for name in RUNNABLE if name != "triton"]  # which may be interpreted
 CARRIED = MapCase(
     size=(5, 4), state=2, routes=("row_rev", "col", "col_rev"), carry=True, merge=False, dtype=torch.float32
@@ -64,6 +69,7 @@ def test_gradcheck_of_maps(backend, case):
         assert torch.autograd.gradcheck(functools.partial(scan2d, **case.options), arguments, fast_mode=True)
 
 
+@needs_opcheck
 @pytest.mark.parametrize(("state", "groups"), [(1, 1), (3, 2)])
 @pytest.mark.parametrize("optional", [True, False])
 def test_opcheck(state, groups, optional):
@@ -76,6 +82,7 @@ def test_opcheck(state, groups, optional):
     torch.library.opcheck(torch.ops.mmmsv.selective_scan_backward, (dy, states, *arguments, True))
 
 
+@needs_opcheck
 @pytest.mark.parametrize("case", [CARRIED, FOUR_SETS], ids=["carried", "four_sets"])
 def test_opcheck_of_maps(case):
     codes = {"row": 0, "col": 1, "row_rev": 2, "col_rev": 3}
@@ -166,6 +173,7 @@ def test_compiles_with_inductor():
         torch.testing.assert_close(ours, theirs)
 
 
+@needs_dim
 def test_exports():
     module, x = Scan(), torch.randn(2, 5, 7, 6)
     sides = {1: torch.export.Dim("height", min=2, max=64), 2: torch.export.Dim("width", min=2, max=64)}
@@ -193,7 +201,7 @@ def test_vmap_is_refused(function):
         torch.func.vmap(scan)(*stacked)
 
 
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [torch.bfloat16, pytest.param(torch.float16, marks=needs_half_on_cpus)])
 def test_autocast(kind):
     """What autocast leaves in two dtypes is computed in the wider one; what is all narrow stays so."""
     module, x = Scan(), torch.randn(2, 5, 7, 6)

@@ -18,8 +18,13 @@ from mmmsv.kernels import triton_scan
 
 from .scan_inputs import MAP_NAMES, NAMES, TOLERANCE, MapCase, assert_near, exact, exact_map, run, run_map, scan_inputs
 
-triton = pytest.importorskip("triton")
-triton_kernels = pytest.importorskip("mmmsv.kernels.triton_kernels")
+if reason := triton_scan.why_no_triton():
+    pytest.skip(reason, allow_module_level=True)
+
+import triton
+
+from mmmsv.kernels import triton_kernels
+
 ROOT = Path(__file__).parents[2]
 CARRIED = MapCase(routes=("row_rev", "col", "col_rev"), carry=True, state=2, batch=1, dtype=torch.float32)
 

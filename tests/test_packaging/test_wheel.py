@@ -1,0 +1,57 @@
+"""What goes into a wheel, and mim in a checkout. ``make test-wheel`` builds the wheel and uses it (wheel.py)."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.fileio import load
+
+from tests.test_end_to_end.runs import IN_FORK
+
+from .commands import DEMO, ROOT, check_mim
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    """The folder ``mmmsv`` of a wheel, but for the compiled libraries."""
+    out = str(tmp_path_factory.mktemp("wheel"))
+    line = [sys.executable, "setup.py", "egg_info", "--egg-base", out, "build_py", "--build-lib", out]
+    subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
+    return Path(out, "mmmsv")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("folder", ["configs", "tools", "data"])
+def test_wheel_holds_what_mim_looks_for(package, folder):
+    assert files(package / ".mim" / folder) == files(ROOT / folder) != {}
+
+
+def test_wheel_holds_the_configs_of_the_model_index(package):
+    index = package / ".mim/model-index.yml"
+    for metafile in load(index)["Import"]:
+        for model in load(index.parent / metafile)["Models"]:
+            assert (index.parent / model["Config"]).is_file()
+
+
+def test_wheel_holds_the_data_of_the_bundled_configs(package):
+    cfg = Config.fromfile(package / f".mim/configs/mask_rcnn/{DEMO}.py")
+    data = Path(cfg.data_root).resolve()
+    assert data.is_relative_to(package)
+    assert (data / cfg.train_dataloader.dataset.ann_file).is_file()
+
+
+def test_wheel_holds_all_modules(package):
+    kernels = {f"kernels/{name}": content for name, content in files(ROOT / "kernels").items()}
+    modules = {name: content for name, content in {**files(ROOT / "mmmsv"), **kernels}.items() if name.endswith(".py")}
+    assert modules.items() <= files(package).items()
+
+
+def test_mim_finds_an_editable_installation(tmp_path):
+    """openmim does where it is called from the checkout, the fork's mim from anywhere else."""
+    check_mim(tmp_path if IN_FORK else ROOT, tmp_path)
