@@ -7,7 +7,7 @@ from torch.utils import flop_counter
 
 __all__ = ["is_autocast_enabled", "register_flop_formula"]
 
-if torch.__version__ >= (2, 4):
+if torch.__version__ >= "2.4.0.dev0":
     is_autocast_enabled = torch.is_autocast_enabled
     register_flop_formula = flop_counter.register_flop_formula
 else:

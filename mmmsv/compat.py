@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Callable
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -110,7 +110,8 @@ class _HistoryBuffer(HistoryBuffer):
 
 
 def _true_dtype(dtype: _DType) -> np.dtype:
-    if isinstance(dtype, _DType):
+    # A forged state can put anything into an object's attributes.
+    if type(dtype) is _DType and isinstance(vars(dtype).get("dtype"), np.dtype):
         return dtype.dtype
     raise UnpicklingError(f"expected a plain NumPy type, got {type(dtype).__name__}")
 
@@ -139,6 +140,10 @@ def _bytes() -> bytes:
 class _OneCycle:
     """Stands for OneCycleParamScheduler, of whose state one static method is a part; never becomes one."""
 
+    # An instance without a checked state could be turned into one of the classes above by its `__class__`.
+    def __new__(cls) -> NoReturn:
+        raise UnpicklingError("a checkpoint may name OneCycleParamScheduler, and make none")
+
 
 _METHODS: dict[type, dict[str, Callable]] = {
     _HistoryBuffer: _STATISTICS,
@@ -159,6 +164,8 @@ def _method(owner: type, name: str) -> Callable:
     )
 
 
+# Whether torch takes a list of what is safe, with names; 2.6 and, in NVIDIA's containers, what came just before it.
+TAKES_SAFE_GLOBALS = torch.__version__ >= "2.6.0.dev0"
 # NumPy 2 moved numpy.core to numpy._core: a checkpoint has the name of the version that wrote it.
 _NUMPY_CORES = ("numpy.core.multiarray", "numpy._core.multiarray")
 # Stand-ins, each with the name that it answers to in a file.
@@ -179,7 +186,7 @@ def allow_mmengine_checkpoints() -> None:
 
     Does nothing with torch before 2.6, which reads MMEngine's checkpoints as it is: it builds whatever a file asks for.
     """
-    if torch.__version__ >= (2, 6):
+    if TAKES_SAFE_GLOBALS:
         torch.serialization.add_safe_globals(list(SAFE_GLOBALS))
         # The maintained fork of MMEngine allows the types themselves while it loads. They would stand for some of the
         # names, and the stand-ins for the others: which for which is left to chance.

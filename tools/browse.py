@@ -9,7 +9,6 @@ augmentations are in it.
 
 import argparse
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,8 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=20, help="how many samples, from the first on (%(default)s)")
     parser.add_argument("--output-dir", type=Path, default=Path("work_dirs/browse"), help="folder (%(default)s)")
     args = parser.parse_args()
+    if args.number < 1:
+        parser.error(f"--number is {args.number}, expected at least 1")
     try:
         cfg = Config.fromfile(args.config)
         paths = list(draw(cfg, args.split, args.number, args.output_dir))
@@ -47,18 +48,19 @@ def draw(cfg: Config, split: str, number: int, folder: Path) -> Iterator[Path]:
 
     Raises:
         OSError: Images or annotations are missing.
-        ValueError: The config is of no known library, or has no data loader for the split.
+        ValueError: The config is of no known library, or has no data loader for the split, or no visualizer.
     """
     library, loader = cfg.get("default_scope"), cfg.get(f"{split}_dataloader")
     if library not in DRAW:
         raise ValueError(f"default_scope of this config is {library!r}, expected {', '.join(DRAW)}")
-    if loader is None:
-        raise ValueError(f"this config has no {split}_dataloader")
+    if loader is None or "visualizer" not in cfg:
+        raise ValueError(f"this config has no {'visualizer' if loader else f'{split}_dataloader'}")
     init_default_scope(library)
     dataset = DATASETS.build(loader.dataset)
     visualizer = VISUALIZERS.build({"name": "browse", **cfg.visualizer, "vis_backends": None})
     visualizer.dataset_meta = dataset.metainfo
-    for i, item in enumerate(islice(dataset, number)):
+    for i in range(min(number, len(dataset))):
+        item = dataset[i]
         sample = _on_arrays(item["data_samples"])
         # One picture may be there many times, cut in other ways.
         path = folder / f"{i:04d}_{Path(sample.img_path).stem}.jpg"

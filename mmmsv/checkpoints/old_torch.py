@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import serialization
 
-from mmmsv.compat import SAFE_GLOBALS
+from mmmsv.compat import SAFE_GLOBALS, TAKES_SAFE_GLOBALS
 
 
 def load_plain(path: Path, also: Sequence[tuple[type, str]] = ()) -> object:
@@ -28,7 +28,7 @@ def load_plain(path: Path, also: Sequence[tuple[type, str]] = ()) -> object:
         pickle.UnpicklingError: It asks for more; nothing of that was run.
         Exception: It is damaged; which exception depends on where.
     """
-    if torch.__version__ >= (2, 6):
+    if TAKES_SAFE_GLOBALS:
         with serialization.safe_globals(list(also)):
             return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -10,6 +10,8 @@ from mmmsv.registry import HOOKS
 
 # Heads that read the maps of the backbone where there is no neck, in mmdet, mmseg and mmpretrain.
 _HEADS = ("rpn_head", "bbox_head", "panoptic_head", "decode_head", "auxiliary_head", "head")
+# Necks behind which the last map has the channels that it had before.
+_POOLINGS = ("GlobalAveragePooling", "GeneralizedMeanPooling")
 
 
 @HOOKS.register_module()
@@ -18,8 +20,8 @@ class ChannelFitHook(Hook):
 
     It compares the backbone's ``out_channels`` with what the config says, in the conventions of the three libraries: a
     list of ``in_channels`` is one number for each map, or for each map of ``in_index``; a single number is that of the
-    last map, or of the one map of ``in_index``. Where a neck names its ``in_channels``, the heads see the maps of the
-    neck and are not looked at. Says nothing about modules and backbones that name no channels.
+    last map, or of the one map of ``in_index``. Behind a neck, but one that only pools, heads see other maps and are
+    not looked at. Says nothing about modules and backbones that name no channels, or in another way.
 
     Raises:
         ValueError: They do not fit.
@@ -47,23 +49,35 @@ def channel_faults(model: Mapping, maps: Sequence[int]) -> list[str]:
     Returns:
         A phrase for each misfit, with the value that would fit.
     """
-    neck = _listed(model.get("neck"))[:1]
-    parts = [("neck", part) for part in neck if part.get("in_channels") is not None]
-    parts = parts or [(name, part) for name in _HEADS for part in _listed(model.get(name))]
-    return [fault for name, part in parts if (fault := _fault(f"model.{name}", part, list(maps)))]
+    necks = _parts(model, "neck")
+    # The second of several necks sees the maps of the first.
+    seen = necks[:1]
+    if all(_type(neck) in _POOLINGS for _, neck in necks):
+        seen = [part for name in _HEADS for part in _parts(model, name)]
+    return [fault for name, part in seen if (fault := _fault(name, part, list(maps)))]
 
 
-def _listed(part: Mapping | Sequence[Mapping] | None) -> list[Mapping]:
-    return [part] if isinstance(part, Mapping) else list(part or [])
+def _parts(model: Mapping, name: str) -> list[tuple[str, Mapping]]:
+    part = model.get(name)
+    if isinstance(part, Mapping):
+        return [(f"model.{name}", part)]
+    listed = [(f"model.{name}[{i}]", one) for i, one in enumerate(part or [])]
+    # A cascade of mmseg's: from the second on they may read what the one before made.
+    return listed[:1] if name == "decode_head" else listed
+
+
+def _type(part: Mapping) -> str:
+    kind = part.get("type")
+    return kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
 
 
 def _fault(name: str, part: Mapping, maps: list[int]) -> str | None:
     given = part.get("in_channels")
-    if given is None:
-        return None
-    channels = [given] if isinstance(given, int) else list(given)
     index = part.get("in_index", -1 if isinstance(given, int) else list(range(len(maps))))
-    indices = [index] if isinstance(index, int) else list(index)
+    # ViTDet's SimpleFPN takes one map, and names the channels of those that it makes of it.
+    if not (_counts(given) and _counts(index)) or "backbone_channel" in part:
+        return None
+    channels, indices = ([value] if isinstance(value, int) else list(value) for value in (given, index))
     if not all(-len(maps) <= i < len(maps) for i in indices):
         return f"{name}.in_index is {index}, but there are {len(maps)} maps"
     fitting = [maps[i] for i in indices]
@@ -71,3 +85,8 @@ def _fault(name: str, part: Mapping, maps: list[int]) -> str | None:
     if channels == fitting or ("in_index" not in part and channels == fitting[::-1]):
         return None
     return f"{name}.in_channels is {given}, but should be {fitting[0] if isinstance(given, int) else fitting}"
+
+
+def _counts(value: object) -> bool:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(one, int) for one in values)

@@ -1,5 +1,6 @@
 """Checkpoints that survive a killed run: a file is whole, or it is not there."""
 
+import contextlib
 import os
 import re
 import zipfile
@@ -14,14 +15,14 @@ from mmmsv.registry import HOOKS
 from mmmsv.text import first_of
 
 _BACKEND = "mmmsv_whole_files"
-_UNFINISHED = ".unfinished"
+_UNFINISHED = ".mmmsv-unfinished"
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
     """Write a file that appears at once; a process killed meanwhile leaves what was there before.
 
     Args:
-        path: Where, on a local file system. The content first goes to ``path`` + ``.unfinished``.
+        path: Where, on a local file system. The content first goes to ``path`` + ``.mmmsv-unfinished``.
         content: What.
     """
     path = Path(path)
@@ -34,7 +35,9 @@ def write_whole(path: str | Path, content: bytes) -> None:
     unfinished.replace(path)
     if hasattr(os, "O_DIRECTORY"):  # Windows opens no folders.
         folder = os.open(path.parent, os.O_DIRECTORY)
-        os.fsync(folder)
+        # The file is in place; some network file systems cannot flush a folder.
+        with contextlib.suppress(OSError):
+            os.fsync(folder)
         os.close(folder)
 
 
@@ -57,7 +60,7 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
     ``last_checkpoint`` or, with ``max_keep_ckpts=1``, no checkpoint at all. Here a file appears whole
     (:func:`write_whole`), then ``last_checkpoint`` names it, and then what it replaces is removed; likewise the best
     checkpoints of ``save_best``, of which a kill may leave one too many. Files on a remote storage
-    (``out_dir='s3://...'``) are written in MMEngine's way.
+    (``out_dir='s3://...'``), or given the deprecated ``file_client_args``, are written in MMEngine's way.
 
     A run that is to go on from the last checkpoint takes the one in ``last_checkpoint``. If that is torn or gone, as
     it may be after a run without this hook, it takes the newest whole one, and logs it.
@@ -69,13 +72,16 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
     def before_run(self, runner: Runner) -> None:
         """Make ``last_checkpoint`` name a whole file, before MMEngine reads it."""
         if runner._resume and runner._load_from is None:
-            if is_main_process():
-                self._mend_last_checkpoint(runner)
-            barrier()
+            try:
+                if is_main_process():
+                    self._mend_last_checkpoint(runner)
+            finally:
+                barrier()  # also when it failed: the others would wait for ever
 
     def _mend_last_checkpoint(self, runner: Runner) -> None:
         pointer = Path(runner.work_dir, "last_checkpoint")
-        named = pointer.read_text().strip() if pointer.exists() else None
+        # A power cut may leave a file of zeros.
+        named = os.fsdecode(pointer.read_bytes().strip(b"\0\n ")) if pointer.exists() else None
         if named and _is_whole(named):
             return
         folder = Path(runner.work_dir)
@@ -97,7 +103,7 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
 
     def _saved_in(self, folder: Path) -> list[Path]:
         """List the checkpoints in a folder, the newest first; best and published ones are none to resume from."""
-        name = re.compile("[0-9]+".join(map(re.escape, self.filename_tmpl.split("{}"))))
+        name = re.compile("[0-9]+".join(map(re.escape, re.split(r"\{[^}]*\}", self.filename_tmpl))))
         saved = [path for path in folder.glob("*") if name.fullmatch(path.name)]
         return sorted(saved, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 

@@ -40,9 +40,11 @@ class _LooksForData:
             super().__init__(runner, dataloader, *args, **kwargs)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             files = {osp.abspath(path) for config in configs for path in _paths(config) if osp.isfile(path)}
+            if not files:
+                raise
             raise ValueError(
-                f"{name}: the annotations in {' or '.join(sorted(files))} are cut off or damaged ({error}). How to get "
-                f"them: {source}"
+                f"{name}: what is read of the data set, such as {' or '.join(sorted(files))}, is cut off or damaged "
+                f"({error}). How to get it: {source}"
             ) from error
 
 
@@ -101,6 +103,10 @@ def _paths(dataset: Mapping) -> Iterator[str]:
         yield from _paths(inner)
     root = dataset.get("data_root") or ""
     prefix = dataset.get("data_prefix") or {}
-    names = [dataset.get("ann_file"), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
+    if (dataset.get("backend_args") or {}).get("backend", "local") != "local":
+        return  # what looks like a local path may be mapped to a remote one
+    files = dataset.get("ann_file")
+    names = [*(files if isinstance(files, (list, tuple)) else [files])]
+    names += prefix.values() if isinstance(prefix, dict) else [prefix]
     # MMEngine joins them in the same way.
     yield from (path for path in (root, *(osp.join(root, name) for name in names if name)) if path)

@@ -39,7 +39,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super()._validate_cfg()
         name = type(self).__name__
         rate = self.paramwise_cfg.get("layer_decay_rate")
-        if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+        if type(rate) not in (int, float) or not 0 < rate <= 1:
             raise ValueError(
                 f"{name}: layer_decay_rate is {rate!r}, expected a number above 0 and at most 1 in paramwise_cfg, such "
                 "as 0.75"
@@ -73,4 +73,4 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             group["lr"] = group.get("lr", self.base_lr) * scales[layer]
             sizes[layer] += 1
         for layer, scale in sorted(scales.items()):
-            print_log(f"layer {layer}: {sizes[layer]} parameters, learning rate x {scale:.3g}", "current")
+            print_log(f"layer {layer}: {sizes[layer]} parameter tensors, learning rate x {scale:.3g}", "current")

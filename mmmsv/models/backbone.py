@@ -132,8 +132,8 @@ class VisionMamba(BaseModule):
         """Tell how deep a parameter stands, for layer-wise learning-rate decay.
 
         The stem is layer 0, and the blocks are the layers 1, 2, ... through all stages; a downsampling belongs to the
-        first block behind it. The last layer is whatever stands behind the blocks: output norms, of which a
-        classifier's file has one at most, and what is not of the backbone. Stages that are not run do not count.
+        first block behind it. The last layer is whatever stands behind the blocks: output norms, which are new where
+        a classifier becomes a detector, and what is not of the backbone. Stages that are not run do not count.
 
         Args:
             param_name: Name of the parameter, in the backbone or in a model around it.

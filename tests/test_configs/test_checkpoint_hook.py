@@ -117,7 +117,11 @@ def test_killed_at_any_step_it_leaves_whole_checkpoints(tmp_path, monkeypatch, s
     assert set(epochs) == {1, 2, 3}
 
 
-@pytest.mark.parametrize("named", [None, "", "epoch_3.pth", "epoch_4.pth"], ids=["missing", "empty", "torn", "gone"])
+@pytest.mark.parametrize(
+    "named",
+    [None, "", "\0" * 30, "epoch_3.pth", "epoch_4.pth"],
+    ids=["missing", "empty", "zeros", "torn", "gone"],
+)
 def test_resumes_from_the_newest_whole_checkpoint(tmp_path, named):
     """After a run without this hook, killed while it wrote."""
     _train(CheckpointHook(save_best="mAP"), _runner(tmp_path), [{"mAP": 0.1}, {"mAP": 0.3}, {"mAP": 0.2}])
@@ -129,7 +133,7 @@ def test_resumes_from_the_newest_whole_checkpoint(tmp_path, named):
     pointer = tmp_path / "last_checkpoint"
     pointer.unlink()
     if named is not None:
-        pointer.write_text(named and str(tmp_path / named))
+        pointer.write_text(str(tmp_path / named) if named.endswith(".pth") else named)
 
     runner = _runner(tmp_path, resume=True)
     CheckpointHook().before_run(runner)
@@ -161,7 +165,7 @@ def test_other_folder(tmp_path):
     work_dir, out_dir = tmp_path / "run", tmp_path / "elsewhere"
     work_dir.mkdir()
     (out_dir / "run").mkdir(parents=True)
-    (out_dir / "run/epoch_9.pth.unfinished").touch()
+    (out_dir / "run/epoch_9.pth.mmmsv-unfinished").touch()
     _train(CheckpointHook(out_dir=str(out_dir)), _runner(work_dir), [{}])
     assert _names(work_dir) == {"last_checkpoint"}
     assert _names(out_dir / "run") == {"epoch_1.pth"}

@@ -173,7 +173,7 @@ def test_damaged_annotations(tmp_path, content):
     annotations = tmp_path / "val.json"
     annotations.write_text(content)
     changes = {"val_dataloader.dataset.ann_file": str(annotations), "val_evaluator.ann_file": str(annotations)}
-    with pytest.raises(ValueError, match=f"ValLoop: the annotations in .*{annotations} are") as error:
+    with pytest.raises(ValueError, match=f"ValLoop: what is read of the data set, such as {annotations}, is") as error:
         _detector(tmp_path, **changes).val()
     assert "git checkout -- data" in str(error.value)
 
@@ -189,11 +189,14 @@ MAPS = (96, 192, 384, 768)
         {"neck": {"in_channels": 768}},
         {"neck": {"type": "GlobalAveragePooling"}, "head": {"in_channels": 768}},
         {"neck": None, "head": {"type": "NoChannels"}},
+        {"neck": {"type": "Concatenation"}, "head": {"in_channels": 1440}},
+        {"neck": {"type": "SimpleFPN", "backbone_channel": 768, "in_channels": [192, 384, 768, 768]}},
+        {"decode_head": {"in_channels": 768, "in_index": None}, "auxiliary_head": {"in_channels": {"a": 96}}},
         {"decode_head": {"in_channels": [96, 384], "in_index": [0, 2]}, "auxiliary_head": None},
-        {"decode_head": [{"in_channels": 768}, {"in_channels": 384, "in_index": -2}]},
+        {"decode_head": [{"in_channels": 768}, {"in_channels": 512}]},
         {"panoptic_head": {"in_channels": [96, 192, 384, 768]}},
     ],
-    ids=["fpn", "yolo", "last", "pooled", "unknown", "index", "cascade", "mask2former"],
+    ids=["fpn", "yolo", "last", "pooled", "none", "neck", "pyramid", "unknown", "index", "cascade", "mask2former"],
 )
 def test_channels_that_fit(model):
     assert channel_faults(model, MAPS) == []
@@ -204,14 +207,17 @@ def test_channels_that_fit(model):
     [
         ({"neck": {"in_channels": [96, 192, 384]}}, "model.neck.in_channels is [96, 192, 384], but should be [96, "),
         ({"neck": {"in_channels": 2048}}, "model.neck.in_channels is 2048, but should be 768"),
-        ({"neck": {"type": "Pool"}, "head": {"in_channels": 384}}, "model.head.in_channels is 384, but should be 768"),
+        (
+            {"neck": {"type": "mmpretrain.GeneralizedMeanPooling"}, "head": {"in_channels": 384}},
+            "model.head.in_channels is 384, but should be 768",
+        ),
         (
             {"decode_head": {"in_channels": [384, 96], "in_index": [0, 2]}},
             "model.decode_head.in_channels is [384, 96], but should be [96, 384]",
         ),
         (
-            {"auxiliary_head": [{"in_channels": 384, "in_index": 4}]},
-            "model.auxiliary_head.in_index is 4, but there are 4",
+            {"auxiliary_head": [{"in_channels": 768}, {"in_channels": 384, "in_index": 4}]},
+            "model.auxiliary_head[1].in_index is 4, but there are 4",
         ),
     ],
     ids=["fpn", "last", "pooled", "index", "beyond"],

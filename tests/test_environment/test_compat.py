@@ -395,6 +395,10 @@ class Build:
         return self.parts
 
 
+# Attributes, and the class that an object is to become: NumPy would take the bytes of such a scalar for an address.
+FORGED_DTYPE = ({"dtype": {"names": ["a"], "formats": ["O"]}}, {"__class__": np.dtype})
+
+
 def _begun_array(shape, dtype, data):
     return Build(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, shape, dtype, False, data))
 
@@ -411,6 +415,10 @@ def _begun_array(shape, dtype, data):
         (Build(np.dtype, ("f8", False, True), (3, "<", None, ("a",), {"a": (1, 0)}, 8, 8, 63)), "plain NumPy"),
         (Build(np.dtype, ("f8", False, True), (3, "x", None, None, None, -1, -1, 0)), "plain NumPy"),
         (Build(np.dtype, ("f8", False, True), "<"), "plain NumPy"),
+        (
+            Call(SCALAR, Build(OneCycleParamScheduler, (), FORGED_DTYPE), b"addresss"),
+            "OneCycleParamScheduler, and make",
+        ),
         (Call(SCALAR, np.dtype("f8"), b"1234"), "scalar do not fit"),
         (Call(SCALAR, np.dtype("f8"), "12345678"), "scalar do not fit"),
         (Call(SCALAR, "f8", b"12345678"), "expected a plain NumPy type"),

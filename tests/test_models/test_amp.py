@@ -116,6 +116,16 @@ def test_a_block_of_the_largest_numbers(family, device, dtype):
     assert all(tensor.grad.isfinite().all() for tensor in (x, *block.parameters()))
 
 
+@pytest.mark.parametrize(("device", "dtype"), FLOAT16)
+def test_a_model_in_float16_with_decay_rates_in_float32(device, dtype):
+    torch.manual_seed(0)
+    scan = S6(8, 2, 1, ("row",), carry=False).to(device)
+    x = torch.randn(1, 6, 5, 8, device=device)
+    exact, A_log = scan(x, merge=True), scan.A_log.detach().clone()
+    scan.to(dtype).A_log.data = A_log
+    torch.testing.assert_close(scan(x.to(dtype), merge=True), exact, rtol=1e-2, atol=1e-2)
+
+
 class _Pool(nn.Module):
     def forward(self, maps):
         return maps[-1].mean((2, 3))

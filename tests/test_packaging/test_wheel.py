@@ -27,7 +27,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-@pytest.mark.parametrize("folder", ["configs", "tools", "data"])
+@pytest.mark.parametrize("folder", ["configs", "tools", "data/coco_mini", "data/clothing_mini"])
 def test_wheel_holds_what_mim_looks_for(package, folder):
     assert files(package / ".mim" / folder) == files(ROOT / folder) != {}
 
