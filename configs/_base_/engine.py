@@ -9,7 +9,7 @@ mmengine.config.utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
 # one would have drawn.
 custom_hooks = [
     dict(type='mmmsv.ChannelFitHook'),
-    dict(type='mmmsv.CheckpointFitHook', priority='VERY_LOW'),
+    dict(type='mmmsv.CheckpointFitHook', priority='HIGH'),
     dict(type='mmmsv.SeedEpochHook'),
 ]
 

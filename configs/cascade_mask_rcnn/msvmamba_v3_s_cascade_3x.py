@@ -1,5 +1,4 @@
-# Cascade Mask R-CNN with MSVMamba-Small of the NeurIPS version ("v3") on COCO, 36 epochs with
-# multi-scale crops.
+# Cascade Mask R-CNN with MSVMamba-Small of the NeurIPS version ("v3") on COCO, 36 epochs with multi-scale crops.
 _base_ = './msvmamba_t_cascade_3x.py'
 
-model = dict(backbone=dict(arch='v3_small', drop_path_rate=0.2))
+model = dict(backbone=dict(arch='v3_small'))

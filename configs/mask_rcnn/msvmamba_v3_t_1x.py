@@ -1,4 +1,4 @@
 # Mask R-CNN with MSVMamba-Tiny of the NeurIPS version ("v3") on COCO, 12 epochs.
 _base_ = './msvmamba_t_1x.py'
 
-model = dict(backbone=dict(arch='v3_tiny', drop_path_rate=0.2))
+model = dict(backbone=dict(arch='v3_tiny'))

@@ -81,8 +81,10 @@ def _fault(name: str, part: Mapping, maps: list[int]) -> str | None:
     if not all(-len(maps) <= i < len(maps) for i in indices):
         return f"{name}.in_index is {index}, but there are {len(maps)} maps"
     fitting = [maps[i] for i in indices]
-    # YOLOv3's neck lists them from the last map to the first.
-    if channels == fitting or ("in_index" not in part and channels == fitting[::-1]):
+    # This neck takes the maps from the last to the first.
+    if _type(part) == "YOLOV3Neck":
+        fitting.reverse()
+    if channels == fitting:
         return None
     return f"{name}.in_channels is {given}, but should be {fitting[0] if isinstance(given, int) else fitting}"
 

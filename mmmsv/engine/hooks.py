@@ -45,8 +45,8 @@ class CheckpointFitHook(Hook):
     """Refuse a checkpoint that does not fit the model, when testing and when resuming.
 
     MMEngine logs a warning and goes on with random weights. Fine-tuning (``load_from`` without ``resume``) is left to
-    MMEngine, because there heads may differ. Where hooks exchange the weights in a checkpoint, as ``EMAHook`` does,
-    this one has to come behind them: ``priority='VERY_LOW'``.
+    MMEngine, because there heads may differ. It has to come before hooks that load weights themselves, as ``EMAHook``
+    does: ``priority='HIGH'``.
 
     Raises:
         ValueError: Tensors are missing, unexpected or of another shape; the model is as it was.

@@ -31,13 +31,18 @@ class _LooksForData:
         source = runner.cfg.get("data_source", "the config names no data_source that would say where to get it")
         configs = _configs(dataloader if isinstance(dataloader, DataLoader) else dataloader["dataset"])
         configs += _configs(kwargs.get("evaluator"))
+        lacks = (
+            "{}: the data set lacks {} (relative paths in a config start from the current directory). How to get it: {}"
+        )
         if missing := missing_paths(*configs):
-            raise FileNotFoundError(
-                f"{name}: the data set lacks {', '.join(missing)} (relative paths in a config start from the current "
-                f"directory). How to get it: {source}"
-            )
+            raise FileNotFoundError(lacks.format(name, ", ".join(missing), source))
         try:
             super().__init__(runner, dataloader, *args, **kwargs)
+        except FileNotFoundError as error:
+            # Paths that a data set makes by itself, as ImageNet's folder of a split.
+            if error.filename is None:
+                raise
+            raise FileNotFoundError(lacks.format(name, osp.abspath(error.filename), source)) from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             files = {osp.abspath(path) for config in configs for path in _paths(config) if osp.isfile(path)}
             if not files:

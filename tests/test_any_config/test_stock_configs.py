@@ -14,6 +14,12 @@ from tests.test_models.gradients import without_gradient
 
 from .stock import STOCK, batch, build, small_config, stock
 
+# Of mmdet, mmseg and mmpretrain, what the page has to have.
+WANTED = (
+    *("faster-rcnn", "cascade-rcnn", "retinanet", "fcos", "atss", "mask2former"),
+    *("upernet", "fpn", "segformer", "fcn", "pspnet", "deeplabv3plus", "segmenter"),
+    *("resnet50", "hrnet-w18"),
+)
 PREDICTED = {
     "mmdet": lambda sample: sample.pred_instances.scores,
     "mmseg": lambda sample: sample.seg_logits.data,
@@ -29,6 +35,11 @@ def training_step(model, cfg):
     optim_wrapper.backward(loss)
     optim_wrapper.step()
     return loss
+
+
+@pytest.mark.parametrize("architecture", WANTED)
+def test_the_page_has(architecture):
+    assert any(f"/{architecture}_" in code for code in STOCK)
 
 
 @pytest.mark.parametrize("code", STOCK, ids=lambda code: re.search(r"/([\w.-]+)\.py", code)[1])

@@ -16,6 +16,7 @@ from torch import nn
 from mmmsv.analysis import count, parameters
 from mmmsv.models import MSVMamba
 from mmmsv.models.arch import resolve_arch
+from tests.test_models.gradients import without_gradient
 
 CLS = Path(__file__).parents[2] / "configs/cls"
 CONFIGS = sorted((CLS / "ablations").glob("*.py"))
@@ -74,12 +75,7 @@ def test_trains(built):
     loss = model(torch.randn(2, 3, 65, 101), labels, mode="loss")["loss"]
     assert loss.isfinite()
     loss.backward()
-    without = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.grad is None or not parameter.grad.isfinite().all() or not parameter.grad.any()
-    ]
-    assert without == []
+    assert without_gradient(model.named_parameters()) == []
 
 
 def test_settings_are_those_of_the_readme(built):

@@ -155,6 +155,15 @@ def test_missing_paths(tmp_path, monkeypatch):
     assert missing_paths(there, metric) == [str(tmp_path / "there/val.json")]
 
 
+def test_folder_that_the_data_set_names_itself(tmp_path):
+    """ImageNet's config has a root and a split, of which mmpretrain makes a folder."""
+    (tmp_path / "imagenet/train").mkdir(parents=True)
+    split = {"_delete_": True, "type": "ImageNet", "data_root": str(tmp_path / "imagenet"), "split": "val"}
+    runner = _runner(tmp_path, **{"test_dataloader.dataset": split})
+    with pytest.raises(FileNotFoundError, match=r"TestLoop: the data set lacks /.*imagenet/val .*git checkout -- data"):
+        runner.test()
+
+
 def _detector(tmp_path: Path, **changes: object) -> Runner:
     cfg = Config.fromfile(SMALL / "mmdet.py")
     cfg.merge_from_dict({"work_dir": str(tmp_path), "experiment_name": f"{tmp_path}", **changes})
@@ -185,7 +194,8 @@ MAPS = (96, 192, 384, 768)
     "model",
     [
         {"neck": {"in_channels": [96, 192, 384, 768]}, "rpn_head": {"in_channels": 256}},
-        {"neck": [{"in_channels": [768, 384, 192, 96]}, {"in_channels": 256}]},
+        {"neck": {"type": "mmdet.YOLOV3Neck", "in_channels": [768, 384, 192, 96]}},
+        {"neck": [{"in_channels": [96, 192, 384, 768]}, {"in_channels": 256}]},
         {"neck": {"in_channels": 768}},
         {"neck": {"type": "GlobalAveragePooling"}, "head": {"in_channels": 768}},
         {"neck": None, "head": {"type": "NoChannels"}},
@@ -196,7 +206,20 @@ MAPS = (96, 192, 384, 768)
         {"decode_head": [{"in_channels": 768}, {"in_channels": 512}]},
         {"panoptic_head": {"in_channels": [96, 192, 384, 768]}},
     ],
-    ids=["fpn", "yolo", "last", "pooled", "none", "neck", "pyramid", "unknown", "index", "cascade", "mask2former"],
+    ids=[
+        "fpn",
+        "yolo",
+        "two-necks",
+        "last",
+        "pooled",
+        "none",
+        "neck",
+        "pyramid",
+        "unknown",
+        "index",
+        "cascade",
+        "mask2former",
+    ],
 )
 def test_channels_that_fit(model):
     assert channel_faults(model, MAPS) == []
@@ -206,6 +229,7 @@ def test_channels_that_fit(model):
     ("model", "fault"),
     [
         ({"neck": {"in_channels": [96, 192, 384]}}, "model.neck.in_channels is [96, 192, 384], but should be [96, "),
+        ({"neck": {"type": "FPN", "in_channels": [768, 384, 192, 96]}}, "model.neck.in_channels is [768, 384, 192, 96"),
         ({"neck": {"in_channels": 2048}}, "model.neck.in_channels is 2048, but should be 768"),
         (
             {"neck": {"type": "mmpretrain.GeneralizedMeanPooling"}, "head": {"in_channels": 384}},
@@ -220,7 +244,7 @@ def test_channels_that_fit(model):
             "model.auxiliary_head[1].in_index is 4, but there are 4",
         ),
     ],
-    ids=["fpn", "last", "pooled", "index", "beyond"],
+    ids=["fpn", "reversed", "last", "pooled", "index", "beyond"],
 )
 def test_channels_that_do_not_fit(model, fault):
     (told,) = channel_faults(model, MAPS)

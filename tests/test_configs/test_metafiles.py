@@ -10,12 +10,14 @@ from mim.commands.search import convert2df
 from mmengine.config import Config
 from modelindex.load_model_index import load as load_model_index
 
+from tests.test_docs.pages import PAGES, blocks
+
 from .zoo import CONFIGS, ROOT, build, cost, load, name
 
 METAFILES = yaml.safe_load((ROOT / "model-index.yml").read_text())["Import"]
 MODELS = [model for path in METAFILES for model in yaml.safe_load((ROOT / path).read_text())["Models"]]
 BY_CONFIG = {ROOT / model["Config"]: model for model in MODELS}
-PAGES = {
+WEIGHTS = {
     "msvmamba": "https://github.com/YuhengSSS/MSVMamba/",
     "vmamba": "https://github.com/MzeroMiko/VMamba/releases/",
 }
@@ -87,7 +89,7 @@ def test_results(row):
 def test_weights(path):
     """A page, which mim does not fetch; where the authors' file of a classifier has a URL, that is told, too."""
     model = BY_CONFIG[path]
-    page = PAGES[path.stem.partition("_")[0]]
+    page = WEIGHTS[path.stem.partition("_")[0]]
     assert model["Weights"] == page
     file = model.get("Converted From", {}).get("Weights")
     assert (file is not None) == (path.stem.startswith("msvmamba_v3") and path.stem.endswith("_300e"))
@@ -110,23 +112,25 @@ def test_mim_reads_them():
 
 
 def read_commands() -> list[str]:
-    text = "".join((folder / "README.md").read_text() for folder in FOLDERS).replace("\\\n", " ")
-    return [" ".join(line.split()) for line in text.splitlines() if line.startswith("mim ")]
+    code = "".join(block.code for page in PAGES for block in blocks(page) if block.language == "bash")
+    lines = (" ".join(line.partition("#")[0].split()) for line in code.replace("\\\n", " ").splitlines())
+    libraries = ("mmdet", "mmseg", "mmpretrain")
+    return sorted({line for line in lines if re.match(rf"mim (train|test) ({'|'.join(libraries)}) configs/", line)})
 
 
 @pytest.mark.parametrize("command", read_commands(), ids=str)
-def test_commands_of_the_readmes(command):
+def test_commands_of_the_documentation(command):
     """They name the right library, and a checkpoint that its run leaves; what they set is a setting of the config."""
     _, _, library, config, *options = command.split()
     cfg = Config.fromfile(ROOT / config)
     assert cfg.default_scope == library
-    for stem, unit, length in re.findall(r"work_dirs/(\w+)/(epoch|iter)_(\d+)\.pth", command):
+    # work_dirs/first is that of a shorter run, which tests/test_docs makes.
+    for stem, unit, length in re.findall(r"work_dirs/(?!first)(\w+)/(epoch|iter)_(\d+)\.pth", command):
         (trained,) = (load(path) for path in CONFIGS if path.stem == stem)
         assert trained.train_cfg.get("max_epochs" if unit == "epoch" else "max_iters") == int(length)
     settings = dict(option.split("=") for option in options if "=" in option)
     cfg.merge_from_dict(settings)
     if any("init_cfg" in setting for setting in settings):
         model = build(cfg)
-        assert "mmmsv.AuthorsCheckpoint" in [
-            part.init_cfg and part.init_cfg["type"] for part in (model, model.backbone)
-        ]
+        given = [part.init_cfg["type"] for part in (model, model.backbone) if part.init_cfg]
+        assert {"mmmsv.AuthorsCheckpoint", "Pretrained"} & set(given)

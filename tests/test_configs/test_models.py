@@ -28,6 +28,17 @@ RECIPES = {
     "cls/*_300e": (300, 1024, 1e-3, 0.05),
     "cls/*_384": (30, 1024, 1e-5, 1e-8),
 }
+# Schedule: the warm-up's end, and what follows, with what it is called and has. Pipeline: what it augments by.
+RANDOM_CROP = ["RandomResizedCrop", "RandomFlip"]
+SWIN_SEGMENTATION = ["RandomResize", "RandomCrop", "RandomFlip", "PhotoMetricDistortion"]
+SCHEDULES = {
+    "1x": (1000, ("MultiStepLR", "milestones", [8, 11]), ["Resize", "RandomFlip"]),
+    "3x": (1000, ("MultiStepLR", "milestones", [27, 33]), ["RandomFlip", "RandomChoice"]),
+    "160k": (1500, ("PolyLR", "end", 160000), SWIN_SEGMENTATION),
+    "80k": (1500, ("PolyLR", "end", 80000), SWIN_SEGMENTATION),
+    "300e": (20, ("CosineAnnealingLR", "eta_min", 1e-5), [*RANDOM_CROP, "RandAugment", "RandomErasing"]),
+    "384": (None, None, RANDOM_CROP),
+}
 # Those that are not there for every size.
 SIZES = {
     "cascade_mask_rcnn/*_cascade_3x": ("msvmamba_t", "msvmamba_v3_s"),
@@ -40,12 +51,12 @@ DROP_PATH = {
     "msvmamba_n": (0.1, 0.1, 0.2),
     "msvmamba_m": (0.1, 0.1, 0.2),
     "msvmamba_t": (0.1, 0.2, 0.2),
-    "msvmamba_v3_t": (0.2, 0.3, 0.2),
-    "msvmamba_v3_s": (0.2, 0.3, 0.4),
-    "msvmamba_v3_b": (0.2, 0.3, 0.5),
-    "vmamba_t": (0.2, 0.3, 0.2),
-    "vmamba_s": (0.2, 0.3, 0.3),
-    "vmamba_b": (0.2, 0.3, 0.6),
+    "msvmamba_v3_t": (0.1, 0.3, 0.2),
+    "msvmamba_v3_s": (0.1, 0.3, 0.4),
+    "msvmamba_v3_b": (0.1, 0.3, 0.5),
+    "vmamba_t": (0.1, 0.3, 0.2),
+    "vmamba_s": (0.1, 0.3, 0.3),
+    "vmamba_b": (0.1, 0.3, 0.6),
 }
 # Config: its recipe and its size.
 ZOO = {recipe.replace("*", size): (recipe, size) for recipe in RECIPES for size in SIZES.get(recipe, ARCHS)}
@@ -91,6 +102,24 @@ def test_recipe_is_the_one_in_the_name(built):
     assert "custom_imports" not in cfg or cfg.custom_imports is None
     task = ("mmdet", "mmseg", "mmpretrain").index(cfg.default_scope)
     assert cfg.model.backbone.drop_path_rate == (0.1 if recipe.endswith("384") else DROP_PATH[size][task])
+
+
+def test_schedule_and_augmentation_are_those_of_the_recipe(built):
+    config, cfg, _ = built
+    if config in BUNDLED:
+        return
+    (length,) = (part for part in ZOO[config][0].split("_") if part in SCHEDULES)
+    warm_up, then, augmentation = SCHEDULES[length]
+    schedule = cfg.param_scheduler
+    assert [step.end for step in schedule[:1]] == ([warm_up] if warm_up else [])
+    assert [(step.type, then[1], step.get(then[1])) for step in schedule[1:]] == ([then] if then else [])
+    steps = [step.type for step in cfg.train_pipeline]
+    assert [step for step in steps if not step.startswith(("Load", "Pack"))] == augmentation
+    if length == "300e":
+        assert cfg.optim_wrapper.clip_grad.max_norm == 5.0
+        assert cfg.model.head.loss.label_smooth_val == 0.1
+        assert [(mix.type, mix.alpha) for mix in cfg.model.train_cfg.augments] == [("Mixup", 0.8), ("CutMix", 1.0)]
+        assert [hook.momentum for hook in cfg.custom_hooks if hook.type == "EMAHook"] == [1e-4]
 
 
 def test_neck_and_heads_take_its_maps(built):

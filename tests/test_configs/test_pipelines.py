@@ -64,6 +64,13 @@ def test_samples(path):
     assert len(test["inputs"] if isinstance(test["inputs"], list) else [test["inputs"]]) == views
 
 
+MEASURED = {
+    "mmdet": ("metrics", ["bbox", "segm"]),
+    "mmseg": ("metrics", ["mIoU"]),
+    "mmpretrain": ("topk", (1, 5)),
+}
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_evaluators(path):
     cfg = load(path)
@@ -71,7 +78,8 @@ def test_evaluators(path):
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         if evaluator.type == "CocoMetric":
             evaluator = {**evaluator, "ann_file": COCO + "annotations/instances_val2017.json"}
-        METRICS.build(evaluator)
+        measured, what = MEASURED[cfg.default_scope]
+        assert getattr(METRICS.build(evaluator), measured) == what
 
 
 MULTI_SCALE = [path for path in CONFIGS if path.stem.endswith("_ms")]

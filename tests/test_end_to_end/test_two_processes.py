@@ -39,7 +39,7 @@ def test_loss_curve_is_that_of_one_process_with_twice_the_batch(pair, tmp_path):
     assert len(two) == 8
     assert one[-1, 0] < one[0, 0] / 2
     # Not 0, because sums are made in another order: each process over its own pictures. Measured: 3e-7.
-    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-7)
     ours, theirs = _weights(pair / "epoch_4.pth"), _weights(tmp_path / "epoch_4.pth")
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     # The processes saw different pictures.

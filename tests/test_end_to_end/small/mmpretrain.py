@@ -20,3 +20,5 @@ train_cfg = dict(max_epochs=4, val_interval=4)
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [dict(type="LinearLR", start_factor=0.5, by_epoch=False, end=12)]
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2, max_keep_ckpts=-1))
+# As the recipe for ImageNet has it; the average of so few steps has to forget faster.
+custom_hooks = [*_base_.custom_hooks, dict(type="EMAHook", momentum=0.2, priority="ABOVE_NORMAL")]
