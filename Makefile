@@ -33,15 +33,16 @@ demo: setup
 test: lint pytest
 
 # One thread for each of the processes: most tests keep no more than one busy, and those that count threads ask for them.
+# In the order of the folders: by itself xdist keeps files of few tests for the end, and those here are the long ones.
 pytest: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # pip builds onedl-mmcv apart from torch, without which it leaves its ops out.
 test-fork:
 	$(MAKE) pytest VENV=.venv-fork CONSTRAINTS=constraints-fork.txt \
 		PACKAGES="-e '.[fork,dev]'" MMCV_LITE=onedl-mmcv MMCV=lite TESTS='$(FORK_TESTS)'
 
-# The oldest versions that pyproject.toml allows. What of Python torch 2.1 has builds for ends with 3.11.
+# The oldest versions that pyproject.toml allows. torch 2.1 has builds up to Python 3.11.
 test-oldest:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info < (3, 12) else "torch 2.1 needs Python 3.10 or 3.11, this is " + sys.version.split()[0] + ": make test-oldest PYTHON=/path/to/python3.11")'
 	$(MAKE) pytest VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt MMCV=lite TESTS='$(OLDEST_TESTS)'
