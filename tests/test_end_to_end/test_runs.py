@@ -32,7 +32,7 @@ def test_checkpoint_reloads_to_the_same_metrics(trained, tmp_path):
 
 
 def test_killed_run_ends_with_the_weights_of_an_unbroken_one(trained, tmp_path):
-    """SIGKILL in the middle of an epoch and of a checkpoint, of which one is kept; each time ``--resume`` goes on."""
+    """SIGKILL in the middle of a checkpoint, of which one is kept; in mmdet of an epoch, too. ``--resume`` goes on."""
     accidents = [{"type": "KilledWhileSaving", "epoch": 3, "size": 100_000}]
     if trained.task.package == "mmdet":
         accidents = [{"type": "KilledInEpoch", "iteration": 3}, *accidents]
