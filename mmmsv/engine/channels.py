@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
 from mmmsv.registry import HOOKS
+
+from .wrappers import unwrap
 
 # Heads that read the maps of the backbone where there is no neck, in mmdet, mmseg and mmpretrain.
 _HEADS = ("rpn_head", "bbox_head", "panoptic_head", "decode_head", "auxiliary_head", "head")
@@ -28,9 +29,7 @@ class ChannelFitHook(Hook):
     """
 
     def before_run(self, runner: Runner) -> None:
-        model, cfg = runner.model, runner.cfg.get("model")
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
+        model, cfg = unwrap(runner.model), runner.cfg.get("model")
         while isinstance(cfg, Mapping) and "module" in cfg:
             cfg = cfg["module"]
         maps = getattr(getattr(model, "backbone", None), "out_channels", None)

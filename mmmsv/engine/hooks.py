@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from mmmsv.registry import HOOKS
 from mmmsv.text import first_of
+
+from .wrappers import unwrap
 
 
 @HOOKS.register_module()
@@ -57,9 +58,7 @@ class CheckpointFitHook(Hook):
         training = isinstance(runner._train_loop, BaseLoop)
         if training and not runner._resume:
             return
-        model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
+        model = unwrap(runner.model)
         if faults := misfits(model, checkpoint.get("state_dict", checkpoint)):
             task = "resumed from" if training else "tested"
             raise ValueError(

@@ -1,15 +1,14 @@
 """The browser draws what each library's pipeline gives, and says in a sentence what it cannot draw."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from mmengine.config import Config
 from PIL import Image, ImageOps
 
-ROOT = Path(__file__).parents[2]
+from .load import ROOT, load_tool
+
 # Configs, and the number of a colourful photograph of theirs that is not painted all over.
 BUNDLED = {
     "mask_rcnn/msvmamba_n_coco_mini": 6,
@@ -20,10 +19,7 @@ BUNDLED = {
 
 @pytest.fixture(scope="module")
 def browse():
-    spec = importlib.util.spec_from_file_location("browse", ROOT / "tools/browse.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("browse")
 
 
 @pytest.mark.parametrize("name", BUNDLED)

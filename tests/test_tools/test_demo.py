@@ -1,6 +1,5 @@
 """What the demo checks: a run that learns nothing must not pass for one that does."""
 
-import importlib.util
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,15 +8,12 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-ROOT = Path(__file__).parents[2]
+from .load import ROOT, load_tool
 
 
 @pytest.fixture(scope="module")
 def demo():
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "tools/demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("demo")
 
 
 def training_data(demo, **annotations):

@@ -3,11 +3,9 @@
 All published figures here are results reported by the authors of MSVMamba and VMamba.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +17,7 @@ from mmmsv.kernels import selective_scan
 from mmmsv.models.layers import ChannelsLastConv2d
 from mmmsv.models.s6 import S6
 
-ROOT = Path(__file__).parents[2]
+from .load import ROOT, load_tool
 
 # GMACs at 224 x 224 with 1000 classes, with the digits that are published.
 CLASSIFIERS = {
@@ -235,9 +233,7 @@ def test_tool_with_a_config():
     ],
 )
 def test_tool_with_bad_arguments(arguments, message, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("get_flops", ROOT / "tools/get_flops.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool("get_flops")
     monkeypatch.setattr("sys.argv", ["get_flops.py", *arguments])
     with pytest.raises(SystemExit) as stopped:
         tool.main()
