@@ -67,7 +67,7 @@ bench: setup
 	$(VENV)/bin/python benchmarks/scan.py
 
 clean:
-	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis work_dirs build *.egg-info kernels/_scan_* packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
+	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis work_dirs build *.egg-info kernels/_cpu_* packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
 
 ifeq ($(filter lite compiled,$(MMCV)),)
 $(error MMCV is '$(MMCV)', expected lite or compiled)

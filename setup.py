@@ -7,9 +7,10 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-# The CPU backend of the scan, once for each set of instructions; kernels/native.py takes the best that the processor
-# has. The flags are those that torch compiles its own kernels with under the same names. Nothing is linked for OpenMP:
-# torch's copy of its runtime is there already.
+SOURCES = Path("kernels/csrc")
+# What runs on CPUs, once for each set of instructions; kernels/native_library.py takes the best that the processor has.
+# The flags are those that torch compiles its own kernels with under the same names. Nothing is linked for OpenMP: torch's
+# copy of its runtime is there already.
 X86 = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -26,8 +27,8 @@ FLAGS = [
     "-g0",
 ]
 
-# By which kernels/native.py knows a library that was built from other sources than those beside it.
-sources = b"".join(path.read_bytes() for path in sorted(Path("kernels/csrc").iterdir()))
+# By which kernels/native_library.py knows a library that was built from other sources than those beside it.
+sources = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()))
 FLAGS.append(f"-DMMMSV_SOURCES=0x{hashlib.sha256(sources).hexdigest()[:15]}")
 
 setup(
@@ -36,9 +37,9 @@ setup(
     package_dir={"mmmsv.kernels": "kernels"},
     ext_modules=[
         Extension(
-            f"mmmsv.kernels._scan_{name}",
-            ["kernels/csrc/scan.cpp"],
-            depends=["kernels/csrc/simd.h"],
+            f"mmmsv.kernels._cpu_{name}",
+            sorted(map(str, SOURCES.glob("*.cpp"))),
+            depends=sorted(map(str, SOURCES.glob("*.h"))),
             extra_compile_args=[*FLAGS, *OPENMP, *flags],
             language="c++",
             optional=True,  # no compiler: the install goes on, and the scan runs in PyTorch

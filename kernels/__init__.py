@@ -2,6 +2,18 @@
 
 from .dispatch import BACKENDS, use_backend
 from .interface import scan2d, selective_scan
+from .maps import Activation, depthwise_conv, gate, merge_scales
 from .routes import ROUTES, Route
 
-__all__ = ["BACKENDS", "ROUTES", "Route", "scan2d", "selective_scan", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "ROUTES",
+    "Activation",
+    "Route",
+    "depthwise_conv",
+    "gate",
+    "merge_scales",
+    "scan2d",
+    "selective_scan",
+    "use_backend",
+]

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import library  # noqa: F401  (registers torch.ops.mmmsv)
-from .old_torch import is_autocast_enabled
+from .checks import check_bool, check_tensors, one_dtype, state_dtype
 from .routes import ROUTES, Route
 
 _CODES = {route: code for code, route in enumerate(ROUTES)}
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def selective_scan(
@@ -60,13 +58,13 @@ def selective_scan(
     op = "selective_scan"
     per_token = {"u": u, "delta": delta, "B": B, "C": C}
     optional = {name: weight for name, weight in (("D", D), ("delta_bias", delta_bias)) if weight is not None}
-    _check_tensors(op, per_token, {"A": A, **optional})
-    _check_bool(op, "delta_softplus", delta_softplus)
-    u, delta, B, C = _one_dtype(op, per_token)
+    check_tensors(op, per_token, {"A": A, **optional})
+    check_bool(op, "delta_softplus", delta_softplus)
+    u, delta, B, C = one_dtype(op, per_token)
     _check_shapes(u, delta, A, B, C, D, delta_bias)
     if B.dim() == 3:
         B, C = B.unsqueeze(1), C.unsqueeze(1)
-    A, D, delta_bias = [None if weight is None else weight.to(_state_dtype(u)) for weight in (A, D, delta_bias)]
+    A, D, delta_bias = [None if weight is None else weight.to(state_dtype(u)) for weight in (A, D, delta_bias)]
     return torch.ops.mmmsv.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)[0]
 
 
@@ -125,58 +123,15 @@ def scan2d(
     op = "scan2d"
     per_token = {"x": x, "dt": dt, "B": B, "C": C}
     weights = {"W_dt": W_dt, "b_dt": b_dt, "A": A, "Dskip": Dskip}
-    _check_tensors(op, per_token, weights)
-    _check_bool(op, "carry", carry)
-    _check_bool(op, "merge", merge)
+    check_tensors(op, per_token, weights)
+    check_bool(op, "carry", carry)
+    check_bool(op, "merge", merge)
     codes = _route_codes(op, routes)
-    x, dt, B, C = _one_dtype(op, per_token)
+    x, dt, B, C = one_dtype(op, per_token)
     _check_shapes_2d(x, dt, B, C, W_dt, b_dt, A, Dskip, len(codes), carry)
     # Lists: torch.compile of torch 2.1 cannot unpack a generator.
-    W_dt, b_dt, A, Dskip = [weight.to(_state_dtype(x)) for weight in (W_dt, b_dt, A, Dskip)]
+    W_dt, b_dt, A, Dskip = [weight.to(state_dtype(x)) for weight in (W_dt, b_dt, A, Dskip)]
     return torch.ops.mmmsv.scan2d(x, dt, B, C, W_dt, b_dt, A, Dskip, codes, carry, merge)[0]
-
-
-def _state_dtype(u: Tensor) -> torch.dtype:
-    return torch.float64 if u.dtype == torch.float64 else torch.float32
-
-
-def _check_tensors(op: str, per_token: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
-    first, given = next(iter(per_token)), {**per_token, **weights}
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
-        if tensor.dtype not in _FLOATS:
-            raise TypeError(f"{op}: {name} is {tensor.dtype}, expected one of float16, bfloat16, float32, float64")
-        if tensor.layout != torch.strided or tensor.is_nested:
-            raise TypeError(
-                f"{op}: {name} is sparse or nested ({tensor.layout}), expected an ordinary (strided) tensor"
-            )
-        if forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(f"{op} has no forward-mode derivative, and {name} carries a tangent (jvp)")
-        if tensor.device != given[first].device:
-            raise ValueError(
-                f"{op}: {name} is on {tensor.device} and {first} on {given[first].device}; move both to one device"
-            )
-
-
-def _check_bool(op: str, name: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected True or False")
-
-
-def _one_dtype(op: str, per_token: dict[str, Tensor]) -> list[Tensor]:
-    """Return the tensors in one dtype: under autocast the widest of theirs, since it leaves them in different ones."""
-    (first, u), *others = per_token.items()
-    kind, tensors = u.device.type, list(per_token.values())
-    different = [name for name, tensor in others if tensor.dtype != u.dtype]
-    if not different:
-        return tensors
-    if kind != "meta" and is_autocast_enabled(kind):
-        # float16 and bfloat16 together are float32, too.
-        widest = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-        return [tensor.to(widest) for tensor in tensors]
-    name = different[0]
-    raise TypeError(f"{op}: {name} is {per_token[name].dtype} and {first} is {u.dtype}; cast one")
 
 
 def _route_codes(op: str, routes: Sequence[Route]) -> list[int]:

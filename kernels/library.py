@@ -1,4 +1,4 @@
-"""The ops as torch sees them: schema, implementation, fake kernel, autograd, vmap and FLOP formula.
+"""The scans as torch sees them: schema, implementation, fake kernel and FLOP formula.
 
 Backends stay out of sight here: an implementation asks :mod:`.dispatch` for one, so a new backend changes nothing in
 this file, and `torch.compile`, `torch.export` and checkpointing see one op whatever computes it.
@@ -6,19 +6,14 @@ this file, and `torch.compile`, `torch.export` and checkpointing see one op what
 
 import math
 from collections.abc import Callable
-from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
 
 from . import dispatch
 from .arguments import Scan1d, Scan2d
 from .old_torch import register_flop_formula
-
-# By dispatch key, as C++ extensions register theirs: of torch's ways, the one that has been the same since 2.1.
-_LIBRARY = torch.library.Library("mmmsv", "DEF")
+from .registration import define
 
 _ARGUMENTS_1D = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus"
@@ -27,12 +22,6 @@ _ARGUMENTS_2D = (
     "Tensor x, Tensor dt, Tensor B, Tensor C, Tensor W_dt, Tensor b_dt, Tensor A, Tensor Dskip, "
     "int[] route_codes, bool carry, bool merge"
 )
-
-
-def _fake_gradients(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    # A schema has no optional results: an empty tensor stands for the gradient of a weight that was not given.
-    given = next(tensor for tensor in tensors if tensor is not None)
-    return tuple(given.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in tensors)
 
 
 def _define(
@@ -46,11 +35,6 @@ def _define(
         kind: The tuple that backends are given them as.
         fake_y: Makes an uninitialised y.
     """
-    count = arguments.count("Tensor")
-    backward_name = f"{name}_backward"
-    _LIBRARY.define(f"{name}({arguments}) -> (Tensor y, Tensor states)")
-    _LIBRARY.define(f"{backward_name}(Tensor dy, Tensor states, {arguments}) -> ({', '.join(['Tensor'] * count)})")
-    op, backward_op = (getattr(torch.ops.mmmsv, each).default for each in (name, backward_name))
 
     def forward(*values: object) -> tuple[Tensor, Tensor]:
         scan = kind(*values)
@@ -60,73 +44,14 @@ def _define(
 
     def backward(dy: Tensor, states: Tensor, *values: object) -> tuple[Tensor, ...]:
         scan = kind(*values)
-        backend = dispatch.select(scan.tensors[0].device)
-        return getattr(backend, backward_name)(scan, dy, states.view(scan.states_shape))
+        compute = getattr(dispatch.select(scan.tensors[0].device), f"{name}_backward")
+        return compute(scan, dy, states.view(scan.states_shape))
 
     def fake_forward(*values: object) -> tuple[Tensor, Tensor]:
         scan = kind(*values)
         return fake_y(scan), scan.A.new_empty(math.prod(scan.states_shape))
 
-    def fake_backward(dy: Tensor, states: Tensor, *values: object) -> tuple[Tensor, ...]:
-        return _fake_gradients(kind(*values).tensors)
-
-    class Differentiable(Function):
-        @staticmethod
-        def forward(ctx: FunctionCtx, *values: object) -> tuple[Tensor, Tensor]:
-            with torch._C._AutoDispatchBelowAutograd():
-                y, states = op(*values)
-            ctx.options = values[count:]
-            ctx.save_for_backward(states, *values[:count])
-            ctx.set_materialize_grads(False)
-            ctx.mark_non_differentiable(states)
-            return y, states
-
-        @staticmethod
-        def backward(ctx: FunctionCtx, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-            if dy is None:
-                return (None,) * (count + len(ctx.options))
-            states, *tensors = ctx.saved_tensors
-            gradients = backward_op(dy, states, *tensors, *ctx.options)
-            given = (None if tensor is None else gradient for tensor, gradient in zip(tensors, gradients, strict=True))
-            return (*given, *(None for _ in ctx.options))
-
-    class DifferentiableOnce(Function):
-        @staticmethod
-        def forward(ctx: FunctionCtx, *values: object) -> tuple[Tensor, ...]:
-            with torch._C._AutoDispatchBelowAutograd():
-                return backward_op(*values)
-
-        @staticmethod
-        def backward(ctx: FunctionCtx, *_: Tensor) -> NoReturn:
-            raise NotImplementedError(
-                f"{name} has first derivatives only; this asks for a second one (double backward)"
-            )
-
-    def no_vmap(*_: object) -> NoReturn:
-        raise NotImplementedError(
-            f"{name} does not work under torch.func.vmap; it takes a batch: put the axis there, without vmap"
-        )
-
-    for each, compute, fake, differentiable in (
-        (op, forward, fake_forward, type(name, (Differentiable,), {})),
-        (backward_op, backward, fake_backward, type(backward_name, (DifferentiableOnce,), {})),
-    ):
-        _LIBRARY.impl(each, compute, "CompositeExplicitAutograd")
-        _LIBRARY.impl(each, fake, "Meta")
-        _LIBRARY.impl(each, _with_gradients(each, differentiable), "Autograd")
-        _LIBRARY.impl(each, no_vmap, "FuncTorchBatched")
-
-
-def _with_gradients(op: torch._ops.OpOverload, function: type[Function]) -> Callable[..., tuple]:
-    """Return what ``op`` does where autograd looks on: ``function``; ``op`` alone where no gradient is asked for."""
-
-    def run(*values: object) -> tuple[Tensor, ...]:
-        if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values):
-            return function.apply(*values)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*values)
-
-    return run
+    define(name, arguments, forward, backward, fake_forward)
 
 
 _define("selective_scan", _ARGUMENTS_1D, Scan1d, lambda scan: torch.empty_like(scan.u))

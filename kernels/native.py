@@ -1,19 +1,12 @@
 """Backend ``cpu``: hands tensors to the C++ library of ``csrc/`` by their addresses.
 
-The library knows nothing of Python or torch (plain C, called through ctypes), so it fits every version of both. It has
-one entry for both ops: a 1-D scan is a scan over a map of one row, each group of B and C a sequence with channels and a
-parameter set of its own, and its step given instead of made.
+The library has one entry for both ops: a 1-D scan is a scan over a map of one row, each group of B and C a sequence
+with channels and a parameter set of its own, and its step given instead of made.
 """
 
 import ctypes
 import functools
-import hashlib
-import mmap
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,21 +15,12 @@ from torch import Tensor
 from .arguments import Scan1d, Scan2d
 from .backend import Backend
 from .layout import ceil_div, laid_out_as, last_axis_innermost
+from .native_library import DTYPES, GROUPS, LANES, new, run, why_not
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-# Weights are padded with zeros to a multiple of this many channels: the widest register holds 16 floats.
-_LANES = 16
-# The gradients of the weights are summed over images in so many groups, which other numbers of threads do not change.
-_GROUPS = 8
 # Channels of a block in a backward pass. Sums over channels are made block by block, so this must not depend on the
 # number of threads either; blocks come in pairs, so that two cores share an image evenly.
 _BACKWARD_CHANNELS = 64
 _FORWARD_CHANNELS = 512
-
-_REINSTALL = "install mmmsv again (pip install --force-reinstall --no-deps --no-cache-dir)"
-
-_HUGE, _PAGE, _MADV_HUGEPAGE = 4 << 20, mmap.PAGESIZE, 14
 
 
 class _PerToken(ctypes.Structure):
@@ -67,68 +51,6 @@ class _Scan(ctypes.Structure):
         ("groups", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("token_parts", "weight_parts", "scratch")),
     ]
-
-
-@functools.cache
-def library_path() -> Path | None:
-    """Return the library built for the best instructions of this processor; None where none was built."""
-    # The capability is torch's own, so ATEN_CPU_CAPABILITY holds for both.
-    fitting = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}.get(torch.backends.cpu.get_cpu_capability(), ())
-    for instructions in (*fitting, "baseline"):
-        for suffix in EXTENSION_SUFFIXES:
-            path = Path(__file__).with_name(f"_scan_{instructions}{suffix}")
-            if path.exists():
-                return path
-    return None
-
-
-def load(path: Path) -> ctypes.CDLL:
-    """Load a build of the library.
-
-    Raises:
-        OSError: The file is no library for this machine, or lacks an OpenMP runtime.
-    """
-    # OpenMP's symbols are left open in the library, and found in torch's copy of the runtime: with a second copy, the
-    # threads of the one would spin while those of the other want to work.
-    library = ctypes.CDLL(str(path))
-    for function in (library.mmmsv_scan_forward, library.mmmsv_scan_backward):
-        function.argtypes, function.restype = (ctypes.POINTER(_Scan),), None
-    library.mmmsv_scan_scratch.argtypes, library.mmmsv_scan_scratch.restype = (ctypes.POINTER(_Scan),), ctypes.c_int64
-    library.mmmsv_scan_sources.restype = ctypes.c_int64
-    return library
-
-
-def sources() -> int:
-    """Return the number that the sources beside this file give a library built from them (see setup.py)."""
-    files = sorted(Path(__file__).with_name("csrc").iterdir())
-    return int(hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:15], 16)
-
-
-@functools.cache
-def _library() -> ctypes.CDLL | str:
-    """Return the library, or why there is none; asked once."""
-    path = library_path()
-    if path is None:
-        return (
-            "its C++ library was not built when mmmsv was installed, for lack of a compiler or because it failed; with "
-            f"GCC at hand, {_REINSTALL}"
-        )
-    try:
-        library = load(path)
-        built_from = library.mmmsv_scan_sources()
-    except (OSError, AttributeError) as error:
-        return f"its C++ library does not load: {error}; on Linux it takes GCC to build it; {_REINSTALL}"
-    if built_from != sources():
-        return f"its C++ library was built from other sources, {path.name}; {_REINSTALL}"
-    return library
-
-
-def why_not(device: torch.device) -> str | None:
-    """Return why this backend cannot run on ``device``; None where it can."""
-    if device.type != "cpu":
-        return "it computes on CPUs only"
-    library = _library()
-    return library if isinstance(library, str) else None
 
 
 class _Placed(NamedTuple):
@@ -245,7 +167,7 @@ class _Problem:
         scan, _weights = self._describe(blocks, threads)  # which must live until the end
         scan.wide = y.tensor.dtype != self.x.tensor.dtype
         scan.y, scan.kept = y.fields, states.data_ptr()
-        self._run(_library().mmmsv_scan_forward, scan)
+        run("scan", "forward", scan, self.A)
 
     def backward(self, dy: _Placed, states: Tensor, dx: _Placed, ddelta: _Placed | None) -> tuple[Tensor, Tensor]:
         """Fill dx, and ddelta where the step was given.
@@ -262,7 +184,7 @@ class _Problem:
         """
         batch, height, width, channels = self.size
         sets, _, state = self.A.shape
-        groups = min(batch, _GROUPS)
+        groups = min(batch, GROUPS)
         scan, _weights = self._describe(2 * ceil_div(channels, 2 * _BACKWARD_CHANNELS), torch.get_num_threads())
         scan.wide = dx.tensor.dtype != self.x.tensor.dtype
         scan.dy, scan.dx, scan.kept = dy.fields, dx.fields, states.data_ptr()
@@ -271,10 +193,10 @@ class _Problem:
         else:
             rows = _padded(_padded(self.W_dt, 2), 1)
             scan.W_dt_rows, scan.padded_rank = rows.data_ptr(), rows.shape[2]
-        token_parts = _new(self.A, (scan.blocks, batch, height, width, sets, self.rank + 2 * state))
+        token_parts = new(self.A, (scan.blocks, batch, height, width, sets, self.rank + 2 * state))
         weight_parts = self.A.new_zeros(groups, sets, self.rank + state + 2, scan.padded)
         scan.groups, scan.token_parts, scan.weight_parts = groups, token_parts.data_ptr(), weight_parts.data_ptr()
-        self._run(_library().mmmsv_scan_backward, scan)
+        run("scan", "backward", scan, self.A)
         return token_parts.sum(0), weight_parts.sum(0)[..., :channels]
 
     def _describe(self, blocks: int, threads: int) -> tuple[_Scan, tuple[Tensor, ...]]:
@@ -298,7 +220,7 @@ class _Problem:
             merge=self.merge,
             shared=self.one_map and sets == 1,
             softplus=self.softplus,
-            blocks=max(min(blocks, ceil_div(channels, _LANES)), 1),
+            blocks=max(min(blocks, ceil_div(channels, LANES)), 1),
             threads=threads,
             route_codes=ctypes.addressof(_codes(self.sequences)),
             x=self.x.fields,
@@ -313,11 +235,6 @@ class _Problem:
         )
         return scan, (b_dt, Dskip, A, W_dt)
 
-    def _run(self, entry: Callable[[_Scan], None], scan: _Scan) -> None:
-        scratch = self.A.new_empty(scan.threads * _library().mmmsv_scan_scratch(scan))
-        scan.scratch = scratch.data_ptr()
-        entry(scan)
-
 
 @functools.cache
 def _codes(sequences: tuple[tuple[int, ...], ...]) -> ctypes.Array:
@@ -326,32 +243,9 @@ def _codes(sequences: tuple[tuple[int, ...], ...]) -> ctypes.Array:
     return (ctypes.c_int64 * len(codes))(*codes)
 
 
-@functools.cache
-def _madvise() -> Callable[[int, int, int], int] | None:
-    """Return the C library's ``madvise``; None where it does not know huge pages."""
-    if sys.platform != "linux":
-        return None
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function
-
-
-def _new(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """Make an uninitialised tensor; a large one in huge pages, where the system has any to give.
-
-    First touching 50 MB in pages of 4 KiB takes longer than scanning them.
-    """
-    tensor = like.new_empty(shape, dtype=dtype)
-    size = tensor.numel() * tensor.element_size()
-    if size > _HUGE and (advise := _madvise()):
-        begin = -(-tensor.data_ptr() // _PAGE) * _PAGE
-        advise(begin, tensor.data_ptr() + size - begin, _MADV_HUGEPAGE)
-    return tensor
-
-
 def _padded(weight: Tensor, axis: int) -> Tensor:
     """Pad one axis with zeros to whole registers, and make it contiguous."""
-    missing = -weight.shape[axis] % _LANES
+    missing = -weight.shape[axis] % LANES
     if missing:
         zeros = weight.new_zeros([missing if i == axis % weight.dim() else n for i, n in enumerate(weight.shape)])
         weight = torch.cat((weight, zeros), axis)
@@ -361,7 +255,7 @@ def _padded(weight: Tensor, axis: int) -> Tensor:
 def selective_scan(scan: Scan1d) -> tuple[Tensor, Tensor]:
     """Compute y and the states before every 64th token."""
     batch, channels, length = scan.u.shape
-    y, states = _new(scan.u, (batch, length, channels)), scan.A.new_empty(scan.states_shape)
+    y, states = new(scan.u, (batch, length, channels)), scan.A.new_empty(scan.states_shape)
     _Problem.of_1d(scan).forward(_of_groups(y, scan.B.shape[1]), states)
     return laid_out_as(scan.u, y.transpose(1, 2)), states
 
@@ -371,7 +265,7 @@ def selective_scan_backward(scan: Scan1d, dy: Tensor, states: Tensor) -> tuple[T
     batch, channels, length = scan.u.shape
     groups, state = scan.B.shape[1:3]
     dy = last_axis_innermost(dy.to(scan.u.dtype).transpose(1, 2))
-    du, ddelta = (_new(scan.u, (batch, length, channels)) for _ in range(2))
+    du, ddelta = (new(scan.u, (batch, length, channels)) for _ in range(2))
     dy_, du_, ddelta_ = (_of_groups(tensor, groups) for tensor in (dy, du, ddelta))
     tokens, weights = _Problem.of_1d(scan).backward(dy_, states, du_, ddelta_)
     dB, dC = tokens[:, 0].permute(0, 2, 3, 1).split(state, 2)
@@ -389,7 +283,7 @@ def selective_scan_backward(scan: Scan1d, dy: Tensor, states: Tensor) -> tuple[T
 
 def scan2d(scan: Scan2d) -> tuple[Tensor, Tensor]:
     """Compute y and the states before every 64th token."""
-    y = _new(scan.x, scan.y_shape, scan.map_dtype(scan.merge))
+    y = new(scan.x, scan.y_shape, scan.map_dtype(scan.merge))
     states = scan.A.new_empty(scan.states_shape)
     _Problem.of_2d(scan).forward(_of_map(y) if scan.merge else _of_routes(y), states)
     return y.to(scan.x.dtype), states
@@ -397,7 +291,7 @@ def scan2d(scan: Scan2d) -> tuple[Tensor, Tensor]:
 
 def scan2d_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
     """Compute the gradients of the eight tensors, in their order."""
-    dy, dx = last_axis_innermost(dy.to(scan.x.dtype)), _new(scan.x, scan.x.shape, scan.map_dtype(True))
+    dy, dx = last_axis_innermost(dy.to(scan.x.dtype)), new(scan.x, scan.x.shape, scan.map_dtype(True))
     placed = _of_map(dy) if scan.merge else _of_routes(dy)
     tokens, weights = _Problem.of_2d(scan).backward(placed, states, _of_map(dx), None)
     rank, state = scan.W_dt.shape[2], scan.A.shape[2]

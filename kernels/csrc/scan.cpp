@@ -6,13 +6,7 @@
 //
 //     step_t = softplus(W_dt dt_t + b_dt)    h_t = exp(step_t A) h_{t-1} + step_t B_t x_t    y_t = C_t h_t + Dskip x_t
 
-#include <algorithm>
-
-#include "simd.h"
-
-#ifdef _OPENMP
-extern "C" int omp_get_thread_num(void);  // instead of omp.h, which not every compiler brings along
-#endif
+#include "tasks.h"
 
 namespace {
 constexpr int CHUNK = 64;  // the state before each 64th token is kept for the backward pass (arguments.py)
@@ -64,21 +58,6 @@ int64_t chunks_of(const Scan& scan) { return (tokens_of(scan) + CHUNK - 1) / CHU
 int64_t shared_width(const Scan& scan) { return scan.rank + 2 * scan.states; }
 int64_t sets_of(const Scan& scan) { return scan.shared ? 1 : scan.sequences; }
 int64_t set_of(const Scan& scan, int64_t sequence) { return scan.shared ? 0 : sequence; }
-
-// A block of the channels of a sequence: whole registers, but for the last one of the sequence.
-template <class Real> struct Block {
-    static constexpr int width = Simd<Real>::width;
-    int64_t index, begin, end;
-
-    Block(const Scan& scan, int64_t index) : index(index) {
-        const int64_t registers = (scan.channels + width - 1) / width;
-        begin = registers * index / scan.blocks * width;
-        end = std::min(registers * (index + 1) / scan.blocks * width, scan.channels);
-    }
-    int64_t channels() const { return end - begin; }
-    int64_t padded() const { return (channels() + width - 1) / width * width; }
-    int lanes(int64_t channel) const { return std::min<int64_t>(width, end - channel); }
-};
 
 // The weights of the channels of one parameter set, from one channel on.
 template <class Real> struct Weights {
@@ -501,32 +480,20 @@ void backward_task(const Scan& scan, int64_t group, const Block<Real>& block, Re
 // --- tasks over threads ---------------------------------------------------------------------------------------------
 
 template <class Real> int64_t scratch_size(const Scan& scan) {
-    const int64_t width = Simd<Real>::width, registers = (scan.channels + width - 1) / width;
-    return Workspace<Real>::size(scan, (registers + scan.blocks - 1) / scan.blocks * width);
+    return Workspace<Real>::size(scan, Block<Real>::most_padded(scan.channels, scan.blocks));
 }
 
 template <class T, class Out, bool forward> void run(const Scan& scan) {
     using Real = typename T::Real;
-    const int64_t outer = forward ? scan.batch : scan.groups, tasks = outer * scan.blocks;
-    const int64_t size = scratch_size<Real>(scan);
-    // Each task writes what no other does, so the schedule changes nothing in the results.
-#pragma omp parallel num_threads(scan.threads)
-    {
-        [[maybe_unused]] const FlushDenormals flush;
-#ifdef _OPENMP
-        Real* scratch = (Real*)scan.scratch + omp_get_thread_num() * size;
-#else
-        Real* scratch = (Real*)scan.scratch;
-#endif
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < tasks; ++task) {
-            const Block<Real> block(scan, task % scan.blocks);
-            if constexpr (forward)
-                forward_task<T, Out>(scan, task / scan.blocks, block, scratch);
-            else
-                backward_task<T, Out>(scan, task / scan.blocks, block, scratch);
-        }
-    }
+    const auto task = [&](int64_t index, Real* scratch) {
+        const Block<Real> block(scan.channels, scan.blocks, index % scan.blocks);
+        if constexpr (forward)
+            forward_task<T, Out>(scan, index / scan.blocks, block, scratch);
+        else
+            backward_task<T, Out>(scan, index / scan.blocks, block, scratch);
+    };
+    const int64_t outer = forward ? scan.batch : scan.groups;
+    in_parallel(scan.threads, outer * scan.blocks, (Real*)scan.scratch, scratch_size<Real>(scan), task);
 }
 
 template <bool forward> void run_any(const Scan& scan) {
@@ -540,12 +507,7 @@ template <bool forward> void run_any(const Scan& scan) {
 
 }  // namespace
 
-#define EXPORT __attribute__((visibility("default")))
-
 extern "C" {
-
-// By which native.py knows a library that was built from other sources (setup.py).
-EXPORT int64_t mmmsv_scan_sources(void) { return MMMSV_SOURCES; }
 
 // How many numbers of the state's dtype each thread needs as scratch.
 EXPORT int64_t mmmsv_scan_scratch(const Scan* scan) {

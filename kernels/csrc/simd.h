@@ -127,6 +127,17 @@ template <class T, bool full> INLINE void write(typename T::Bits* to, Vec<typena
     }
 }
 
+// The same of numbers that are stored as they are computed with.
+template <bool full, class Real> INLINE Vec<Real> read_real(const Real* from, int lanes) {
+    Vec<Real> value{};
+    memcpy(&value, from, full ? sizeof value : lanes * sizeof(Real));
+    return value;
+}
+
+template <bool full, class Real> INLINE void write_real(Real* to, Vec<Real> value, int lanes) {
+    memcpy(to, &value, full ? sizeof value : lanes * sizeof(Real));
+}
+
 template <class T> INLINE typename T::Real read_one(const typename T::Bits* from) {
     return read<T, false>(from, 1)[0];
 }

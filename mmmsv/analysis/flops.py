@@ -300,6 +300,12 @@ def _per_output(operations: int) -> Callable[..., int]:
     return lambda *_, out_shape, **__: operations * prod(out_shape)
 
 
+def _published_merge_scales(
+    full: tuple, half: tuple, weight: tuple, bias: tuple, eps: float, norm_first: bool, **_: object
+) -> int:
+    return 5 * (prod(full) + prod(half)) + 4 * prod(full) if norm_first else 5 * prod(full)
+
+
 _SCAN2D, _SELECTIVE_SCAN = torch.ops.mmmsv.scan2d, torch.ops.mmmsv.selective_scan
 _PUBLISHED = _Convention(
     projections={_SCAN2D: _published_projections, _SELECTIVE_SCAN: _nothing},
@@ -311,6 +317,7 @@ _PUBLISHED = _Convention(
         torch.ops.aten._native_batch_norm_legit_no_training: _per_input(2),
         torch.ops.aten.native_batch_norm: _per_input(2),
         torch.ops.aten.upsample_bilinear2d: _per_output(4),
+        torch.ops.mmmsv.merge_scales: _published_merge_scales,
     },
 )
 _OURS = _Convention(

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from .layers import ChannelsLastConv2d, draw_projection
+from .layers import DepthwiseConv2d, Linear, draw_projection
 
 
 class ConvFFN(nn.Module):
@@ -23,15 +23,14 @@ class ConvFFN(nn.Module):
     def __init__(self, dim: int, ratio: float, drop_rate: float) -> None:
         super().__init__()
         inner = round(ratio * dim)
-        self.fc1 = nn.Linear(dim, inner)
-        self.dwconv = ChannelsLastConv2d(inner, inner, 3, padding=1, groups=inner)
-        self.fc2 = nn.Linear(inner, dim)
+        self.fc1 = Linear(dim, inner)
+        self.dwconv = DepthwiseConv2d(inner, 3, activation="gelu", residual=True)
+        self.fc2 = Linear(inner, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        x = self.fc1(x)
-        x = self.drop(gelu(x + self.dwconv(x)))
+        x = self.drop(self.dwconv(self.fc1(x)))
         return self.drop(self.fc2(x))
 
 
@@ -50,8 +49,8 @@ class MLP(nn.Module):
     def __init__(self, dim: int, ratio: float, drop_rate: float) -> None:
         super().__init__()
         inner = round(ratio * dim)
-        self.fc1 = nn.Linear(dim, inner)
-        self.fc2 = nn.Linear(inner, dim)
+        self.fc1 = Linear(dim, inner)
+        self.fc2 = Linear(inner, dim)
         self.drop = nn.Dropout(drop_rate)
         for linear in (self.fc1, self.fc2):
             draw_projection(linear)

@@ -4,7 +4,31 @@ Every map inside the network is channels-last, ``(B, H, W, C)``: linear layers a
 convolution sees it as a ``torch.channels_last`` tensor without a copy.
 """
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
+from torch.nn.functional import linear as torch_linear
+
+from mmmsv.kernels import Activation, depthwise_conv
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute ``x weight^T + bias`` for a map ``(B, H, W, C_in)``: :func:`torch.nn.functional.linear`.
+
+    In float32 on a CPU as a convolution of 1 x 1, which torch leaves to oneDNN, and linear layers to MKL. oneDNN is as
+    fast on Intel's processors and about twice as fast on AMD's, forward and backward.
+    """
+    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        return conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    return torch_linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """A linear layer on maps; arguments and weights of :class:`torch.nn.Linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, C_in)`` to ``(B, H, W, C_out)``."""
+        return linear(x, self.weight, self.bias)
 
 
 class ChannelsLastConv2d(nn.Conv2d):
@@ -15,9 +39,40 @@ class ChannelsLastConv2d(nn.Conv2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise 2-D convolution of channels-last maps with an activation; weights of :class:`torch.nn.Conv2d`.
+
+    ``activation(conv(x))``, or ``activation(x + conv(x))`` where ``residual`` is set.
+
+    Args:
+        dim: Channels.
+        kernel_size: 3 or 7; the map is padded with zeros.
+        stride: A side of H becomes ceil(H / stride) long.
+        bias: Whether there is one.
+        activation: ``'none'``, ``'silu'`` or ``'gelu'``.
+        residual: Whether the input is added; with a stride of 1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        stride: int = 1,
+        bias: bool = True,
+        activation: Activation = "none",
+        residual: bool = False,
+    ) -> None:
+        super().__init__(dim, dim, kernel_size, stride, kernel_size // 2, groups=dim, bias=bias)
+        self.activation, self.residual = activation, residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, C)`` to ``(B, H', W', C)``."""
+        return depthwise_conv(x, self.weight, self.bias, self.stride[0], self.activation, self.residual)
+
+
 def projection(in_dim: int, out_dim: int) -> nn.Linear:
     """Make a linear layer without bias, with the initial values of :func:`draw_projection`."""
-    return draw_projection(nn.Linear(in_dim, out_dim, bias=False))
+    return draw_projection(Linear(in_dim, out_dim, bias=False))
 
 
 def draw_projection(linear: nn.Linear) -> nn.Linear:

@@ -3,15 +3,17 @@
 import math
 
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, linear, silu
+from torch.nn.functional import interpolate
+
+from mmmsv.kernels import gate, merge_scales
 
 from .arch import BlockArch
-from .layers import ChannelsLastConv2d, projection
+from .layers import DepthwiseConv2d, linear, projection
 from .s6 import S6
 
 
 class SqueezeExcite(nn.Module):
-    """Weigh the channels by what the whole map holds: ``x * sigmoid(W_2 relu(W_1 mean(x)))``.
+    """Make weights for the channels of what the whole map holds: ``sigmoid(W_2 relu(W_1 mean(x)))``.
 
     Args:
         dim: Channels.
@@ -27,17 +29,15 @@ class SqueezeExcite(nn.Module):
         self.expand = projection(dim // reduction, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, C)`` to the same shape."""
-        weight = self.expand(self.reduce(x.mean((1, 2), keepdim=True)).relu()).sigmoid()
-        return x * weight
+        """Map ``(B, H, W, C)`` to ``(B, C)``."""
+        return self.expand(self.reduce(x.mean((1, 2), keepdim=True)).relu()).sigmoid().flatten(1)
 
 
 class Scan2D(nn.Module):
     r"""What all 2-D scans have around their S6: the projections, the norm, the gate and squeeze-and-excitation.
 
     .. math::
-        x, z = W_{in}\, input, \quad z = \mathrm{SiLU}(z); \qquad
-        output = W_{out}\,(\mathrm{SE}(y) \odot z)
+        x, z = W_{in}\, input, \qquad output = W_{out}\,(y \odot \mathrm{SE}(y) \odot \mathrm{SiLU}(z))
 
     and the classes below make y of x.
 
@@ -52,7 +52,7 @@ class Scan2D(nn.Module):
         self.gate = arch.gate
         self.in_proj = projection(dim, 2 * self.inner if arch.gate else self.inner)
         self.out_norm = nn.LayerNorm(self.inner)
-        self.se = SqueezeExcite(self.inner) if arch.se else nn.Identity()
+        self.se = SqueezeExcite(self.inner) if arch.se else None
         self.out_proj = projection(self.inner, dim)
 
     def project_in(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -61,23 +61,20 @@ class Scan2D(nn.Module):
             return self.in_proj(x), None
         # Two products, not one cut in two: its halves would be strided, and each convolution would copy its own.
         to_x, to_z = self.in_proj.weight.chunk(2)
-        return linear(x, to_x), silu(linear(x, to_z))
+        return linear(x, to_x), linear(x, to_z)
 
     def project_out(self, y: Tensor, z: Tensor | None) -> Tensor:
         """Make the output ``(B, H, W, C)`` of what was scanned, ``(B, H, W, D)``, and the gate."""
-        y = self.se(y)
-        return self.out_proj(y if z is None else y * z)
+        return self.out_proj(gate(y, z, None if self.se is None else self.se(y)))
 
-    def _full(self, arch: BlockArch) -> tuple[ChannelsLastConv2d, S6]:
+    def _full(self, arch: BlockArch) -> tuple[DepthwiseConv2d, S6]:
         """Make what a map of full resolution goes through."""
-        conv = ChannelsLastConv2d(self.inner, self.inner, 3, padding=1, groups=self.inner, bias=arch.conv_bias)
+        conv = DepthwiseConv2d(self.inner, 3, bias=arch.conv_bias, activation="silu")
         return conv, S6(self.inner, arch.state_size, self.dt_rank, arch.full_routes, carry=False)
 
-    def _half(self, arch: BlockArch, carry: bool) -> tuple[ChannelsLastConv2d, S6]:
+    def _half(self, arch: BlockArch, carry: bool) -> tuple[DepthwiseConv2d, S6]:
         """Make what a map of lower resolution comes from and goes through; an odd side is rounded up in it."""
-        conv = ChannelsLastConv2d(
-            self.inner, self.inner, 7, stride=arch.half_stride, padding=3, groups=self.inner, bias=arch.conv_bias
-        )
+        conv = DepthwiseConv2d(self.inner, 7, arch.half_stride, bias=arch.conv_bias, activation="silu")
         return conv, S6(self.inner, arch.state_size, self.dt_rank, arch.half_routes, carry)
 
 
@@ -97,7 +94,7 @@ class SS2D(Scan2D):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
         x, z = self.project_in(x)
-        y = self.full_scan(silu(self.full_conv(x)), merge=True)
+        y = self.full_scan(self.full_conv(x), merge=True)
         return self.project_out(self.out_norm(y), z)
 
 
@@ -120,7 +117,7 @@ class HalfSS2D(Scan2D):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
         x, z = self.project_in(x)
-        y = self.half_scan(silu(self.half_conv(x)), merge=True)
+        y = self.half_scan(self.half_conv(x), merge=True)
         return self.project_out(self.upsample(self.out_norm(y), x.shape[1:3]), z)
 
 
@@ -146,12 +143,17 @@ class MS2D(Scan2D):
         self.full_conv, self.full_scan = self._full(arch)
         self.half_conv, self.half_scan = self._half(arch, carry=True)
 
+    def merge(self, full: Tensor, half: Tensor, norm_first: bool) -> Tensor:
+        """Merge ``(B, H, W, D)`` and, of each route or of their sum, ``(B, routes, h, w, D)``; and their norm."""
+        norm = self.out_norm
+        return merge_scales(full, half, norm.weight, norm.bias, norm.eps, norm_first)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
         x, z = self.project_in(x)
-        full = self.out_norm(self.full_scan(silu(self.full_conv(x)), merge=True))
-        half = self.out_norm(self.half_scan(silu(self.half_conv(x)), merge=False)).sum(1)
-        return self.project_out(full + _bilinear(half, x.shape[1:3]), z)
+        full = self.full_scan(self.full_conv(x), merge=True)
+        half = self.half_scan(self.half_conv(x), merge=False)
+        return self.project_out(self.merge(full, half, norm_first=True), z)
 
 
 class MS2DNormLast(MS2D):
@@ -170,9 +172,9 @@ class MS2DNormLast(MS2D):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
         x, z = self.project_in(x)
-        full = self.full_scan(silu(self.full_conv(x)), merge=True)
-        half = self.half_scan(silu(self.half_conv(x)), merge=True)
-        return self.project_out(self.out_norm(full + _nearest(half, x.shape[1:3])), z)
+        full = self.full_scan(self.full_conv(x), merge=True)
+        half = self.half_scan(self.half_conv(x), merge=True).unsqueeze(1)
+        return self.project_out(self.merge(full, half, norm_first=False), z)
 
 
 def build_scan(dim: int, arch: BlockArch) -> Scan2D:

@@ -3,6 +3,7 @@
 Usage: ``python -m tests.test_kernels.sanitizer_driver LIBRARY JOB``.
 """
 
+import ctypes
 import math
 import random
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmmsv.kernels import ROUTES, native, use_backend
+from mmmsv.kernels import ROUTES, native, native_library, use_backend
 
 from .scan_inputs import TOLERANCE, MapCase, assert_near, run, run_map, scan_inputs
 
@@ -113,7 +114,8 @@ def a_short_tensor() -> None:
 
 
 def a_size_beyond_all_numbers() -> None:
-    native.load(native.library_path()).mmmsv_scan_scratch(native._Scan(channels=1, blocks=1, states=1 << 62))
+    library = native_library.load(native_library.library_path())
+    library.mmmsv_scan_scratch(ctypes.byref(native._Scan(channels=1, blocks=1, states=1 << 62)))
 
 
 def a_result_that_nobody_wrote() -> None:
@@ -126,8 +128,8 @@ JOBS = {
 
 
 def main(library: str, job: str) -> None:
-    native.library_path = lambda: Path(library)
-    native._library.cache_clear()  # imports above have asked for it already
+    native_library.library_path = lambda: Path(library)
+    native_library.library.cache_clear()  # imports above have asked for it already
     JOBS[job]()
     print("done")
 

@@ -48,7 +48,7 @@ def extensions():
         patch.chdir(ROOT)
         patch.setattr(setuptools, "setup", given.update)
         runpy.run_path("setup.py")
-    return {extension.name.rpartition("_scan_")[2]: extension for extension in given["ext_modules"]}
+    return {extension.name.rpartition("_cpu_")[2]: extension for extension in given["ext_modules"]}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,55 @@
+"""What the public functions check alike."""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .old_torch import is_autocast_enabled
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def state_dtype(u: Tensor) -> torch.dtype:
+    """Return the dtype of states and sums over a tensor."""
+    return torch.float64 if u.dtype == torch.float64 else torch.float32
+
+
+def check_tensors(op: str, per_token: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    """Refuse what is no strided floating-point tensor, carries a tangent, or is on another device than the first."""
+    first, given = next(iter(per_token)), {**per_token, **weights}
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
+        if tensor.dtype not in _FLOATS:
+            raise TypeError(f"{op}: {name} is {tensor.dtype}, expected one of float16, bfloat16, float32, float64")
+        if tensor.layout != torch.strided or tensor.is_nested:
+            raise TypeError(
+                f"{op}: {name} is sparse or nested ({tensor.layout}), expected an ordinary (strided) tensor"
+            )
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"{op} has no forward-mode derivative, and {name} carries a tangent (jvp)")
+        if tensor.device != given[first].device:
+            raise ValueError(
+                f"{op}: {name} is on {tensor.device} and {first} on {given[first].device}; move both to one device"
+            )
+
+
+def check_bool(op: str, name: str, value: bool) -> None:
+    """Refuse what is no bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected True or False")
+
+
+def one_dtype(op: str, per_token: dict[str, Tensor]) -> list[Tensor]:
+    """Return the tensors in one dtype: under autocast the widest of theirs, since it leaves them in different ones."""
+    (first, u), *others = per_token.items()
+    kind, tensors = u.device.type, list(per_token.values())
+    different = [name for name, tensor in others if tensor.dtype != u.dtype]
+    if not different:
+        return tensors
+    if kind != "meta" and is_autocast_enabled(kind):
+        # float16 and bfloat16 together are float32, too.
+        widest = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+        return [tensor.to(widest) for tensor in tensors]
+    name = different[0]
+    raise TypeError(f"{op}: {name} is {per_token[name].dtype} and {first} is {u.dtype}; cast one")

@@ -1,0 +1,127 @@
+"""The C++ library of ``csrc/``: which build of it is taken, why there is none, and how tensors are handed to it.
+
+The library knows nothing of Python or torch (plain C, called through ctypes with addresses), so it fits every version
+of both.
+"""
+
+import ctypes
+import functools
+import hashlib
+import mmap
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# By their place here the library knows them.
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# The widest register holds so many floats.
+LANES = 16
+# Gradients of weights are summed over images in so many groups, which other numbers of threads do not change.
+GROUPS = 8
+
+_REINSTALL = "install mmmsv again (pip install --force-reinstall --no-deps --no-cache-dir)"
+
+_HUGE, _PAGE, _MADV_HUGEPAGE = 4 << 20, mmap.PAGESIZE, 14
+
+
+@functools.cache
+def library_path() -> Path | None:
+    """Return the library built for the best instructions of this processor; None where none was built."""
+    # The capability is torch's own, so ATEN_CPU_CAPABILITY holds for both.
+    fitting = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}.get(torch.backends.cpu.get_cpu_capability(), ())
+    for instructions in (*fitting, "baseline"):
+        for suffix in EXTENSION_SUFFIXES:
+            path = Path(__file__).with_name(f"_cpu_{instructions}{suffix}")
+            if path.exists():
+                return path
+    return None
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """Load a build of the library.
+
+    Raises:
+        OSError: The file is no library for this machine, or lacks an OpenMP runtime.
+    """
+    # OpenMP's symbols are left open in the library, and found in torch's copy of the runtime: with a second copy, the
+    # threads of the one would spin while those of the other want to work.
+    loaded = ctypes.CDLL(str(path))
+    loaded.mmmsv_sources.restype = ctypes.c_int64
+    return loaded
+
+
+def sources() -> int:
+    """Return the number that the sources beside this file give a library built from them (see setup.py)."""
+    files = sorted(Path(__file__).with_name("csrc").iterdir())
+    return int(hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:15], 16)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | str:
+    """Return the library, or why there is none; asked once."""
+    path = library_path()
+    if path is None:
+        return (
+            "its C++ library was not built when mmmsv was installed, for lack of a compiler or because it failed; with "
+            f"GCC at hand, {_REINSTALL}"
+        )
+    try:
+        loaded = load(path)
+        built_from = loaded.mmmsv_sources()
+    except (OSError, AttributeError) as error:
+        return f"its C++ library does not load: {error}; on Linux it takes GCC to build it; {_REINSTALL}"
+    if built_from != sources():
+        return f"its C++ library was built from other sources, {path.name}; {_REINSTALL}"
+    return loaded
+
+
+def why_not(device: torch.device) -> str | None:
+    """Return why this backend cannot run on ``device``; None where it can."""
+    if device.type != "cpu":
+        return "it computes on CPUs only"
+    loaded = library()
+    return loaded if isinstance(loaded, str) else None
+
+
+def run(op: str, direction: str, problem: ctypes.Structure, sums: Tensor) -> None:
+    """Let the library compute.
+
+    Args:
+        op: What its functions are named after.
+        direction: ``'forward'`` or ``'backward'``.
+        problem: What they take, with ``threads`` set; its ``scratch`` is set here.
+        sums: Any tensor of the dtype of the sums, which is that of the scratch.
+    """
+    loaded = library()
+    size = getattr(loaded, f"mmmsv_{op}_scratch")
+    size.restype = ctypes.c_int64
+    scratch = sums.new_empty(problem.threads * size(ctypes.byref(problem)))
+    problem.scratch = scratch.data_ptr()
+    getattr(loaded, f"mmmsv_{op}_{direction}")(ctypes.byref(problem))
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    """Return the C library's ``madvise``; None where it does not know huge pages."""
+    if sys.platform != "linux":
+        return None
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return function
+
+
+def new(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Make an uninitialised tensor; a large one in huge pages, where the system has any to give.
+
+    First touching 50 MB in pages of 4 KiB takes longer than scanning them.
+    """
+    tensor = like.new_empty(shape, dtype=dtype)
+    size = tensor.numel() * tensor.element_size()
+    if size > _HUGE and (advise := _madvise()):
+        begin = -(-tensor.data_ptr() // _PAGE) * _PAGE
+        advise(begin, tensor.data_ptr() + size - begin, _MADV_HUGEPAGE)
+    return tensor

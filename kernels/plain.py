@@ -1,0 +1,36 @@
+"""The ops of :mod:`.maps` in PyTorch: their plain twins, and what runs where there is no kernel of ours."""
+
+from torch import Tensor
+from torch.nn.functional import conv2d, gelu, interpolate, layer_norm, silu
+
+ACTIVATIONS = {"none": lambda p: p, "silu": silu, "gelu": gelu}
+
+
+def depthwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, activation: str, residual: bool
+) -> Tensor:
+    """Compute :func:`.maps.depthwise_conv`."""
+    channels, _, kernel, _ = weight.shape
+    p = conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, kernel // 2, groups=channels).permute(0, 2, 3, 1)
+    return ACTIVATIONS[activation](x + p if residual else p)
+
+
+def gate(y: Tensor, z: Tensor | None, weight: Tensor | None) -> Tensor:
+    """Compute :func:`.maps.gate`."""
+    if weight is not None:
+        y = y * weight[:, None, None]
+    return y if z is None else y * silu(z)
+
+
+def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool) -> Tensor:
+    """Compute :func:`.maps.merge_scales`."""
+    size = full.shape[1:3]
+    if norm_first:
+        sums = layer_norm(half, weight.shape, weight, bias, eps).sum(1)
+        return layer_norm(full, weight.shape, weight, bias, eps) + _upsample(sums, size, "bilinear")
+    return layer_norm(full + _upsample(half.squeeze(1), size, "nearest"), weight.shape, weight, bias, eps)
+
+
+def _upsample(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    align_corners = False if mode == "bilinear" else None
+    return interpolate(x.permute(0, 3, 1, 2), size, mode=mode, align_corners=align_corners).permute(0, 2, 3, 1)
