@@ -3,33 +3,25 @@
 from collections.abc import Iterable
 
 from measure import BACKWARD, BOTH, COPY, FORWARD, Row
-from timing import Timing, quantile
 
-
-def table(header: Iterable[str], body: Iterable[Iterable[object]]) -> str:
-    header = tuple(header)
-    lines = [header, ("---",) * len(header), *body]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
-
-
-def number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+from mmmsv.analysis.speed.markdown import number, spread, table
+from mmmsv.analysis.speed.timing import Timing
 
 
 def span(timing: Timing) -> str:
     """Write a time with its spread."""
     unit, scale = ("µs", 1e6) if timing.median < 1e-3 else ("ms", 1e3) if timing.median < 1 else ("s", 1.0)
-    return _spread(tuple(scale * seconds for seconds in timing.samples), f" {unit}")
+    return spread(tuple(scale * seconds for seconds in timing.samples), f" {unit}")
 
 
 def ratio(timing: Timing, base: Timing) -> str:
     """Write how many times as long as ``base`` something took, with the spread over the rounds."""
-    return _spread(timing.ratio(base))
+    return spread(timing.ratio(base))
 
 
 def per_pair(timing: Timing, pairs: int) -> str:
     """Write nanoseconds a pair, with their spread."""
-    return _spread(tuple(1e9 * seconds / pairs for seconds in timing.samples))
+    return spread(tuple(1e9 * seconds / pairs for seconds in timing.samples))
 
 
 def case_tables(names: Iterable[str], rows: list[Row]) -> str:
@@ -88,10 +80,3 @@ def _times_as_long(name: str, row: Row, other: str, mode: str) -> str:
 
 def _difference(row: Row, other: str) -> str:
     return f"{row.differences[other]:.1e}" if other in row.differences else row.reasons.get(other, "")
-
-
-def _spread(values: tuple[float, ...], unit: str = "") -> str:
-    middle = f"{number(quantile(values, 0.5))}{unit}"
-    if len(values) == 1:
-        return middle
-    return f"{middle} ({number(quantile(values, 0.1))}-{number(quantile(values, 0.9))})"

@@ -8,8 +8,9 @@ from typing import TypeVar
 import torch
 from cases import Case, Scan, output_gradient
 from peers import Peer
-from timing import Candidate, Timing, interleave
 from torch import Tensor
+
+from mmmsv.analysis.speed.timing import Candidate, Timing, interleave
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 COPY = "copy"

@@ -13,14 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import machine
 import torch
 from cases import Case, MapCase, SequenceCase, output_gradient
-from cells import case_tables, number, per_pair, ratio, span, table
+from cells import case_tables, per_pair, ratio, span
 from measure import BACKWARD, BOTH, FORWARD, Bench, Row, candidate, measure, results, total
-from memory import child_process, extra_memory
+from memory import extra_memory
 from peers import Peer, peers
-from timing import Candidate
+
+from mmmsv.analysis.speed import machine
+from mmmsv.analysis.speed.markdown import number, table
+from mmmsv.analysis.speed.memory import child_process
+from mmmsv.analysis.speed.timing import Candidate
 
 RESULTS = Path(__file__).parent / "results"
 LEGEND = (

@@ -187,9 +187,9 @@ define(
     "Tensor full, Tensor half, Tensor weight, Tensor bias, float eps, bool norm_first",
     native_maps.merge_scales,
     native_maps.merge_scales_backward,
-    lambda full, half, weight, *_: (
+    lambda full, half, weight, bias, eps, norm_first: (
         full.new_empty(full.shape),
-        weight.new_empty(native_maps.moments_shape(full, half)),
+        weight.new_empty(native_maps.moments_shape(full, half, norm_first)),
     ),
 )
 

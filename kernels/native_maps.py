@@ -206,10 +206,10 @@ def gate_backward(dout: Tensor, kept: Tensor, y: Tensor, z: Tensor | None, weigh
     )
 
 
-def moments_shape(full: Tensor, half: Tensor) -> tuple[int, ...]:
+def moments_shape(full: Tensor, half: Tensor, norm_first: bool) -> tuple[int, ...]:
     """Return the shape of what is kept: mean and deviation of each token that goes through the norm."""
     batch, routes, height, width, _ = half.shape
-    return batch, full.shape[1] * full.shape[2] + routes * height * width, 2
+    return batch, full.shape[1] * full.shape[2] + (routes * height * width if norm_first else 0), 2
 
 
 def _describe_merge(
@@ -247,7 +247,7 @@ def merge_scales(
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`.maps.merge_scales`, and what is kept for the backward pass."""
     full, half, weight, bias = _rows(full), _rows(half), weight.contiguous(), bias.contiguous()
-    y, moments = new(full, full.shape), weight.new_empty(moments_shape(full, half))
+    y, moments = new(full, full.shape), weight.new_empty(moments_shape(full, half, norm_first))
     problem = _describe_merge(full, half, weight, bias, eps, norm_first, y, moments)
     sums = new(weight, (*half.shape[:1], *half.shape[2:])) if norm_first else weight
     problem.half_sum = sums.data_ptr()

@@ -23,7 +23,7 @@ struct Merge {
     Map full, half, y;           // y: forward, the result; backward, its gradient
     int64_t half_route, dhalf_route;  // strides from route to route
     const void *weight, *bias;   // (D), in the dtype of the sums, as all below
-    void* moments;               // (batch, height * width + routes * half_height * half_width, 2)
+    void* moments;               // (batch, tokens that go through the norm, 2), those of the full map first
     void* half_sum;              // with norm_first: (batch, half_height, half_width, D), of the normalised routes
     // Backward only.
     Map dfull, dhalf;
@@ -197,7 +197,8 @@ private:
         return (Real*)merge.half_sum + (batch * half_size + row * merge.half_width + column) * D;
     }
     Real* moments(int64_t batch, int64_t row, int64_t column) const {
-        return (Real*)merge.moments + 2 * (batch * (size + merge.routes * half_size) + row * merge.width + column);
+        const int64_t normed = size + (merge.norm_first ? merge.routes * half_size : 0);
+        return (Real*)merge.moments + 2 * (batch * normed + row * merge.width + column);
     }
     Real* half_moments(int64_t batch, int64_t route, int64_t row, int64_t column) const {
         return moments(batch, 0, 0) + 2 * (size + route * half_size + row * merge.half_width + column);

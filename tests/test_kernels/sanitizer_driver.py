@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmmsv.kernels import ROUTES, native, native_library, use_backend
+from mmmsv.kernels import ROUTES, maps, native, native_library, plain, use_backend
 
 from .scan_inputs import TOLERANCE, MapCase, assert_near, run, run_map, scan_inputs
 
-MAPS, SEQUENCES = 160, 60
+MAPS, SEQUENCES, AROUND = 160, 60, 60
 SIZES = [(1, 1), (1, 7), (7, 1), (5, 3), (9, 8), (33, 5), (0, 3)]
 DIMS = [1, 3, 16, 17, 193, 0]
 
@@ -99,10 +99,52 @@ def run_sequences(draw: random.Random) -> None:
         _compare(ours, theirs, dtype, sizes)
 
 
+def run_around(draw: random.Random) -> None:
+    """The ops of maps.py, against their twins."""
+    for _ in range(AROUND):
+        height, width = draw.choice(SIZES)
+        batch, channels, stride = (
+            draw.choice([1, 1, 2, 9]),
+            draw.choice([3, 16, 17, 193]),
+            draw.choice([1, 2, 2, 3, 7]),
+        )
+        if not height:
+            continue
+        dtype = draw.choice(list(TOLERANCE))
+        wide = torch.promote_types(dtype, torch.float32)
+        torch.set_num_threads(draw.randint(1, 2))
+        layout = draw.choice(LAYOUTS)
+
+        def made(*shape: int, dtype: torch.dtype = dtype, layout: Callable[[Tensor], Tensor] = layout) -> Tensor:
+            return layout(torch.randn(shape, dtype=torch.float64).to(dtype)).requires_grad_()
+
+        size = (batch, height, width, channels)
+        half = (batch, draw.choice([1, 3]), -(-height // stride), -(-width // stride), channels)
+        weights = [made(channels, dtype=wide, layout=_unaligned) for _ in range(2)]
+        kernel, activation = draw.choice([3, 7]), draw.choice(list(plain.ACTIVATIONS))
+        kernels = made(channels, 1, kernel, kernel, dtype=wide, layout=_unaligned)
+        norm_first = half[1] > 1 or draw.random() < 0.5
+        for op, tensors, options in (
+            ("depthwise_conv", (made(*size), kernels, weights[0]), (stride, activation, stride == 1)),
+            ("gate", (made(*size), made(*size), made(batch, channels, dtype=wide, layout=_unaligned)), ()),
+            ("merge_scales", (made(*size), made(*half), *weights), (1e-5, norm_first)),
+        ):
+            results = []
+            for backend, cast in (("cpu", lambda t: t), ("torch", lambda t: t.to(torch.float64))):
+                with use_backend(backend):
+                    y = getattr(maps, op)(*map(cast, tensors), *options)
+                    results.append((y, *torch.autograd.grad(y, tensors, torch.ones_like(y))))
+            for ours, theirs in zip(*results, strict=True):
+                scale = max(theirs.abs().max().item(), 1e-2)
+                assert_near(ours / scale, theirs / scale, 6 * TOLERANCE[dtype], f"{op} {size} {options}")
+
+
 def all_is_well() -> None:
     draw = random.Random(0)
+    torch.manual_seed(0)
     run_maps(draw)
     run_sequences(draw)
+    run_around(draw)
 
 
 def a_short_tensor() -> None:
