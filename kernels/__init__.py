@@ -2,6 +2,7 @@
 
 from .dispatch import BACKENDS, use_backend
 from .interface import scan2d, selective_scan
+from .linear import linear
 from .maps import Activation, depthwise_conv, gate, merge_scales
 from .routes import ROUTES, Route
 
@@ -12,6 +13,7 @@ __all__ = [
     "Route",
     "depthwise_conv",
     "gate",
+    "linear",
     "merge_scales",
     "scan2d",
     "selective_scan",

@@ -165,7 +165,8 @@ def _takes_native() -> bool:
 
 
 def _has_kernels(x: Tensor) -> bool:
-    return x.device.type == "cpu" and _takes_native()
+    # A program that torch.jit records has torch's own ops, which counters of FLOPs and exporters know.
+    return x.device.type == "cpu" and not torch.jit.is_tracing() and _takes_native()
 
 
 define(

@@ -4,23 +4,9 @@ Every map inside the network is channels-last, ``(B, H, W, C)``: linear layers a
 convolution sees it as a ``torch.channels_last`` tensor without a copy.
 """
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
-from torch.nn.functional import linear as torch_linear
 
-from mmmsv.kernels import Activation, depthwise_conv
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute ``x weight^T + bias`` for a map ``(B, H, W, C_in)``: :func:`torch.nn.functional.linear`.
-
-    In float32 on a CPU as a convolution of 1 x 1, which torch leaves to oneDNN, and linear layers to MKL. oneDNN is as
-    fast on Intel's processors and about twice as fast on AMD's, forward and backward.
-    """
-    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
-    return torch_linear(x, weight, bias)
+from mmmsv.kernels import Activation, depthwise_conv, linear
 
 
 class Linear(nn.Linear):

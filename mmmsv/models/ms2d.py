@@ -5,10 +5,10 @@ import math
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from mmmsv.kernels import gate, merge_scales
+from mmmsv.kernels import gate, linear, merge_scales
 
 from .arch import BlockArch
-from .layers import DepthwiseConv2d, linear, projection
+from .layers import DepthwiseConv2d, projection
 from .s6 import S6
 
 
@@ -30,7 +30,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to ``(B, C)``."""
-        return self.expand(self.reduce(x.mean((1, 2), keepdim=True)).relu()).sigmoid().flatten(1)
+        return self.expand(self.reduce(x.mean((1, 2))).relu()).sigmoid()
 
 
 class Scan2D(nn.Module):

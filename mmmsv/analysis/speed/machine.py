@@ -1,0 +1,61 @@
+"""What measurements ran on."""
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+
+def name(device: torch.device) -> str:
+    """Name the machine for a file: its GPU, or its processor and how many cores of it are here."""
+    model = processor() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    cores = f" {_cores()} cores" if device.type == "cpu" else ""
+    return re.sub(r"[^a-z0-9]+", "-", (model + cores).lower()).strip("-")
+
+
+def processor() -> str:
+    """Return the model of the processor."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def facts(device: torch.device) -> dict[str, str]:
+    """Return what a reader must know to compare the figures with others, by its name."""
+    gpu = {}
+    if device.type == "cuda":
+        gpu = {"GPU": torch.cuda.get_device_name(device), "CUDA": str(torch.version.cuda)}
+    return {
+        **gpu,
+        "processor": f"{processor()}, {_cores()} cores",
+        "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "load before the start": f"{os.getloadavg()[0]:.1f} processes" if hasattr(os, "getloadavg") else "unknown",
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _commit(),
+    }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _commit() -> str:
+    try:
+        # An installed copy may lie inside of the repository of something else, which does not know this file.
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        commit, changes = (_git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown, no git repository"
+    return f"{commit} and changes that are not committed" if changes else commit
+
+
+def _git(*arguments: str) -> str:
+    command = ("git", "-C", str(Path(__file__).parent), *arguments)
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

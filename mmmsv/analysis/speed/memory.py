@@ -1,0 +1,45 @@
+"""Peak memory of a call, beyond what is in use before it."""
+
+import ctypes
+import multiprocessing
+import re
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def child_process() -> ProcessPoolExecutor:
+    """Start a fresh process; a forked one would have this one's memory."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
+def rise(call: Callable[[], object], device: torch.device) -> int:
+    """Return how many bytes more than before are in use at the peak of a call.
+
+    On the CPU the process should have done little else, and have made the same call once: what a first call loads and
+    starts would count.
+
+    Raises:
+        OSError: The system does not tell (anything but Linux, some containers).
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
+        trim(0)  # what was freed goes back to the system, so that it counts when used again
+    _CLEAR_REFS.write_text("5")  # the peak is now what is resident
+    before = _resident("VmRSS")
+    call()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    return int(re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text()).group(1)) * 1024

@@ -1,0 +1,99 @@
+"""The models that are measured, by name: our archs, and torchvision's classifiers as their peers."""
+
+from collections.abc import Sequence
+
+import torchvision
+from torch import Tensor, nn
+
+from ..flops import BACKBONES, build_classifier
+
+PEERS = ("convnext_tiny", "swin_t", "resnet50")
+_OURS, _TORCHVISION = next(iter(BACKBONES)), "torchvision"
+# They return several logits in training.
+_WITH_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
+_FEATURES = ("convnext_", "swin_")
+_LAYERS = ("resnet", "resnext", "wide_resnet")
+
+
+class Stages(nn.Module):
+    """The four stages of a peer, their maps ``(B, C, H, W)`` contiguous, as a detector takes them and as ours are.
+
+    Args:
+        stages: The parts, each behind the other.
+        channels_last: Whether their maps are ``(B, H, W, C)``.
+    """
+
+    def __init__(self, stages: Sequence[nn.Module], channels_last: bool) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.channels_last = channels_last
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return the map of each stage."""
+        x, maps = image, []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append((x.permute(0, 3, 1, 2) if self.channels_last else x).contiguous())
+        return tuple(maps)
+
+
+def full_name(name: str) -> str:
+    """Complete a name: ``tiny`` is ``MSVMamba:tiny``, ``resnet50`` is ``torchvision:resnet50``.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    family, colon, arch = name.partition(":")
+    if not colon:
+        family, arch = (_OURS if name in BACKBONES[_OURS].archs else _TORCHVISION), name
+    if family in BACKBONES:
+        known = [*BACKBONES[family].archs]
+    elif family == _TORCHVISION:
+        known = [
+            peer for peer in torchvision.models.list_models(torchvision.models) if peer not in _WITH_AUXILIARY_HEADS
+        ]
+    else:
+        raise ValueError(
+            f"there is no {family!r} to take {name!r} from; choose {', '.join((*BACKBONES, _TORCHVISION))}"
+        )
+    if arch not in known:
+        raise ValueError(
+            f"there is no model {name!r}; choose an arch of {_OURS} such as 'tiny', one of VMamba such as "
+            "'VMamba:v2_tiny_s1l8', or a classifier of torchvision such as 'resnet50'"
+        )
+    return f"{family}:{arch}"
+
+
+def short_name(name: str) -> str:
+    """Return the name as tables show it: torchvision's need no family."""
+    return name.removeprefix(f"{_TORCHVISION}:").replace(":", " ")
+
+
+def why_no_maps(name: str) -> str | None:
+    """Say in one sentence why the four stages of a model are not known, if so."""
+    family, _, arch = name.partition(":")
+    if family in BACKBONES or arch.startswith((*_FEATURES, *_LAYERS)):
+        return None
+    return f"the four stages of {arch} are not known here, only those of torchvision's ResNets, ConvNeXts and Swins"
+
+
+def build(name: str, maps: bool) -> nn.Module:
+    """Build a model with random weights.
+
+    Args:
+        name: Its full name.
+        maps: Whether it returns the maps of its four stages, instead of the logits of 1000 classes.
+    """
+    family, _, arch = name.partition(":")
+    if family in BACKBONES:
+        return BACKBONES[family](arch) if maps else build_classifier(family, arch)
+    model = torchvision.models.get_model(arch, weights=None)
+    return _stages(model, arch) if maps else model
+
+
+def _stages(model: nn.Module, arch: str) -> Stages:
+    if arch.startswith(_FEATURES):
+        # Stem and stage 0, then a downsampling and a stage three times.
+        return Stages([model.features[i : i + 2] for i in range(0, 8, 2)], arch.startswith("swin"))
+    stem = (model.conv1, model.bn1, model.relu, model.maxpool)
+    return Stages([nn.Sequential(*stem, model.layer1), model.layer2, model.layer3, model.layer4], False)

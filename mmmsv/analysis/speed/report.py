@@ -1,0 +1,176 @@
+"""What was measured, as JSON and as Markdown."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torchvision
+
+from mmmsv import __version__
+from mmmsv.kernels import BACKENDS
+from mmmsv.kernels.dispatch import select
+
+from . import machine
+from .markdown import number, spread, table
+from .measure import Row, Settings
+from .models import short_name
+from .plot import curves
+from .timing import quantile
+
+_MIB = 1024**2
+LEGEND = (
+    "What stands in one table for one size was measured in turns, round by round, so the ratios hold whatever else "
+    "the machine did; the times hold for this machine in this state. *latency* is that of a batch: the median of all "
+    "calls, with the 10th and the 90th percentile in brackets; *p95* is its 95th. *images/s* are batch / median. "
+    "*time / first* is how many times as long as the first model it takes: the median of the ratios of the rounds, "
+    "with the 10th and the 90th percentile. *peak* is all memory that the model needs, *beyond weights* is that "
+    "without parameters and buffers. Weights are random."
+)
+STEP = {
+    "inference": "Evaluation mode, `torch.inference_mode()`.",
+    "training": "A step: forward, {loss}, backward, AdamW as torch makes it by default, `zero_grad`; no data loading, "
+    "no loss scaling.",
+}
+
+
+def facts(settings: Settings, dtype: str) -> dict[str, str]:
+    """Return what the figures depend on, by its name.
+
+    Raises:
+        ValueError: The environment asks for a scan backend that does not exist.
+        RuntimeError: It asks for one that cannot run here.
+    """
+    backend = select(settings.device)
+    gpu = {}
+    if settings.device.type == "cuda":
+        gpu = {
+            "cuDNN": f"{torch.backends.cudnn.version()}, benchmark {_on(torch.backends.cudnn.benchmark)}",
+            "TF32": f"convolutions {_on(torch.backends.cudnn.allow_tf32)}, "
+            f"matrix products {_on(torch.backends.cuda.matmul.allow_tf32)}",
+        }
+    return {
+        **machine.facts(settings.device),
+        "mmmsv": __version__,
+        "torchvision": torchvision.__version__,
+        "Triton": _triton_version(),
+        **gpu,
+        "scan backend": next(name for name, its in BACKENDS.items() if its is backend),
+        "dtype": dtype if dtype == "float32" else f"autocast to {dtype}; weights and images are float32",
+        "layout": settings.layout,
+        "mode": settings.mode,
+        "seconds a group": f"{settings.seconds:g}, three rounds at least",
+    }
+
+
+def write(folder: Path, facts: Mapping[str, str], rows: Sequence[Row]) -> None:
+    """Write ``throughput.json`` and ``throughput.md``, and for each batch of which there are several sizes a plot."""
+    (folder / "throughput.json").write_text(json.dumps(as_json(facts, rows), indent=1) + "\n")
+    (folder / "throughput.md").write_text(as_markdown(facts, rows))
+    for batch in dict.fromkeys(row.case.batch for row in rows):
+        of_batch = [row for row in rows if row.case.batch == batch]
+        if len({row.case.size for row in of_batch}) > 1:
+            curves(of_batch, folder / f"throughput_batch{batch}.png", _machine(facts))
+
+
+def as_json(facts: Mapping[str, str], rows: Sequence[Row]) -> dict[str, object]:
+    """Return all that was measured, with every sample, as it goes into a file."""
+    return {"facts": dict(facts), "rows": [_row_as_json(row) for row in rows]}
+
+
+def as_markdown(facts: Mapping[str, str], rows: Sequence[Row]) -> str:
+    """Write the tables of all groups, and what they depend on."""
+    sections = [f"# Speed of models on {_machine(facts)}", table(("", ""), facts.items()), LEGEND]
+    for kind in dict.fromkeys(row.case.kind for row in rows):
+        of_kind = [row for row in rows if row.case.kind == kind]
+        loss = "gradients of the four maps" if of_kind[0].case.maps else "cross-entropy"
+        what = " Models return the maps of their four stages." if of_kind[0].case.maps else ""
+        sections.append(f"## {kind.capitalize()}\n\n{STEP[kind].format(loss=loss)}{what}")
+        for batch in dict.fromkeys(row.case.batch for row in of_kind):
+            rows_of_batch = [row for row in of_kind if row.case.batch == batch]
+            sections.append(f"### {kind.capitalize()}, batch {batch}\n\n{rows_table(rows_of_batch)}")
+    return "\n\n".join(sections) + "\n"
+
+
+def rows_table(rows: Sequence[Row]) -> str:
+    """Lay out rows, and say under them what failed."""
+    header = ("H x W", "model", "parameters, M", "layout, mode", "images/s", "latency, ms", "p95, ms", "time / first")
+    notes = [
+        f"{short_name(row.model)}, {row.case.size}: {what}, {reason}."
+        for row in rows
+        for what, reason in (("failed", row.reason), ("memory not measured", row.no_peak))
+        if reason
+    ]
+    body = table((*header, "peak, MiB", "beyond weights, MiB"), (_cells(row) for row in rows))
+    return "\n\n".join((body, *notes))
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    parameters = f"{row.parameters / 1e6:.2f}" if row.parameters else "-"
+    start = (row.case.size, short_name(row.model), parameters, str(row.variant) if row.variant else "-")
+    if row.turns is None:
+        return (*start, "failed", *("-",) * 5)
+    return (
+        *start,
+        number(row.images_per_second),
+        spread([1e3 * seconds for seconds in row.turns.calls]),
+        number(1e3 * row.p95),
+        _ratio(row.ratio),
+        *(f"{size / _MIB:.0f}" for size in row.peak or ()),
+        *(() if row.peak else ("-", "-")),
+    )
+
+
+def _ratio(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return "1" if set(values) == {1.0} else spread(values)  # the first model itself
+
+
+def _row_as_json(row: Row) -> dict[str, object]:
+    case = row.case
+    found: dict[str, object] = {
+        "model": row.model,
+        "kind": case.kind,
+        "height": case.height,
+        "width": case.width,
+        "batch": case.batch,
+        "dtype": case.dtype,
+        "maps": case.maps,
+        "layout": row.variant and row.variant.layout,
+        "mode": row.variant and row.variant.mode,
+        "parameters": row.parameters,
+        "trials": [{**variant._asdict(), "result": result} for variant, result in row.trials.items()],
+        "reason": row.reason,
+        "no_peak": row.no_peak,
+    }
+    if row.turns:
+        found |= {
+            "images_per_second": row.images_per_second,
+            "median_seconds": row.turns.median,
+            "p95_seconds": row.p95,
+            "seconds": row.turns.rounds,
+        }
+    if row.ratio:
+        found |= {
+            f"time_ratio_{name}": quantile(row.ratio, q) for name, q in (("median", 0.5), ("p10", 0.1), ("p90", 0.9))
+        }
+    if row.peak:
+        found |= {"peak_bytes": row.peak.whole, "peak_bytes_beyond_weights": row.peak.beyond_weights}
+    return found
+
+
+def _machine(facts: Mapping[str, str]) -> str:
+    return facts.get("GPU", facts["processor"])
+
+
+def _on(flag: bool) -> str:
+    return "on" if flag else "off"
+
+
+def _triton_version() -> str:
+    try:
+        import triton
+    except ImportError:
+        return "none"
+    return triton.__version__

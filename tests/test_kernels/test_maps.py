@@ -1,0 +1,369 @@
+"""The ops around the scans agree with their plain twins, in values and all gradients, and as torch sees them."""
+
+import functools
+import itertools
+import math
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmmsv.kernels import depthwise_conv, gate, maps, merge_scales, native_library, native_maps, plain, use_backend
+
+from .scan_inputs import TOLERANCE, assert_near
+
+CPU = torch.device("cpu")
+needs_library = pytest.mark.skipif(
+    native_library.why_not(CPU) is not None, reason="there is no C++ library here: only the twins would be compared"
+)
+needs_opcheck = pytest.mark.skipif(torch.__version__ < (2, 4), reason="torch.library.opcheck came with torch 2.4")
+SIZES = [(2, 5, 9, 33), (1, 1, 1, 3), (3, 7, 4, 40), (1, 16, 17, 130), (9, 2, 3, 16)]  # batch, H, W, D
+CONVS = [  # kernel, stride, activation, residual, bias
+    (3, 1, "silu", False, True),
+    (3, 1, "gelu", True, True),
+    (3, 1, "none", True, False),
+    (3, 2, "gelu", False, False),
+    (7, 1, "silu", False, False),
+    (7, 1, "none", True, True),
+    (7, 2, "silu", False, True),
+    (7, 3, "none", False, True),
+    (7, 7, "gelu", False, True),
+]
+
+
+def normal(*shape, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def wide(dtype):
+    return torch.promote_types(dtype, torch.float32)
+
+
+def conv_inputs(size, kernel, bias=True, dtype=torch.float64):
+    channels = size[-1]
+    return (
+        normal(*size, dtype=dtype),
+        normal(channels, 1, kernel, kernel, dtype=wide(dtype)) / kernel,
+        normal(channels, dtype=wide(dtype)) if bias else None,
+    )
+
+
+def merge_inputs(size, routes, stride, dtype=torch.float64):
+    batch, height, width, channels = size
+    half = (batch, routes, -(-height // stride), -(-width // stride), channels)
+    return (
+        normal(*size, dtype=dtype),
+        normal(*half, dtype=dtype, seed=1),
+        normal(channels, dtype=wide(dtype)),
+        normal(channels, dtype=wide(dtype), seed=1),
+    )
+
+
+def results(function, tensors, dtype=None):
+    """Return what ``function`` makes of the tensors, computed in ``dtype`` if given, and all gradients."""
+    leaves = [None if each is None else each.detach().clone().requires_grad_() for each in tensors]
+    y = function(*(each if each is None or dtype is None else each.to(dtype) for each in leaves))
+    gradients = torch.autograd.grad(y, [each for each in leaves if each is not None], normal(*y.shape).to(y.dtype))
+    return y, *gradients
+
+
+def assert_agree(op, twin, tensors, dtype):
+    exact = results(twin, tensors, dtype=torch.float64)
+    ours = results(op, tensors)
+    assert ours[0].dtype == dtype
+    # A gradient of nothing but rounding, as that of a norm over one channel would be, is compared with 1.
+    for one, other in zip(ours, exact, strict=True):
+        assert_near(
+            one.double() / max(other.abs().max().item(), 1e-2),
+            other.double() / max(other.abs().max().item(), 1e-2),
+            3 * TOLERANCE[dtype],
+        )
+
+
+@needs_library
+@pytest.mark.parametrize(("size", "conv"), itertools.product(SIZES, CONVS))
+def test_depthwise_conv(size, conv):
+    kernel, stride, activation, residual, bias = conv
+    options = (stride, activation, residual)
+    for dtype in TOLERANCE:
+        tensors = conv_inputs(size, kernel, bias, dtype)
+        assert_agree(
+            lambda *t: depthwise_conv(*t, *options), lambda *t: plain.depthwise_conv(*t, *options), tensors, dtype
+        )
+
+
+@needs_library
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("given", [("z", "weight"), ("z",), ("weight",)])
+def test_gate(size, given):
+    for dtype in TOLERANCE:
+        z = normal(*size, dtype=dtype, seed=1) if "z" in given else None
+        weight = normal(size[0], size[3], dtype=wide(dtype)) if "weight" in given else None
+        assert_agree(gate, plain.gate, (normal(*size, dtype=dtype), z, weight), dtype)
+
+
+@needs_library
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("norm_first", "routes", "stride"),
+    [(True, 3, 2), (True, 1, 1), (True, 2, 3), (True, 1, 7), (False, 1, 2), (False, 1, 3)],
+)
+def test_merge_scales(size, norm_first, routes, stride):
+    for dtype in TOLERANCE:
+        assert_agree(
+            lambda *t: merge_scales(*t, 1e-5, norm_first),
+            lambda *t: plain.merge_scales(*t, 1e-5, norm_first),
+            merge_inputs(size, routes, stride, dtype),
+            dtype,
+        )
+
+
+CASES = {  # by op: the op with its options, and its tensors
+    "depthwise_conv": (lambda *t: depthwise_conv(*t, 2, "silu"), conv_inputs((2, 5, 6, 18), 7)),
+    "depthwise_conv with residual": (lambda *t: depthwise_conv(*t, 1, "gelu", True), conv_inputs((2, 5, 6, 18), 3)),
+    "gate": (gate, (normal(2, 5, 6, 18), normal(2, 5, 6, 18, seed=1), normal(2, 18))),
+    "merge_scales": (lambda *t: merge_scales(*t, 1e-5, True), merge_inputs((2, 5, 6, 18), 3, 2)),
+    "merge_scales, norm last": (lambda *t: merge_scales(*t, 1e-5, False), merge_inputs((2, 5, 6, 18), 1, 2)),
+}
+each_case = pytest.mark.parametrize("case", CASES)
+
+
+@each_case
+def test_gradcheck(case):
+    op, tensors = CASES[case]
+    assert torch.autograd.gradcheck(op, [tensor.clone().requires_grad_() for tensor in tensors], fast_mode=True)
+
+
+@each_case
+def test_layouts(case):
+    """Maps that are no dense channels-last ones give the same: turned, cut out of larger ones, channels first."""
+    op, tensors = CASES[case]
+    expected = results(op, tensors)
+
+    def turned(tensor):
+        return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+    def cut(tensor):
+        return torch.cat((tensor, tensor), 0)[: len(tensor)].repeat_interleave(2, -2)[..., ::2, :]
+
+    def channels_first(tensor):
+        return tensor.movedim(-1, 1).contiguous().movedim(1, -1)
+
+    for layout in (turned, cut, channels_first):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        y = op(*(layout(leaf) if leaf.dim() > 3 else leaf for leaf in leaves))
+        ours = (y, *torch.autograd.grad(y, leaves, normal(*y.shape)))
+        for one, other in zip(ours, expected, strict=True):
+            assert_near(one, other, 1e-12)
+
+
+@needs_library
+@each_case
+def test_the_number_of_threads_changes_no_bit(case):
+    op, tensors = CASES[case]
+    tensors = [tensor.float() for tensor in tensors]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = results(op, tensors)
+        torch.set_num_threads(3)
+        three = results(op, tensors)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(*pair) for pair in zip(one, three, strict=True))
+
+
+@needs_library
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_activations_over_their_range(activation):
+    """A kernel that passes x on alone: the activation itself, at all sizes of numbers, infinite ones and NaN."""
+    x = torch.cat((torch.linspace(-30, 30, 4001), torch.tensor([0.0, 1e-30, -1e-30, 1e30, -1e30, math.inf, math.nan])))
+    only_x = torch.zeros(1, 1, 3, 3)
+    only_x[..., 1, 1] = 1
+    leaf = x.view(-1, 1, 1, 1).requires_grad_()
+    y = depthwise_conv(leaf, only_x, None, 1, activation)
+    exact_leaf = x.double().detach().requires_grad_()
+    exact = plain.ACTIVATIONS[activation](exact_leaf)
+    torch.testing.assert_close(y.flatten().double(), exact, rtol=3e-7, atol=3e-7, equal_nan=True)
+    finite = x.abs() < 1e20
+    (ours,) = torch.autograd.grad(y.flatten()[finite].sum(), leaf)
+    (theirs,) = torch.autograd.grad(exact[finite].sum(), exact_leaf)
+    torch.testing.assert_close(ours.flatten()[finite].double(), theirs[finite], rtol=1e-6, atol=1e-6)
+
+
+@needs_library
+def test_a_nan_stays_where_it_is():
+    x, weight, bias = (tensor.float() for tensor in conv_inputs((1, 9, 9, 20), 3))
+    x[0, 4, 4, 7] = math.nan
+    wrong = depthwise_conv(x, weight, bias).isnan()
+    assert wrong.sum() == 9
+    assert wrong[0, 3:6, 3:6, 7].all()
+
+
+@each_case
+@pytest.mark.parametrize("size", [(0, 5, 6, 18), (2, 0, 6, 18)])
+def test_empty_maps(case, size):
+    op, tensors = CASES[case]
+    shapes = [
+        (size[0], *tensor.shape[1:])
+        if case.startswith("merge") and i == 1
+        else size
+        if tensor.dim() > 3
+        else tensor.shape
+        for i, tensor in enumerate(tensors)
+    ]
+    if "conv" in case:
+        shapes[1] = tensors[1].shape
+    if case == "gate":
+        shapes[2] = (size[0], size[3])
+    leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    y = op(*leaves)
+    assert y.numel() == 0
+    for leaf, gradient in zip(leaves, torch.autograd.grad(y.sum(), leaves), strict=True):
+        assert gradient.shape == leaf.shape
+        assert not gradient.any()
+
+
+@needs_library
+@each_case
+def test_other_backends_take_the_twins(case, monkeypatch):
+    """Where another backend of the scans is asked for, no kernel of ours runs."""
+    op, tensors = CASES[case]
+    expected = results(op, tensors)
+
+    def refuse(*_):
+        raise RuntimeError("a kernel ran")
+
+    monkeypatch.setattr(native_maps, "run", refuse)
+    with pytest.raises(RuntimeError, match="a kernel ran"):
+        op(*tensors)
+    with use_backend("torch"):
+        for one, other in zip(results(op, tensors), expected, strict=True):
+            assert_near(one, other, 1e-12)
+
+
+def test_nothing_to_gate():
+    y = normal(1, 2, 3, 4)
+    assert gate(y) is y
+
+
+@needs_library
+@needs_opcheck
+@each_case
+def test_opcheck(case):
+    _, tensors = CASES[case]
+    name = case.split()[0].rstrip(",")
+    options = {
+        "depthwise_conv": (2, "silu", False),
+        "depthwise_conv with residual": (1, "gelu", True),
+        "gate": (),
+        "merge_scales": (1e-5, True),
+        "merge_scales, norm last": (1e-5, False),
+    }[case]
+    op = getattr(torch.ops.mmmsv, name)
+    torch.library.opcheck(op, (*(tensor.clone().requires_grad_() for tensor in tensors), *options))
+    y, kept = op(*tensors, *options)
+    torch.library.opcheck(getattr(torch.ops.mmmsv, f"{name}_backward"), (torch.randn_like(y), kept, *tensors, *options))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_compiles_without_graph_break(backend):
+    if backend == "cpu" and native_library.why_not(CPU) is not None:
+        pytest.skip("there is no C++ library here")
+
+    def block(x, weight, bias, norm_weight, norm_bias):
+        full = depthwise_conv(x, weight, bias, 1, "gelu", True)
+        half = depthwise_conv(x, weight, bias, 2, "silu")
+        return gate(merge_scales(full, half.unsqueeze(1), norm_weight, norm_bias, 1e-5, True), x, x.mean((1, 2)))
+
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
+    weights = (*conv_inputs((1, 1, 1, 6), 3)[1:], normal(6), normal(6))
+    with use_backend(backend):
+        for size in ((2, 5, 7, 6), (3, 8, 4, 6)):
+            tensors = (normal(*size), *weights)
+            for one, other in zip(results(compiled, tensors), results(block, tensors), strict=True):
+                torch.testing.assert_close(one, other)
+
+
+@needs_library
+def test_autocast():
+    """Under autocast maps may be narrow and weights wide; where maps differ the widest is taken."""
+    y, z = normal(1, 4, 5, 8, dtype=torch.float32), normal(1, 4, 5, 8, dtype=torch.bfloat16, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert gate(y, z).dtype == torch.float32
+        assert gate(y.bfloat16(), z, torch.ones(1, 8)).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match=r"gate: z is torch.bfloat16 and y is torch.float32; cast one"):
+        gate(y, z)
+
+
+@needs_library
+def test_flops():
+    x, weight, bias = conv_inputs((2, 5, 7, 6), 7, dtype=torch.float32)
+    x.requires_grad_()
+    forward = 2 * 2 * 3 * 4 * 6 * 49
+    with FlopCounterMode(display=False) as counter:
+        y = depthwise_conv(x, weight, bias, 2, "silu")
+    assert counter.get_total_flops() == forward
+    with FlopCounterMode(display=False) as counter:
+        y.sum().backward()
+    assert counter.get_total_flops() == 3 * forward
+
+
+X, W, B = conv_inputs((2, 5, 7, 6), 3)
+HALF, NORM = normal(2, 3, 3, 4, 6), normal(6)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: depthwise_conv([1], W), TypeError, "depthwise_conv: x is a list, expected a torch.Tensor"),
+        (lambda: depthwise_conv(X.int(), W), TypeError, "x is torch.int32, expected one of float16"),
+        (lambda: depthwise_conv(X[0], W), ValueError, r"x has shape \(5, 7, 6\), expected \(batch, H, W, D\)"),
+        (
+            lambda: depthwise_conv(X, W[:5]),
+            ValueError,
+            r"weight has shape \(5, 1, 3, 3\), expected \(D, 1, K, K\) = \(6, 1, K, K\) with K = 3 or 7, for x \(2, 5",
+        ),
+        (lambda: depthwise_conv(X, normal(6, 1, 5, 5)), ValueError, "with K = 3 or 7"),
+        (lambda: depthwise_conv(X, normal(6, 1, 3, 7)), ValueError, "with K = 3 or 7"),
+        (lambda: depthwise_conv(X, W, B[1:]), ValueError, r"bias has shape \(5,\), expected \(6,\) for x"),
+        (lambda: depthwise_conv(X, W, B, 0), ValueError, "stride is 0, expected a whole number of at least 1"),
+        (lambda: depthwise_conv(X, W, B, 1.0), ValueError, "stride is 1.0, expected a whole number"),
+        (lambda: depthwise_conv(X, W, B, 1, "relu"), ValueError, r"activation is 'relu', expected one of \('none',"),
+        (lambda: depthwise_conv(X, W, B, 2, "silu", True), ValueError, "residual needs a stride of 1, given is 2"),
+        (lambda: depthwise_conv(X, W, B, 1, "silu", 1), TypeError, "residual is a int, expected True or False"),
+        (
+            lambda: gate(X, X[:, 1:]),
+            ValueError,
+            r"gate: z has shape \(2, 4, 7, 6\), expected that of y, \(2, 5, 7, 6\)",
+        ),
+        (lambda: gate(X, X, B), ValueError, r"gate: weight has shape \(6,\), expected \(2, 6\) for y \(2, 5, 7, 6\)"),
+        (lambda: gate(X, X.to("meta")), ValueError, "gate: z is on meta and y on cpu; move both to one device"),
+        (
+            lambda: merge_scales(X, HALF[0], NORM, NORM, 1e-5, True),
+            ValueError,
+            r"half has shape \(3, 3, 4, 6\), expected \(batch, routes, h, w, D\) = \(2, routes, h, w, 6\) for full",
+        ),
+        (
+            lambda: merge_scales(X, HALF, NORM, NORM, 1e-5, False),
+            ValueError,
+            "half has 3 routes, expected one, their sum",
+        ),
+        (lambda: merge_scales(X, HALF, NORM[1:], NORM, 1e-5, True), ValueError, r"weight has shape \(5,\), expected"),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_no_forward_mode_derivative():
+    with pytest.raises(NotImplementedError, match="gate has no forward-mode derivative, and y carries a tangent"):
+        torch.func.jvp(functools.partial(gate, z=X), (X,), (X,))
+
+
+def test_choice_is_that_of_the_scans():
+    assert maps._takes_native() == (native_library.why_not(CPU) is None)
+    with use_backend("reference"):
+        assert not maps._takes_native()
