@@ -53,3 +53,13 @@ def one_dtype(op: str, per_token: dict[str, Tensor]) -> list[Tensor]:
         return [tensor.to(widest) for tensor in tensors]
     name = different[0]
     raise TypeError(f"{op}: {name} is {per_token[name].dtype} and {first} is {u.dtype}; cast one")
+
+
+def is_only_computed(*tensors: Tensor | None) -> bool:
+    """Tell whether nobody needs to know what is computed: no derivative, no program that is recorded, no counter."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not (torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors))
+        and torch._C._len_torch_dispatch_stack() == 0
+    )

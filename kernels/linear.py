@@ -4,7 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .checks import is_only_computed
 from .old_torch import is_autocast_enabled
+
+# Below so many multiply-adds MKL's product is the faster one: it has less to prepare.
+_SMALL = 1 << 21
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -25,7 +29,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _is_left_to_mkl(x, weight):
         return functional.linear(x, weight, bias)
-    if _is_only_computed(x, weight):
+    if is_only_computed(x, weight) and x.numel() > 0:
+        if x.numel() * weight.shape[0] < _SMALL:
+            return functional.linear(x, weight, bias)
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return functional.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
 
@@ -35,18 +41,11 @@ def _is_left_to_mkl(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == 4
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
         and not is_autocast_enabled("cpu")
+        and _has_onednn()
     )
 
 
-def _is_only_computed(x: Tensor, weight: Tensor) -> bool:
-    """Whether nobody needs to know oneDNN's op: no derivative, no program that is recorded, no counter of FLOPs."""
-    return (
-        not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and x.numel() > 0
-    )
+@torch.compiler.assume_constant_result
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled

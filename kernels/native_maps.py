@@ -128,8 +128,8 @@ def depthwise_conv(
     y = new(x, conv_shape(x, stride))
     conv = _describe_conv(x, weight, bias, stride, activation, residual, y)
     conv.blocks = ceil_div(channels, _CONV_CHANNELS)
-    # Each number of y is computed alone, so neither this nor the number of threads changes a bit of the results.
-    conv.parts = max(min(ceil_div(_TASKS, max(batch * conv.blocks, 1)), y.shape[1]), 1)
+    # Each number of y is computed alone, so this changes no bit of the results; each task rearranges its weights anew.
+    conv.parts = max(min(ceil_div(4 * conv.threads, max(batch * conv.blocks, 1)), y.shape[1]), 1)
     run("depthwise_conv", "forward", conv, weight)
     return y, x.new_empty(0)
 

@@ -10,8 +10,10 @@
 #include "tasks.h"
 
 namespace {
-constexpr int TILE = 8;     // columns that are computed together: each weight that is loaded serves them all
-constexpr int PITCH = 64;   // the most channels of a block (native_maps.py), a constant so that addresses are, too
+// Columns that are computed together: each weight that is loaded serves them all. Maps of images of 224 and 448 pixels
+// are multiples of 7 wide; others waste a part of their last tile.
+constexpr int TILE = 7;
+constexpr int PITCH = 64;  // the most channels of a block (native_maps.py), a constant so that addresses are, too
 }  // namespace
 
 extern "C" {
@@ -35,8 +37,9 @@ struct DepthwiseConv {
 
 namespace {
 
-// The last rows of a map, for a block of channels, PITCH numbers from column to column, with zeros on both sides. The
-// columns lie sorted by what they leave when divided by a stride: those that neighbours in y read then lie side by side.
+// The last rows of a map, for a block of channels, PITCH numbers from column to column, with zeros on both sides, and room
+// behind for the tiles that are not whole. The columns lie sorted by what they leave when divided by a stride: those that
+// neighbours in y read then lie side by side.
 template <class Real> class Ring {
 public:
     static int64_t size(int64_t slots, int64_t width, int64_t margin, int64_t stride) {
@@ -49,8 +52,16 @@ public:
         scratch += slots * pitch;
     }
 
-    void clear() { std::fill_n(base, slots * pitch, Real(0)); }
     void clear(int64_t row) { std::fill_n(at(row), pitch, Real(0)); }
+
+    // Nobody writes there later. What lies in the room behind them reaches no result.
+    void clear_margins(int64_t width) {
+        for (int64_t slot = 0; slot < slots; ++slot)
+            for (int64_t i = 1; i <= margin; ++i) {
+                std::fill_n(at(slot) + offset(-i), PITCH, Real(0));
+                std::fill_n(at(slot) + offset(width - 1 + i), PITCH, Real(0));
+            }
+    }
 
     Real* at(int64_t row) const { return base + (row + slots) % slots * pitch; }
 
@@ -65,7 +76,7 @@ private:
     Real* const base;
 
     static int64_t pitch_of(int64_t width, int64_t margin, int64_t stride) {
-        return (width + 2 * margin + stride - 1) / stride * stride * PITCH;
+        return ((width + 2 * margin + stride - 1) / stride + TILE) * stride * PITCH;
     }
 };
 
@@ -102,6 +113,7 @@ public:
             if (conv.bias) bias[d] = ((const Real*)conv.bias)[block.begin + d];
         }
         for (int kx = 0; kx < K; ++kx) reads[kx] = x.offset(kx - pad);
+        x.clear_margins(conv.width);
     }
 
     void forward(int64_t batch_, int64_t begin, int64_t end) {
@@ -111,9 +123,9 @@ public:
             reach(row, rows);
             for_registers<Real>(block.channels(), [&](auto full, int64_t d, int lanes) {
                 auto* to = place<T>(conv.y, batch, row, 0) + block.begin + d;
-                for_tiles(conv.out_width, [&](auto count, int64_t column) {
-                    V p[count];
-                    preactivate<count>(rows, d, column, p);
+                for_tiles(conv.out_width, [&](int64_t column, int count) {
+                    V p[TILE];
+                    preactivate(rows, d, column, p);
                     for (int i = 0; i < count; ++i)
                         write<T, full>(to + (column + i) * conv.y.column, activate(conv.activation, p[i]), lanes);
                 });
@@ -123,10 +135,10 @@ public:
 
     void backward(int64_t part) {
         std::fill_n(sums, (taps + 1) * PITCH, Real(0));
+        dp.clear_margins(conv.out_width);
         const int64_t end = conv.batch * (part + 1) / conv.parts;
         for (int64_t image = conv.batch * part / conv.parts; image < end; ++image) {
             enter(image, 0);
-            dp.clear();
             int64_t done = 0;  // rows of dx
             for (int64_t row = 0; row < conv.out_height; ++row) {
                 const Real* rows[K];
@@ -143,16 +155,15 @@ public:
     }
 
 private:
-    // Call body(count, column) for tiles of columns.
+    // Call body(column, count) for tiles of columns, of which the last has fewer.
     template <class Body> static INLINE void for_tiles(int64_t columns, const Body& body) {
         int64_t column = 0;
-        for (; column + TILE <= columns; column += TILE) body(std::integral_constant<int, TILE>{}, column);
-        for (; column < columns; ++column) body(std::integral_constant<int, 1>{}, column);
+        for (; column + TILE <= columns; column += TILE) body(column, TILE);
+        if (column < columns) body(column, (int)(columns - column));
     }
 
     void enter(int64_t batch_, int64_t row) {
         batch = batch_, loaded = row * conv.stride - pad;
-        x.clear();
     }
 
     // Read the rows of x that a row of y is made of.
@@ -173,17 +184,17 @@ private:
         for (int ky = 0; ky < K; ++ky) rows[ky] = x.at(first + ky);
     }
 
-    // p of `count` columns.
-    template <int count> INLINE void preactivate(const Real* const* rows, int64_t d, int64_t column, V* p) const {
+    // p of a tile.
+    INLINE void preactivate(const Real* const* rows, int64_t d, int64_t column, V* p) const {
         const int64_t from = column * PITCH + d;
-        for (int i = 0; i < count; ++i) p[i] = load(bias + d);
+        for (int i = 0; i < TILE; ++i) p[i] = load(bias + d);
         if (conv.residual)
-            for (int i = 0; i < count; ++i) p[i] += load(rows[pad] + reads[pad] + from + i * PITCH);
+            for (int i = 0; i < TILE; ++i) p[i] += load(rows[pad] + reads[pad] + from + i * PITCH);
         for (int ky = 0; ky < K; ++ky)
             for (int kx = 0; kx < K; ++kx) {
                 const V w = load(weight + (ky * K + kx) * PITCH + d);
                 const Real* at = rows[ky] + reads[kx] + from;
-                for (int i = 0; i < count; ++i) p[i] += w * load(at + i * PITCH);
+                for (int i = 0; i < TILE; ++i) p[i] += w * load(at + i * PITCH);
             }
     }
 
@@ -193,9 +204,9 @@ private:
         for_registers<Real>(block.channels(), [&](auto full, int64_t d, int lanes) {
             const auto* dy = place<T>(conv.y, batch, row, 0) + block.begin + d;
             V bias_sum = load(sums + taps * PITCH + d);
-            for_tiles(conv.out_width, [&](auto count, int64_t column) {
-                V p[count];
-                preactivate<count>(rows, d, column, p);
+            for_tiles(conv.out_width, [&](int64_t column, int count) {
+                V p[TILE];
+                preactivate(rows, d, column, p);
                 for (int i = 0; i < count; ++i) {
                     const V gradient =
                         read<T, full>(dy + (column + i) * conv.y.column, lanes) * slope(conv.activation, p[i]);
@@ -238,16 +249,16 @@ private:
             // Columns that lie alike between those of y are reached by the same columns of the kernel.
             for (int64_t phase = 0; phase < stride; ++phase) {
                 const int64_t first = ((phase - pad) % stride + stride) % stride, nearest = (first + pad) / stride;
-                for_tiles((conv.width - first + stride - 1) / stride, [&](auto count, int64_t column) {
-                    V sum[count] = {};
+                for_tiles((conv.width - first + stride - 1) / stride, [&](int64_t column, int count) {
+                    V sum[TILE] = {};
                     if (conv.residual)  // of stride 1, so the rows are those of y
-                        for (int i = 0; i < count; ++i) sum[i] = load(rows[pad] + (column + i) * PITCH + d);
+                        for (int i = 0; i < TILE; ++i) sum[i] = load(rows[pad] + (column + i) * PITCH + d);
                     for (int ky = 0; ky < K; ++ky) {
                         if (!rows[ky]) continue;
                         const Real* at = rows[ky] + (nearest + column) * PITCH + d;
                         for (int64_t kx = phase; kx < K; kx += stride, at -= PITCH) {
                             const V w = load(weight + (ky * K + kx) * PITCH + d);
-                            for (int i = 0; i < count; ++i) sum[i] += w * load(at + i * PITCH);
+                            for (int i = 0; i < TILE; ++i) sum[i] += w * load(at + i * PITCH);
                         }
                     }
                     for (int i = 0; i < count; ++i)

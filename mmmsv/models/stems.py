@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from torch import Tensor, cat, channels_last, nn
+from torch.compiler import is_compiling
 from torch.nn.functional import gelu, pad
 
 from .layers import ChannelsLastConv2d, projection
@@ -78,7 +79,8 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, in_dim)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dim)``."""
         height, width = x.shape[1:3]
-        if height % 2 or width % 2:
+        # One program for all sizes where it is compiled; otherwise padding with nothing would copy the map.
+        if is_compiling() or height % 2 or width % 2:
             x = pad(x, (0, 0, 0, width % 2, 0, height % 2))
         patches = cat((x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]), dim=-1)
         return self.reduction(self.norm(patches))
