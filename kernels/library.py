@@ -26,8 +26,8 @@ _ARGUMENTS_2D = (
 
 def _define(
     name: str, arguments: str, kind: type[Scan1d] | type[Scan2d], fake_y: Callable[[Scan1d | Scan2d], Tensor]
-) -> None:
-    """Register ``mmmsv::{name}`` and ``mmmsv::{name}_backward``.
+) -> Callable[..., Tensor]:
+    """Register ``mmmsv::{name}`` and ``mmmsv::{name}_backward``; return the function that calls it.
 
     Args:
         name: Of the op, and of the backends' method; the method of the backward pass has ``_backward`` behind it.
@@ -51,11 +51,11 @@ def _define(
         scan = kind(*values)
         return fake_y(scan), scan.A.new_empty(math.prod(scan.states_shape))
 
-    define(name, arguments, forward, backward, fake_forward)
+    return define(name, arguments, forward, backward, fake_forward)
 
 
-_define("selective_scan", _ARGUMENTS_1D, Scan1d, lambda scan: torch.empty_like(scan.u))
-_define("scan2d", _ARGUMENTS_2D, Scan2d, lambda scan: scan.x.new_empty(scan.y_shape))
+selective_scan = _define("selective_scan", _ARGUMENTS_1D, Scan1d, lambda scan: torch.empty_like(scan.u))
+scan2d = _define("scan2d", _ARGUMENTS_2D, Scan2d, lambda scan: scan.x.new_empty(scan.y_shape))
 
 
 @register_flop_formula(torch.ops.mmmsv.selective_scan)

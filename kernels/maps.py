@@ -68,8 +68,8 @@ def depthwise_conv(
         raise ValueError(f"{op}: residual needs a stride of 1, given is {stride}")
     if not _has_kernels(x):
         return plain.depthwise_conv(x, weight, bias, stride, activation, residual)
-    weight, bias = (None if each is None else each.to(state_dtype(x)) for each in (weight, bias))
-    return torch.ops.mmmsv.depthwise_conv(x, weight, bias, stride, activation, residual)[0]
+    weight, bias = weight.to(state_dtype(x)), None if bias is None else bias.to(state_dtype(x))
+    return _depthwise_conv(x, weight, bias, stride, activation, residual)
 
 
 def gate(y: Tensor, z: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
@@ -102,7 +102,7 @@ def gate(y: Tensor, z: Tensor | None = None, weight: Tensor | None = None) -> Te
     if not _has_kernels(y):
         return plain.gate(y, z, weight)
     y, z = one_dtype(op, maps) if z is not None else (y, None)
-    return torch.ops.mmmsv.gate(y, z, None if weight is None else weight.to(state_dtype(y)))[0]
+    return _gate(y, z, None if weight is None else weight.to(state_dtype(y)))
 
 
 def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool) -> Tensor:
@@ -145,7 +145,7 @@ def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: 
         return plain.merge_scales(full, half, weight, bias, eps, norm_first)
     full, half = one_dtype(op, maps)
     weight, bias = weight.to(state_dtype(full)), bias.to(state_dtype(full))
-    return torch.ops.mmmsv.merge_scales(full, half, weight, bias, eps, norm_first)[0]
+    return _merge_scales(full, half, weight, bias, eps, norm_first)
 
 
 def _channels(op: str, name: str, x: Tensor) -> int:
@@ -169,21 +169,21 @@ def _has_kernels(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.jit.is_tracing() and _takes_native()
 
 
-define(
+_depthwise_conv = define(
     "depthwise_conv",
     "Tensor x, Tensor weight, Tensor? bias, int stride, str activation, bool residual",
     native_maps.depthwise_conv,
     native_maps.depthwise_conv_backward,
     lambda x, weight, bias, stride, *_: (x.new_empty(native_maps.conv_shape(x, stride)), x.new_empty(0)),
 )
-define(
+_gate = define(
     "gate",
     "Tensor y, Tensor? z, Tensor? weight",
     native_maps.gate,
     native_maps.gate_backward,
     lambda y, *_: (y.new_empty(y.shape), y.new_empty(0)),
 )
-define(
+_merge_scales = define(
     "merge_scales",
     "Tensor full, Tensor half, Tensor weight, Tensor bias, float eps, bool norm_first",
     native_maps.merge_scales,
