@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from .layers import DepthwiseConv2d, Linear, draw_projection
+from .layers import DepthwiseConv2d, Linear, draw_projection, recompute
 
 
 class ConvFFN(nn.Module):
@@ -30,8 +30,10 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        x = self.drop(self.dwconv(self.fc1(x)))
-        return self.drop(self.fc2(x))
+        return self.drop(recompute(self._mix_and_project, self.fc1(x), random=self.drop.p > 0))
+
+    def _mix_and_project(self, x: Tensor) -> Tensor:
+        return self.fc2(self.drop(self.dwconv(x)))
 
 
 class MLP(nn.Module):

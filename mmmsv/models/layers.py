@@ -4,7 +4,11 @@ Every map inside the network is channels-last, ``(B, H, W, C)``: linear layers a
 convolution sees it as a ``torch.channels_last`` tensor without a copy.
 """
 
-from torch import Tensor, nn
+from collections.abc import Callable
+
+from torch import Tensor, is_grad_enabled, nn
+from torch.compiler import is_compiling
+from torch.utils.checkpoint import checkpoint
 
 from mmmsv.kernels import Activation, depthwise_conv, linear
 
@@ -54,6 +58,22 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to ``(B, H', W', C)``."""
         return depthwise_conv(x, self.weight, self.bias, self.stride[0], self.activation, self.residual)
+
+
+def recompute(function: Callable[..., Tensor], *inputs: Tensor | None, random: bool = False) -> Tensor:
+    """Call a function of which the backward pass computes anew what it needs, from the inputs, instead of keeping it.
+
+    For maps that cost memory and hardly any arithmetic, in front of a product by a matrix: the product itself is not
+    computed again. A compiled program chooses for itself what to keep.
+
+    Args:
+        function: Makes one tensor of the inputs.
+        inputs: Tensors, or None.
+        random: Whether the function draws random numbers.
+    """
+    if not is_grad_enabled() or is_compiling():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random)
 
 
 def projection(in_dim: int, out_dim: int) -> nn.Linear:

@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 from mmmsv.kernels import gate, linear, merge_scales
 
 from .arch import BlockArch
-from .layers import DepthwiseConv2d, projection
+from .layers import DepthwiseConv2d, projection, recompute
 from .s6 import S6
 
 
@@ -63,8 +63,16 @@ class Scan2D(nn.Module):
         to_x, to_z = self.in_proj.weight.chunk(2)
         return linear(x, to_x), linear(x, to_z)
 
-    def project_out(self, y: Tensor, z: Tensor | None) -> Tensor:
-        """Make the output ``(B, H, W, C)`` of what was scanned, ``(B, H, W, D)``, and the gate."""
+    def fuse(self, *scanned: Tensor) -> Tensor:
+        """Make y, ``(B, H, W, D)``, of what was scanned."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it fuses what was scanned")
+
+    def project_out(self, z: Tensor | None, *scanned: Tensor) -> Tensor:
+        """Make the output ``(B, H, W, C)`` of the gate and what was scanned; y is not kept for the backward pass."""
+        return recompute(self._gate_and_project, z, *scanned)
+
+    def _gate_and_project(self, z: Tensor | None, *scanned: Tensor) -> Tensor:
+        y = self.fuse(*scanned)
         return self.out_proj(gate(y, z, None if self.se is None else self.se(y)))
 
     def _full(self, arch: BlockArch) -> tuple[DepthwiseConv2d, S6]:
@@ -94,8 +102,12 @@ class SS2D(Scan2D):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
         x, z = self.project_in(x)
-        y = self.full_scan(self.full_conv(x), merge=True)
-        return self.project_out(self.out_norm(y), z)
+        full = self.full_scan(self.full_conv(x), merge=True)
+        return self.project_out(z, full)
+
+    def fuse(self, full: Tensor) -> Tensor:
+        """Make y, ``(B, H, W, D)``, of the sum over the routes, of the same shape."""
+        return self.out_norm(full)
 
 
 class HalfSS2D(Scan2D):
@@ -117,8 +129,12 @@ class HalfSS2D(Scan2D):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
         x, z = self.project_in(x)
-        y = self.half_scan(self.half_conv(x), merge=True)
-        return self.project_out(self.upsample(self.out_norm(y), x.shape[1:3]), z)
+        half = self.half_scan(self.half_conv(x), merge=True)
+        return self.project_out(z, half, x)
+
+    def fuse(self, half: Tensor, full: Tensor) -> Tensor:
+        """Make y, ``(B, H, W, D)``, of the sum over the routes, ``(B, h, w, D)``, in the size of a full map."""
+        return self.upsample(self.out_norm(half), full.shape[1:3])
 
 
 class MS2D(Scan2D):
@@ -143,17 +159,16 @@ class MS2D(Scan2D):
         self.full_conv, self.full_scan = self._full(arch)
         self.half_conv, self.half_scan = self._half(arch, carry=True)
 
-    def merge(self, full: Tensor, half: Tensor, norm_first: bool) -> Tensor:
-        """Merge ``(B, H, W, D)`` and, of each route or of their sum, ``(B, routes, h, w, D)``; and their norm."""
-        norm = self.out_norm
-        return merge_scales(full, half, norm.weight, norm.bias, norm.eps, norm_first)
-
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
         x, z = self.project_in(x)
         full = self.full_scan(self.full_conv(x), merge=True)
         half = self.half_scan(self.half_conv(x), merge=False)
-        return self.project_out(self.merge(full, half, norm_first=True), z)
+        return self.project_out(z, full, half)
+
+    def fuse(self, full: Tensor, half: Tensor) -> Tensor:
+        """Make y, ``(B, H, W, D)``, of the sum over full routes and of each half route, ``(B, routes, h, w, D)``."""
+        return merge_scales(full, half, self.out_norm.weight, self.out_norm.bias, self.out_norm.eps, norm_first=True)
 
 
 class MS2DNormLast(MS2D):
@@ -174,7 +189,11 @@ class MS2DNormLast(MS2D):
         x, z = self.project_in(x)
         full = self.full_scan(self.full_conv(x), merge=True)
         half = self.half_scan(self.half_conv(x), merge=True).unsqueeze(1)
-        return self.project_out(self.merge(full, half, norm_first=False), z)
+        return self.project_out(z, full, half)
+
+    def fuse(self, full: Tensor, half: Tensor) -> Tensor:
+        """Make y, ``(B, H, W, D)``, of the sums over the full and over the half routes, ``(B, 1, h, w, D)``."""
+        return merge_scales(full, half, self.out_norm.weight, self.out_norm.bias, self.out_norm.eps, norm_first=False)
 
 
 def build_scan(dim: int, arch: BlockArch) -> Scan2D:
