@@ -367,3 +367,11 @@ def test_choice_is_that_of_the_scans():
     assert maps._takes_native() == (native_library.why_not(CPU) is None)
     with use_backend("reference"):
         assert not maps._takes_native()
+
+
+def test_traces_hold_ops_that_others_know():
+    """torch.jit.trace, and what counts or exports through it, sees the twins."""
+    x, weight, bias = (tensor.float() for tensor in conv_inputs((2, 5, 6, 18), 3))
+    traced = torch.jit.trace(lambda x: gate(depthwise_conv(x, weight, bias, 1, "silu"), x), x)
+    assert "mmmsv" not in str(traced.graph)
+    assert_near(traced(x), gate(depthwise_conv(x, weight, bias, 1, "silu"), x), 1e-5)
