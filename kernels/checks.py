@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from .old_torch import is_autocast_enabled
 
@@ -56,10 +57,12 @@ def one_dtype(op: str, per_token: dict[str, Tensor]) -> list[Tensor]:
 
 
 def is_only_computed(*tensors: Tensor | None) -> bool:
-    """Tell whether nobody needs to know what is computed: no derivative, no program that is recorded, no counter."""
+    """Tell whether nobody needs to know what is computed: no derivative, program, counter, transform or subclass."""
     return (
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and not (torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors))
         and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and all(each is None or type(each) in (Tensor, Parameter) for each in tensors)
+        and not (torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors))
     )
