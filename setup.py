@@ -9,8 +9,8 @@ from setuptools import Extension, find_packages, setup
 
 SOURCES = Path("kernels/csrc")
 # What runs on CPUs, once for each set of instructions; kernels/native_library.py takes the best that the processor has.
-# The flags are those that torch compiles its own kernels with under the same names. Nothing is linked for OpenMP: torch's
-# copy of its runtime is there already.
+# The flags are those that torch compiles its own kernels with under the same names. Nothing is linked for OpenMP:
+# torch's copy of its runtime is there already.
 X86 = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],

@@ -35,12 +35,15 @@ def main() -> None:
 
     def step() -> None:
         if args.train:
+            model.zero_grad()
             model(image).sum().backward()
         else:
             with torch.no_grad():
                 model(image)
 
-    wall = statistics.median(_seconds(step) for _ in range(_WARM + _CALLS)) * 1e3
+    for _ in range(_WARM):
+        step()
+    wall = statistics.median(_seconds(step) for _ in range(_CALLS)) * 1e3
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(_CALLS):
             step()

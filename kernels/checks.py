@@ -5,8 +5,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from .old_torch import is_autocast_enabled
+from .old_torch import is_autocast_enabled, is_compiling, is_traced_early
 
+# Types of tensors that mean their memory.
+PLAIN = (Tensor, Parameter)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -57,12 +59,21 @@ def one_dtype(op: str, per_token: dict[str, Tensor]) -> list[Tensor]:
 
 
 def is_only_computed(*tensors: Tensor | None) -> bool:
-    """Tell whether nobody needs to know what is computed: no derivative, program, counter, transform or subclass."""
+    """Tell whether nobody needs to know what is computed, so that addresses may be passed on past torch's dispatcher.
+
+    That is: no derivative of either kind, no program that is recorded, no counter or other mode, no transform of
+    torch.func, no subclass, and no tensor that stands for another one, as a conjugate or as zeros without memory.
+    """
     return (
-        not torch.compiler.is_compiling()
+        not is_compiling()
         and not torch.jit.is_tracing()
         and torch._C._len_torch_dispatch_stack() == 0
+        and not is_traced_early()
         and torch._C._functorch.peek_interpreter_stack() is None
-        and all(each is None or type(each) in (Tensor, Parameter) for each in tensors)
+        and forward_ad._current_level < 0
+        and all(
+            each is None or (type(each) in PLAIN and not each.is_neg() and not each._is_zerotensor())
+            for each in tensors
+        )
         and not (torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors))
     )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .checks import is_only_computed
+from .checks import PLAIN, is_only_computed
 from .old_torch import is_autocast_enabled
 
 # Below so many multiply-adds MKL's product is the faster one: it has less to prepare.
@@ -14,8 +14,8 @@ _SMALL = 1 << 21
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     r"""Compute :math:`x W^T + b` for each token of a map: :func:`torch.nn.functional.linear`, at times by another way.
 
-    In float32 on CPUs torch leaves linear layers to MKL, and convolutions to oneDNN. oneDNN is as fast on Intel's
-    processors and twice as fast on AMD's, forward and backward. So here such a layer is a convolution of 1 x 1, and
+    In float32 on CPUs torch leaves linear layers to MKL, and convolutions to oneDNN. On AMD's processors
+    oneDNN is twice as fast, forward and backward. So here such a layer is a convolution of 1 x 1, and
     where nothing but the result is asked for, oneDNN's product, which unlike the convolution leaves the weight as it
     lies in memory: with a single image, rearranging weights takes a fifth of the time of a model.
 
@@ -27,20 +27,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         ``(batch, H, W, C_out)``, in the dtype that torch's function has.
     """
-    if not _is_left_to_mkl(x, weight):
+    if not _is_left_to_mkl(x, weight, bias):
         return functional.linear(x, weight, bias)
-    if is_only_computed(x, weight) and x.numel() > 0:
-        if x.numel() * weight.shape[0] < _SMALL:
-            return functional.linear(x, weight, bias)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return functional.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    if not is_only_computed(x, weight, bias):
+        return functional.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    if x.numel() * weight.shape[0] < _SMALL:
+        return functional.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def _is_left_to_mkl(x: Tensor, weight: Tensor) -> bool:
+def _is_left_to_mkl(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether torch would ask MKL; what is not as it should be stays with torch, which says so."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == 4
+        and weight.dim() == 2
+        and x.shape[3] == weight.shape[1]
+        and x.numel() > 0
+        and (bias is None or (bias.dtype == torch.float32 and bias.shape == weight.shape[:1] and bias.is_contiguous()))
+        # A subclass, of quantised weights for instance, knows what a linear layer is, and not what ours is.
+        and type(x) in PLAIN
+        and type(weight) in PLAIN
         and not is_autocast_enabled("cpu")
         and _has_onednn()
     )

@@ -19,6 +19,8 @@ from .old_torch import register_flop_formula
 from .plain import ACTIVATIONS
 from .registration import define
 
+# Beyond the kernels' size it has no use; scratch grows with it.
+_LARGEST_STRIDE = 64
 Activation = Literal["none", "silu", "gelu"]
 
 
@@ -38,7 +40,7 @@ def depthwise_conv(
         x: Map, ``(batch, H, W, D)``; float16, bfloat16, float32 or float64.
         weight: ``(D, 1, K, K)``, K being 3 or 7; the map is padded with K // 2 zeros on each side.
         bias: ``(D,)``; none when omitted.
-        stride: At least 1.
+        stride: 1 to 64.
         activation: ``'none'``, ``'silu'`` or ``'gelu'`` (the exact one).
         residual: Whether to add x before the activation; needs a stride of 1.
 
@@ -60,8 +62,8 @@ def depthwise_conv(
         )
     if bias is not None:
         _check_weight(op, "bias", bias, (channels,), "x", x)
-    if type(stride) is not int or stride < 1:
-        raise ValueError(f"{op}: stride is {stride!r}, expected a whole number of at least 1")
+    if type(stride) is not int or not 1 <= stride <= _LARGEST_STRIDE:
+        raise ValueError(f"{op}: stride is {stride!r}, expected a whole number in 1..{_LARGEST_STRIDE}")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation is {activation!r}, expected one of {tuple(ACTIVATIONS)}")
     if residual and stride > 1:

@@ -109,6 +109,8 @@ def run(op: str, direction: str, problem: ctypes.Structure, sums: Tensor) -> Non
         problem: What they take, with ``threads`` set; its ``scratch`` is set here.
         sums: Any tensor of the dtype of the sums, which is that of the scratch.
     """
+    if reason := why_not(sums.device):
+        raise RuntimeError(f"{op} is computed in C++ here, and cannot be: {reason}")
     loaded = library()
     size = getattr(loaded, f"mmmsv_{op}_scratch")
     size.restype = ctypes.c_int64

@@ -124,7 +124,7 @@ def depthwise_conv(
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`.maps.depthwise_conv`; nothing is kept."""
     batch, *_, channels = x.shape
-    x, weight = last_axis_innermost(x), weight.contiguous()
+    x, weight, bias = last_axis_innermost(x), weight.contiguous(), _dense(bias)
     y = new(x, conv_shape(x, stride))
     conv = _describe_conv(x, weight, bias, stride, activation, residual, y)
     conv.blocks = ceil_div(channels, _CONV_CHANNELS)
@@ -147,9 +147,10 @@ def depthwise_conv_backward(
     """Compute the gradients of x, weight and bias; the last is empty where there is none."""
     batch, *_, channels = x.shape
     taps = weight.shape[2] * weight.shape[3]
-    x_, dy, weight_ = last_axis_innermost(x), last_axis_innermost(dy.to(x.dtype)), weight.contiguous()
+    x_, dy = last_axis_innermost(x), last_axis_innermost(dy.to(x.dtype))
+    weight_, bias_ = weight.contiguous(), _dense(bias)
     dx = new(x, x.shape)
-    conv = _describe_conv(x_, weight_, bias, stride, activation, residual, dy)
+    conv = _describe_conv(x_, weight_, bias_, stride, activation, residual, dy)
     # Neither depends on the number of threads, which must not change the sums. Blocks come in pairs, for two cores.
     conv.blocks = max(min(2 * ceil_div(channels, 2 * _CONV_CHANNELS), ceil_div(channels, LANES)), 1)
     conv.parts = min(batch, GROUPS)

@@ -5,7 +5,24 @@ from collections.abc import Callable
 import torch
 from torch.utils import flop_counter
 
-__all__ = ["is_autocast_enabled", "register_flop_formula"]
+__all__ = ["is_autocast_enabled", "is_compiling", "is_traced_early", "register_flop_formula"]
+
+if torch.__version__ >= (2, 2):
+    from torch.compiler import is_compiling
+else:
+    from torch._dynamo import is_compiling
+
+if hasattr(torch._ops, "_len_torch_dispatch_stack_pre_dispatch"):
+
+    def is_traced_early() -> bool:
+        """Tell whether ``make_fx(pre_dispatch=True)`` records: its modes stand on a stack of their own."""
+        return torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
+else:
+
+    def is_traced_early() -> bool:
+        """Tell that nothing is recorded before the dispatcher: that came with torch 2.2."""
+        return False
+
 
 if torch.__version__ >= (2, 4):
     is_autocast_enabled = torch.is_autocast_enabled

@@ -40,13 +40,20 @@ def main() -> None:
             torch.set_num_threads(args.threads)
         settings = Settings(device, args.layout, args.mode, args.seconds, not args.no_memory)
         with cudnn_benchmark():
-            about = facts(settings, args.dtype)
+            about = _facts(settings, args.dtype)
             if args.out:
                 args.out.mkdir(parents=True, exist_ok=True)
             rows = measure(args, settings, about)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print(as_markdown(about, rows), end="")
+
+
+def _facts(settings: Settings, dtype: str) -> dict[str, str]:
+    try:
+        return facts(settings, dtype)
+    except RuntimeError as error:  # of a scan backend that cannot run here
+        raise ValueError(str(error)) from error
 
 
 def measure(args: argparse.Namespace, settings: Settings, about: dict[str, str]) -> list[Row]:

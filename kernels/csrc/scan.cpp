@@ -22,7 +22,7 @@ struct PerToken {
 };
 
 struct Scan {
-    int64_t dtype;  // of x, dt, B, C, dy: a place in DTYPES of native.py
+    int64_t dtype;  // of x, dt, B, C, dy: a place in DTYPES of native_library.py
     int64_t wide;   // y and dx are in the state's dtype instead
     int64_t batch, height, width, channels, states, rank, sequences, routes;  // channels, routes: of one sequence
     int64_t one_map;   // all sequences read the same map, so the gradients of its tokens are sums over them

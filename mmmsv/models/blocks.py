@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, is_grad_enabled, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from .arch import BlockArch
 from .ffn import MLP, ConvFFN
+from .layers import recompute
 from .ms2d import Scan2D, build_scan
 from .stems import ConvDownsample, PatchMerging
 
@@ -103,6 +103,5 @@ class Stage(nn.Module):
         if self.downsample is not None:
             x = self.downsample(x)
         for block in self.blocks:
-            recompute = self.with_cp and is_grad_enabled()
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            x = recompute(block, x) if self.with_cp else block(x)
         return x

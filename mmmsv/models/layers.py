@@ -5,12 +5,14 @@ convolution sees it as a ``torch.channels_last`` tensor without a copy.
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 
 from torch import Tensor, is_grad_enabled, nn
-from torch.compiler import is_compiling
+from torch.jit import is_tracing
 from torch.utils.checkpoint import checkpoint
 
 from mmmsv.kernels import Activation, depthwise_conv, linear
+from mmmsv.kernels.old_torch import is_compiling
 
 
 class Linear(nn.Linear):
@@ -60,20 +62,26 @@ class DepthwiseConv2d(nn.Conv2d):
         return depthwise_conv(x, self.weight, self.bias, self.stride[0], self.activation, self.residual)
 
 
-def recompute(function: Callable[..., Tensor], *inputs: Tensor | None, random: bool = False) -> Tensor:
-    """Call a function of which the backward pass computes anew what it needs, from the inputs, instead of keeping it.
+_RECOMPUTED = ContextVar("_RECOMPUTED", default=False)  # whether what runs now is in a call of recompute
 
-    For maps that cost memory and hardly any arithmetic, in front of a product by a matrix: the product itself is not
-    computed again. A compiled program chooses for itself what to keep.
 
-    Args:
-        function: Makes one tensor of the inputs.
-        inputs: Tensors, or None.
-        random: Whether the function draws random numbers.
+def recompute(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """Call a function; in the backward pass, compute what that needs anew from the inputs, instead of keeping it.
+
+    What stands behind the last tensor that is needed, a product by a matrix for instance, is not computed again. Nor is
+    anything twice: within such a call another one keeps what it will. So does a program that is compiled or traced.
     """
-    if not is_grad_enabled() or is_compiling():
+    if not is_grad_enabled() or is_compiling() or is_tracing() or _RECOMPUTED.get():
         return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random)
+
+    def marked(*inputs: Tensor | None) -> Tensor:
+        before = _RECOMPUTED.set(True)
+        try:
+            return function(*inputs)
+        finally:
+            _RECOMPUTED.reset(before)
+
+    return checkpoint(marked, *inputs, use_reentrant=False)
 
 
 def projection(in_dim: int, out_dim: int) -> nn.Linear:

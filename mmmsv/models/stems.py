@@ -3,8 +3,9 @@
 from typing import ClassVar
 
 from torch import Tensor, cat, channels_last, nn
-from torch.compiler import is_compiling
 from torch.nn.functional import gelu, pad
+
+from mmmsv.kernels.old_torch import is_compiling
 
 from .layers import ChannelsLastConv2d, projection
 

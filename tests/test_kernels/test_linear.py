@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -12,7 +14,7 @@ LARGE, SMALL = (2, 40, 40, 48), (2, 3, 5, 48)  # on either side of what MKL is l
 
 def weights(outputs=40, inputs=48, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(outputs, inputs, generator=generator, dtype=dtype), torch.randn(outputs, dtype=dtype)
+    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in ((outputs, inputs), (outputs,))]
 
 
 @pytest.mark.parametrize("size", [LARGE, SMALL, (1, 1, 1, 48), (0, 4, 4, 48), (7, 48), (2, 900, 48)])
@@ -32,26 +34,42 @@ def test_other_dtypes(dtype):
     torch.testing.assert_close(linear(x, weight, bias), functional.linear(x, weight, bias))
 
 
-@pytest.mark.parametrize("size", [LARGE, SMALL])
-def test_gradients(size):
-    gradients = []
+@pytest.mark.parametrize("size", [LARGE, SMALL, (2, 0, 4, 48)])
+@pytest.mark.parametrize("trained", [(0, 1, 2), (0,), (1,), (2,)])  # x, weight, bias
+def test_gradients(size, trained):
+    tensors = (torch.randn(size), *weights())
+    results = []
     for function in (linear, functional.linear):
-        x, *parameters = (t.clone().requires_grad_() for t in (torch.ones(size) / 3, *weights()))
-        y = function(x, *parameters)
-        gradients.append(
-            torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum(), (x, *parameters))
-        )
-    for ours, theirs in zip(*gradients, strict=True):
+        leaves = [tensor.clone().requires_grad_(i in trained) for i, tensor in enumerate(tensors)]
+        y = function(*leaves)
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        results.append((y, *torch.autograd.grad(y, [leaves[i] for i in trained], dy)))
+    for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
 def test_layouts():
-    """A map that lies otherwise in memory, and a part of a weight."""
-    weight, _ = weights()
-    x = torch.randn(2, 48, 40, 40).permute(0, 2, 3, 1)
+    """Maps that lie otherwise in memory, parts of a weight, and biases that are no dense vectors."""
+    weight, bias = weights()
     with torch.no_grad():
-        for part in weight.chunk(2):
-            torch.testing.assert_close(linear(x, part), functional.linear(x, part), rtol=1e-4, atol=1e-4)
+        for x in (torch.randn(2, 48, 40, 40).permute(0, 2, 3, 1), torch.randn(1, 1, 1, 48).expand(LARGE)):
+            for part in weight.chunk(2):
+                torch.testing.assert_close(linear(x, part), functional.linear(x, part), rtol=1e-4, atol=1e-4)
+            for b in (torch.randn(80)[::2], torch.randn(1).expand(40), torch.randn(1)):
+                y = linear(x, weight, b)
+                torch.testing.assert_close(y, functional.linear(x, weight, b), rtol=1e-4, atol=1e-4)
+        strided = torch.randn(40, 96)[:, ::2]
+        torch.testing.assert_close(linear(x, strided, bias), functional.linear(x, strided, bias), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("weight", "bias"), [((40, 47), (40,)), ((40, 48), (39,)), ((48,), (1,))])
+def test_wrong_shapes_get_torchs_error(weight, bias):
+    arguments = torch.randn(LARGE), torch.randn(weight), torch.randn(bias)
+    with torch.no_grad(), pytest.raises(RuntimeError) as theirs:
+        functional.linear(*arguments)
+    with torch.no_grad(), pytest.raises(RuntimeError) as ours:
+        linear(*arguments)
+    assert str(ours.value) == str(theirs.value)
 
 
 def test_autocast():
@@ -75,3 +93,19 @@ def test_traces_hold_ops_that_others_know():
     assert "mkldnn" not in str(traced.graph)
     x = torch.randn(LARGE)
     torch.testing.assert_close(traced(x), functional.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
+
+
+def test_transforms_and_early_traces():
+    x, (weight, bias) = torch.randn(LARGE), weights()
+    tangent = torch.randn(LARGE)
+    _, ours = torch.func.jvp(lambda x: linear(x, weight, bias), (x,), (tangent,))
+    torch.testing.assert_close(ours, functional.linear(tangent, weight), rtol=1e-4, atol=1e-4)
+    ours = torch.func.vmap(lambda x: linear(x, weight, bias))(x.unsqueeze(0))
+    torch.testing.assert_close(ours[0], functional.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
+    with torch.no_grad(), forward_ad.dual_level():
+        y = linear(forward_ad.make_dual(x, tangent), weight, bias)
+        ours = forward_ad.unpack_dual(y).tangent
+    torch.testing.assert_close(ours, functional.linear(tangent, weight), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        program = make_fx(lambda x: linear(x, weight, bias), pre_dispatch=True)(x)
+    torch.testing.assert_close(program(tangent), functional.linear(tangent, weight, bias), rtol=1e-4, atol=1e-4)

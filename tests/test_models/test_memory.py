@@ -1,9 +1,11 @@
-"""What a block keeps for its backward pass."""
+"""What a block keeps for its backward pass, and what it computes again."""
 
 import pytest
 import torch
+from torch import nn
 
 from mmmsv.models import MSVMamba
+from mmmsv.models.layers import _RECOMPUTED
 
 DIM = 32
 # By arch: how many maps as large as the block's input. Four are so: the input, the sum behind the scan, and what comes
@@ -45,3 +47,39 @@ def test_with_cp_keeps_the_input_of_a_block_alone():
     image = torch.randn(2, 3, 224, 224)
     one, two = (bytes_kept(backbone("tiny", depth, with_cp=True), image)[0] for depth in (1, 2))
     assert (two - one) / (2 * 56 * 56 * DIM * 4) < 1.1
+
+
+@pytest.mark.parametrize("with_cp", [False, True])
+def test_random_parts_are_drawn_once(with_cp):
+    """What is computed again draws what it drew before, as a dropout does that an adapter puts in front of fc2."""
+    torch.manual_seed(0)
+    model, image = backbone("tiny", 1, with_cp=with_cp).double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    block = model.stages[0].blocks[0]
+    block.ffn.fc2 = nn.Sequential(nn.Dropout(0.5), block.ffn.fc2)
+    gradients = []
+    for plain in (False, True):
+        torch.manual_seed(1)
+        before = _RECOMPUTED.set(plain)  # as within another call: nothing is computed again
+        y = model(image)[0]
+        gradients.append(torch.autograd.grad(y.square().sum() + y.sum(), list(block.parameters())))
+        _RECOMPUTED.reset(before)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("with_cp", [False, True])
+def test_each_part_runs_twice_at_most(with_cp):
+    model = backbone("tiny", 1, with_cp=with_cp)
+    calls = []
+    model.stages[0].blocks[0].ffn.dwconv.register_forward_hook(lambda *_: calls.append(1))
+    model(torch.randn(1, 3, 32, 32))[0].sum().backward()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_traces(train, grad):
+    model, image = backbone("tiny", 1).train(train), torch.randn(1, 3, 32, 40)
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(model, image)
+        torch.testing.assert_close(traced(image)[0], model(image)[0], rtol=1e-4, atol=1e-4)

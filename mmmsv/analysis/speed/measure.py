@@ -17,6 +17,8 @@ BEST = "best"
 # Trials of the variants take this part of what the rounds of a group may take.
 _TRIAL = 0.1
 _TRIAL_ROUNDS = 2
+# A 95th percentile of fewer calls would be its slowest one.
+_FEWEST_FOR_P95 = 20
 
 Tell = Callable[[str], None]
 
@@ -81,9 +83,9 @@ class Row:
         return self.case.batch / self.turns.median
 
     @property
-    def p95(self) -> float:
-        """Seconds that 95 % of the calls do not exceed."""
-        return quantile(self.turns.calls, 0.95)
+    def p95(self) -> float | None:
+        """Seconds that 95 % of the calls do not exceed; None of so few calls that it would be a guess."""
+        return quantile(self.turns.calls, 0.95) if len(self.turns.calls) >= _FEWEST_FOR_P95 else None
 
 
 def measure_group(names: Sequence[str], case: Case, settings: Settings, tell: Tell) -> list[Row]:

@@ -22,10 +22,10 @@ _MIB = 1024**2
 LEGEND = (
     "What stands in one table for one size was measured in turns, round by round, so the ratios hold whatever else "
     "the machine did; the times hold for this machine in this state. *latency* is that of a batch: the median of all "
-    "calls, with the 10th and the 90th percentile in brackets; *p95* is its 95th. *images/s* are batch / median. "
-    "*time / first* is how many times as long as the first model it takes: the median of the ratios of the rounds, "
-    "with the 10th and the 90th percentile. *peak* is all memory that the model needs, *beyond weights* is that "
-    "without parameters and buffers. Weights are random."
+    "calls, with the 10th and the 90th percentile in brackets; *p95* is its 95th, of 20 *calls* or more. *images/s* "
+    "are batch / median. *time / first* is how many times as long as the first model it takes: the median of the "
+    "ratios of the rounds, with the 10th and the 90th percentile. *peak* is all memory that the model needs, *beyond "
+    "weights* is that without parameters and buffers. Weights are random."
 )
 STEP = {
     "inference": "Evaluation mode, `torch.inference_mode()`.",
@@ -94,14 +94,14 @@ def as_markdown(facts: Mapping[str, str], rows: Sequence[Row]) -> str:
 
 def rows_table(rows: Sequence[Row]) -> str:
     """Lay out rows, and say under them what failed."""
-    header = ("H x W", "model", "parameters, M", "layout, mode", "images/s", "latency, ms", "p95, ms", "time / first")
+    header = ("H x W", "model", "parameters, M", "layout, mode", "images/s", "calls", "latency, ms", "p95, ms")
     notes = [
         f"{short_name(row.model)}, {row.case.size}: {what}, {reason}."
         for row in rows
         for what, reason in (("failed", row.reason), ("memory not measured", row.no_peak))
         if reason
     ]
-    body = table((*header, "peak, MiB", "beyond weights, MiB"), (_cells(row) for row in rows))
+    body = table((*header, "time / first", "peak, MiB", "beyond weights, MiB"), (_cells(row) for row in rows))
     return "\n\n".join((body, *notes))
 
 
@@ -109,12 +109,13 @@ def _cells(row: Row) -> tuple[str, ...]:
     parameters = f"{row.parameters / 1e6:.2f}" if row.parameters else "-"
     start = (row.case.size, short_name(row.model), parameters, str(row.variant) if row.variant else "-")
     if row.turns is None:
-        return (*start, "failed", *("-",) * 5)
+        return (*start, "failed", *("-",) * 6)
     return (
         *start,
         number(row.images_per_second),
+        str(len(row.turns.calls)),
         spread([1e3 * seconds for seconds in row.turns.calls]),
-        number(1e3 * row.p95),
+        "-" if row.p95 is None else number(1e3 * row.p95),
         _ratio(row.ratio),
         *(f"{size / _MIB:.0f}" for size in row.peak or ()),
         *(() if row.peak else ("-", "-")),

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmmsv.kernels.dispatch import select
+
 from . import models
 from .memory import rise
 
@@ -153,6 +155,7 @@ def peak_in_child(name: str, case: Case, variant: Variant, device: str, threads:
     # What there is to log, such as which scan backend cannot run, the process that started this one has logged.
     logging.disable(logging.WARNING)
     torch.set_num_threads(threads)
+    select(torch.device(device))  # which tells malloc how large blocks are, for all models as where they are timed
     workload = Workload(name, case, variant, torch.device(device))
     workload()  # starts and compiles what is needed, and makes the states of the optimizer
     return workload.peak()
