@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .checks import PLAIN, is_only_computed
-from .old_torch import is_autocast_enabled
+from .old_torch import is_autocast_enabled, is_compiling
 
 # Below so many multiply-adds MKL's product is the faster one: it has less to prepare.
 _SMALL = 1 << 21
@@ -47,8 +47,7 @@ def _is_left_to_mkl(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.numel() > 0
         and (bias is None or (bias.dtype == torch.float32 and bias.shape == weight.shape[:1] and bias.is_contiguous()))
         # A subclass, of quantised weights for instance, knows what a linear layer is, and not what ours is.
-        and type(x) in PLAIN
-        and type(weight) in PLAIN
+        and (is_compiling() or (type(x) in PLAIN and type(weight) in PLAIN))
         and not is_autocast_enabled("cpu")
         and _has_onednn()
     )

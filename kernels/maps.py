@@ -134,7 +134,7 @@ def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: 
     check_tensors(op, maps, {"weight": weight, "bias": bias})
     check_bool(op, "norm_first", norm_first)
     channels = _channels(op, "full", full)
-    if half.dim() != 5 or half.shape[0] != full.shape[0] or half.shape[-1] != channels or 0 in half.shape[1:4]:
+    if half.dim() != 5 or half.shape[0] != full.shape[0] or half.shape[-1] != channels:
         raise ValueError(
             f"{op}: half has shape {tuple(half.shape)}, expected (batch, routes, h, w, D) = ({full.shape[0]}, routes, "
             f"h, w, {channels}) for full {tuple(full.shape)}"

@@ -247,6 +247,8 @@ def merge_scales(
     full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`.maps.merge_scales`, and what is kept for the backward pass."""
+    if 0 in half.shape[1:4]:
+        raise ValueError(f"merge_scales: half has shape {tuple(half.shape)}, expected one route and one token at least")
     full, half, weight, bias = _rows(full), _rows(half), weight.contiguous(), bias.contiguous()
     y, moments = new(full, full.shape), weight.new_empty(moments_shape(full, half, norm_first))
     problem = _describe_merge(full, half, weight, bias, eps, norm_first, y, moments)

@@ -10,7 +10,8 @@ def depthwise_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, activation: str, residual: bool
 ) -> Tensor:
     """Compute :func:`.maps.depthwise_conv`."""
-    channels, _, kernel, _ = weight.shape
+    # Numbers: where torch.jit records, a size is a tensor to torch before 2.4.
+    channels, _, kernel, _ = map(int, weight.shape)
     p = conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, kernel // 2, groups=channels).permute(0, 2, 3, 1)
     return ACTIVATIONS[activation](x + p if residual else p)
 

@@ -358,6 +358,11 @@ HALF, NORM = normal(2, 3, 3, 4, 6), normal(6)
             ValueError,
             "half has 3 routes, expected one, their sum",
         ),
+        (
+            lambda: merge_scales(X, HALF[:, :, :0], NORM, NORM, 1e-5, True),
+            ValueError,
+            "expected one route and one token",
+        ),
         (lambda: merge_scales(X, HALF, NORM[1:], NORM, 1e-5, True), ValueError, r"weight has shape \(5,\), expected"),
     ],
 )
@@ -398,8 +403,9 @@ def test_nothing_goes_past_who_looks_on(case):
             fakes = [mode.from_tensor(tensor) for tensor in tensors]
         assert isinstance(op(*fakes), FakeTensor)
         assert op(*fakes).shape == expected.shape
-        program = make_fx(op, pre_dispatch=True)(*tensors)
-        assert_near(program(*tensors), expected, 1e-12)
+        if torch.__version__ >= (2, 2):  # before, nothing tells of such a trace
+            program = make_fx(op, pre_dispatch=True)(*tensors)
+            assert_near(program(*tensors), expected, 1e-12)
         negated = [torch.complex(torch.zeros_like(tensor), -tensor).conj().imag for tensor in tensors]
         assert all(tensor.is_neg() for tensor in negated)
         assert_near(op(*negated), expected, 1e-12)
