@@ -4,6 +4,7 @@ from .dispatch import BACKENDS, use_backend
 from .interface import scan2d, selective_scan
 from .linear import linear
 from .maps import Activation, depthwise_conv, gate, merge_scales
+from .plain import upsample
 from .routes import ROUTES, Route
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "merge_scales",
     "scan2d",
     "selective_scan",
+    "upsample",
     "use_backend",
 ]

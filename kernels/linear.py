@@ -14,10 +14,10 @@ _SMALL = 1 << 21
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     r"""Compute :math:`x W^T + b` for each token of a map: :func:`torch.nn.functional.linear`, at times by another way.
 
-    In float32 on CPUs torch leaves linear layers to MKL, and convolutions to oneDNN. On AMD's processors
-    oneDNN is twice as fast, forward and backward. So here such a layer is a convolution of 1 x 1, and
-    where nothing but the result is asked for, oneDNN's product, which unlike the convolution leaves the weight as it
-    lies in memory: with a single image, rearranging weights takes a fifth of the time of a model.
+    In float32 on CPUs torch leaves linear layers to MKL, and convolutions to oneDNN. On AMD's processors oneDNN is
+    twice as fast, forward and backward. So here such a layer is a convolution of 1 x 1, and where nothing but the
+    result is asked for, oneDNN's product, which unlike the convolution leaves the weight as it lies in memory: with a
+    single image, rearranging weights takes a fifth of the time of a model.
 
     Args:
         x: Map, ``(batch, H, W, C_in)``; with another number of axes it is torch's function.

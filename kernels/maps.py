@@ -14,7 +14,6 @@ from torch import Tensor
 
 from . import dispatch, native, native_maps, plain
 from .checks import check_bool, check_tensors, one_dtype, state_dtype
-from .layout import ceil_div
 from .old_torch import register_flop_formula
 from .plain import ACTIVATIONS
 from .registration import define
@@ -176,7 +175,7 @@ _depthwise_conv = define(
     "Tensor x, Tensor weight, Tensor? bias, int stride, str activation, bool residual",
     native_maps.depthwise_conv,
     native_maps.depthwise_conv_backward,
-    lambda x, weight, bias, stride, *_: (x.new_empty(native_maps.conv_shape(x, stride)), x.new_empty(0)),
+    lambda x, weight, bias, stride, *_: (x.new_empty(native_maps.conv_shape(x.shape, stride)), x.new_empty(0)),
 )
 _gate = define(
     "gate",
@@ -199,8 +198,7 @@ _merge_scales = define(
 
 @register_flop_formula(torch.ops.mmmsv.depthwise_conv)
 def _conv_flops(x: tuple, weight: tuple, bias: tuple | None, stride: int, *_: object, **__: object) -> int:
-    batch, height, width, _ = x
-    return 2 * batch * ceil_div(height, stride) * ceil_div(width, stride) * prod(weight)
+    return 2 * prod(native_maps.conv_shape(x, stride)[:3]) * prod(weight)
 
 
 @register_flop_formula(torch.ops.mmmsv.depthwise_conv_backward)

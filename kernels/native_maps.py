@@ -1,6 +1,7 @@
 """The ops of :mod:`.maps` on CPUs: hands tensors to the C++ library of ``csrc/`` by their addresses."""
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -89,23 +90,30 @@ def _of(tensor: Tensor) -> tuple[int, ...]:
     return (tensor.data_ptr(), *tensor.stride()[:3])
 
 
+def _sizes(x: Tensor) -> dict[str, int]:
+    """Tell the library what it asks of every map, and how many threads there are."""
+    batch, height, width, channels = x.shape
+    return {
+        "dtype": DTYPES.index(x.dtype),
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "threads": torch.get_num_threads(),
+    }
+
+
 def _describe_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, activation: str, residual: bool, y: Tensor
 ) -> _DepthwiseConv:
-    batch, height, width, channels = x.shape
     return _DepthwiseConv(
-        dtype=DTYPES.index(x.dtype),
-        batch=batch,
-        height=height,
-        width=width,
-        channels=channels,
+        **_sizes(x),
         out_height=y.shape[1],
         out_width=y.shape[2],
         kernel=weight.shape[2],
         stride=stride,
         activation=list(ACTIVATIONS).index(activation),
         residual=residual,
-        threads=torch.get_num_threads(),
         x=_of(x),
         y=_of(y),
         weight=weight.data_ptr(),
@@ -113,9 +121,9 @@ def _describe_conv(
     )
 
 
-def conv_shape(x: Tensor, stride: int) -> tuple[int, ...]:
+def conv_shape(x_shape: Sequence[int], stride: int) -> tuple[int, ...]:
     """Return the shape of y."""
-    batch, height, width, channels = x.shape
+    batch, height, width, channels = x_shape
     return batch, ceil_div(height, stride), ceil_div(width, stride), channels
 
 
@@ -125,7 +133,7 @@ def depthwise_conv(
     """Compute :func:`.maps.depthwise_conv`; nothing is kept."""
     batch, *_, channels = x.shape
     x, weight, bias = last_axis_innermost(x), weight.contiguous(), _dense(bias)
-    y = new(x, conv_shape(x, stride))
+    y = new(x, conv_shape(x.shape, stride))
     conv = _describe_conv(x, weight, bias, stride, activation, residual, y)
     conv.blocks = ceil_div(channels, _CONV_CHANNELS)
     # Each number of y is computed alone, so this changes no bit of the results; each task rearranges its weights anew.
@@ -163,16 +171,10 @@ def depthwise_conv_backward(
 
 
 def _describe_gate(y: Tensor, z: Tensor | None, weight: Tensor | None, out: Tensor) -> _Gate:
-    batch, height, width, channels = y.shape
     return _Gate(
-        dtype=DTYPES.index(y.dtype),
-        batch=batch,
-        height=height,
-        width=width,
-        channels=channels,
+        **_sizes(y),
         # Not by the number of threads, which must not change the sums.
-        parts=max(min(_TASKS, height), 1),
-        threads=torch.get_num_threads(),
+        parts=max(min(_TASKS, y.shape[1]), 1),
         y=_of(y),
         z=_NO_MAP if z is None else _of(z),
         out=_of(out),
@@ -216,22 +218,16 @@ def moments_shape(full: Tensor, half: Tensor, norm_first: bool) -> tuple[int, ..
 def _describe_merge(
     full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool, y: Tensor, moments: Tensor
 ) -> _Merge:
-    batch, height, width, channels = full.shape
-    _, routes, half_height, half_width, _ = half.shape
+    batch, routes, half_height, half_width, _ = half.shape
     half_batch, half_route, *half_strides = half.stride()[:4]
     return _Merge(
-        dtype=DTYPES.index(full.dtype),
-        batch=batch,
-        height=height,
-        width=width,
+        **_sizes(full),
         half_height=half_height,
         half_width=half_width,
-        channels=channels,
         routes=routes,
         norm_first=norm_first,
         # Not by the number of threads, which must not change the sums.
-        parts=max(min(_TASKS, batch * height), 1),
-        threads=torch.get_num_threads(),
+        parts=max(min(_TASKS, batch * full.shape[1]), 1),
         eps=eps,
         full=_of(full),
         half=(half.data_ptr(), half_batch, *half_strides),

@@ -1,5 +1,7 @@
 """The ops of :mod:`.maps` in PyTorch: their plain twins, and what runs where there is no kernel of ours."""
 
+from typing import Literal
+
 from torch import Tensor
 from torch.nn.functional import conv2d, gelu, interpolate, layer_norm, silu
 
@@ -10,7 +12,7 @@ def depthwise_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, activation: str, residual: bool
 ) -> Tensor:
     """Compute :func:`.maps.depthwise_conv`."""
-    # Numbers: where torch.jit records, a size is a tensor to torch before 2.4.
+    # Numbers: where torch.jit records, a size is a tensor, which torch 2.1 takes for no padding.
     channels, _, kernel, _ = map(int, weight.shape)
     p = conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, kernel // 2, groups=channels).permute(0, 2, 3, 1)
     return ACTIVATIONS[activation](x + p if residual else p)
@@ -28,10 +30,11 @@ def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: 
     size = full.shape[1:3]
     if norm_first:
         sums = layer_norm(half, weight.shape, weight, bias, eps).sum(1)
-        return layer_norm(full, weight.shape, weight, bias, eps) + _upsample(sums, size, "bilinear")
-    return layer_norm(full + _upsample(half.squeeze(1), size, "nearest"), weight.shape, weight, bias, eps)
+        return layer_norm(full, weight.shape, weight, bias, eps) + upsample(sums, size, "bilinear")
+    return layer_norm(full + upsample(half.squeeze(1), size, "nearest"), weight.shape, weight, bias, eps)
 
 
-def _upsample(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+def upsample(x: Tensor, size: tuple[int, int], mode: Literal["bilinear", "nearest"]) -> Tensor:
+    """Bring a map ``(batch, h, w, D)`` to another size (H, W), corners not aligned; return ``(batch, H, W, D)``."""
     align_corners = False if mode == "bilinear" else None
     return interpolate(x.permute(0, 3, 1, 2), size, mode=mode, align_corners=align_corners).permute(0, 2, 3, 1)

@@ -3,9 +3,8 @@
 import math
 
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
-from mmmsv.kernels import gate, linear, merge_scales
+from mmmsv.kernels import gate, linear, merge_scales, upsample
 
 from .arch import BlockArch
 from .layers import DepthwiseConv2d, projection, recompute
@@ -123,7 +122,7 @@ class HalfSS2D(Scan2D):
 
     def __init__(self, dim: int, arch: BlockArch) -> None:
         super().__init__(dim, arch)
-        self.upsample = _UPSAMPLE[arch.fusion]
+        self.upsampling = "bilinear" if arch.fusion == "norm_first" else "nearest"
         self.half_conv, self.half_scan = self._half(arch, carry=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +133,7 @@ class HalfSS2D(Scan2D):
 
     def fuse(self, half: Tensor, full: Tensor) -> Tensor:
         """Make y, ``(B, H, W, D)``, of the sum over the routes, ``(B, h, w, D)``, in the size of a full map."""
-        return self.upsample(self.out_norm(half), full.shape[1:3])
+        return upsample(self.out_norm(half), full.shape[1:3], self.upsampling)
 
 
 class MS2D(Scan2D):
@@ -203,14 +202,3 @@ def build_scan(dim: int, arch: BlockArch) -> Scan2D:
     if not arch.full_routes:
         return HalfSS2D(dim, arch)
     return MS2D(dim, arch) if arch.fusion == "norm_first" else MS2DNormLast(dim, arch)
-
-
-def _bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return interpolate(x.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
-
-
-def _nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return interpolate(x.permute(0, 3, 1, 2), size=size, mode="nearest").permute(0, 2, 3, 1)
-
-
-_UPSAMPLE = {"norm_first": _bilinear, "norm_last": _nearest}
