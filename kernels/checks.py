@@ -20,6 +20,7 @@ def state_dtype(u: Tensor) -> torch.dtype:
 def check_tensors(op: str, per_token: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
     """Refuse what is no strided floating-point tensor, carries a tangent, or is on another device than the first."""
     first, given = next(iter(per_token)), {**per_token, **weights}
+    device, may_be_dual = getattr(given[first], "device", None), forward_ad._current_level >= 0
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
@@ -29,12 +30,10 @@ def check_tensors(op: str, per_token: dict[str, Tensor], weights: dict[str, Tens
             raise TypeError(
                 f"{op}: {name} is sparse or nested ({tensor.layout}), expected an ordinary (strided) tensor"
             )
-        if forward_ad.unpack_dual(tensor).tangent is not None:
+        if may_be_dual and forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(f"{op} has no forward-mode derivative, and {name} carries a tangent (jvp)")
-        if tensor.device != given[first].device:
-            raise ValueError(
-                f"{op}: {name} is on {tensor.device} and {first} on {given[first].device}; move both to one device"
-            )
+        if tensor.device != device:
+            raise ValueError(f"{op}: {name} is on {tensor.device} and {first} on {device}; move both to one device")
 
 
 def check_bool(op: str, name: str, value: bool) -> None:
@@ -64,16 +63,19 @@ def is_only_computed(*tensors: Tensor | None) -> bool:
     That is: no derivative of either kind, no program that is recorded, no counter or other mode, no transform of
     torch.func, no subclass, and no tensor that stands for another one, as a conjugate or as zeros without memory.
     """
-    return (
-        not is_compiling()
-        and not torch.jit.is_tracing()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not is_traced_early()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
-        and all(
-            each is None or (type(each) in PLAIN and not each.is_neg() and not each._is_zerotensor())
-            for each in tensors
-        )
-        and not (torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors))
-    )
+    if (
+        is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or is_traced_early()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    with_gradients = torch.is_grad_enabled()
+    for each in tensors:  # no generator: this stands in front of every op, and one would take as long as the rest
+        if each is not None and (
+            type(each) not in PLAIN or each.is_neg() or each._is_zerotensor() or (with_gradients and each.requires_grad)
+        ):
+            return False
+    return True

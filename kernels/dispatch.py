@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import torch
 
-from . import chunked, native, reference, triton_scan
+from . import chunked, native_scan, reference, triton_scan
 from .backend import Backend
 
 BACKENDS: dict[str, Backend] = {
     "triton": triton_scan.BACKEND,
-    "cpu": native.BACKEND,
+    "cpu": native_scan.BACKEND,
     "torch": chunked.BACKEND,
     "reference": reference.BACKEND,
 }

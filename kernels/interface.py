@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import library
+from . import scan_ops
 from .checks import check_bool, check_tensors, one_dtype, state_dtype
 from .routes import ROUTES, Route
 
@@ -64,7 +64,7 @@ def selective_scan(
     if B.dim() == 3:
         B, C = B.unsqueeze(1), C.unsqueeze(1)
     A, D, delta_bias = [None if weight is None else weight.to(state_dtype(u)) for weight in (A, D, delta_bias)]
-    return library.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    return scan_ops.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
 
 
 def scan2d(
@@ -130,7 +130,7 @@ def scan2d(
     _check_shapes_2d(x, dt, B, C, W_dt, b_dt, A, Dskip, len(codes), carry)
     # Lists: torch.compile of torch 2.1 cannot unpack a generator.
     W_dt, b_dt, A, Dskip = [weight.to(state_dtype(x)) for weight in (W_dt, b_dt, A, Dskip)]
-    return library.scan2d(x, dt, B, C, W_dt, b_dt, A, Dskip, codes, carry, merge)
+    return scan_ops.scan2d(x, dt, B, C, W_dt, b_dt, A, Dskip, codes, carry, merge)
 
 
 def _route_codes(op: str, routes: Sequence[Route]) -> list[int]:

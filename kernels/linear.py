@@ -5,10 +5,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from .checks import PLAIN, is_only_computed
-from .old_torch import is_autocast_enabled, is_compiling
+from .old_torch import is_autocast_enabled, is_compiling, is_exporting
 
 # Below so many multiply-adds MKL's product is the faster one: it has less to prepare.
-_SMALL = 1 << 21
+_SMALL = 1 << 20
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -29,11 +29,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _is_left_to_mkl(x, weight, bias):
         return functional.linear(x, weight, bias)
-    if not is_only_computed(x, weight, bias):
+    if not _is_only_result_asked(x, weight, bias):
         return functional.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    return torch.ops.mmmsv.linear(x, weight, bias) if is_compiling() else _onednn(x, weight, bias)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if x.numel() * weight.shape[0] < _SMALL:
         return functional.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+# For compiled programs: what torch's compiler makes of oneDNN's product takes constants for weights.
+torch.library.define("mmmsv::linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+torch.library.impl("mmmsv::linear", "CPU", _onednn)
+torch.library.impl("mmmsv::linear", "Meta", functional.linear)
 
 
 def _is_left_to_mkl(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -51,6 +61,18 @@ def _is_left_to_mkl(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and not is_autocast_enabled("cpu")
         and _has_onednn()
     )
+
+
+def _is_only_result_asked(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    if is_compiling():
+        return not torch.is_grad_enabled() and not _runs_elsewhere()
+    return is_only_computed(x, weight, bias)
+
+
+@torch.compiler.assume_constant_result  # asked by itself, torch.compile answers is_exporting with True
+def _runs_elsewhere() -> bool:
+    """Whether a program is exported; it then keeps to ops that are known everywhere."""
+    return is_exporting()
 
 
 @torch.compiler.assume_constant_result

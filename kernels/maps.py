@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import dispatch, native, native_maps, plain
+from . import dispatch, native_maps, native_scan, plain
 from .checks import check_bool, check_tensors, one_dtype, state_dtype
 from .old_torch import register_flop_formula
 from .plain import ACTIVATIONS
@@ -162,7 +162,7 @@ def _check_weight(op: str, name: str, weight: Tensor, shape: tuple[int, ...], of
 
 @torch.compiler.assume_constant_result
 def _takes_native() -> bool:
-    return dispatch.select(torch.device("cpu")) is native.BACKEND
+    return dispatch.select(torch.device("cpu")) is native_scan.BACKEND
 
 
 def _has_kernels(x: Tensor) -> bool:

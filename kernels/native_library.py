@@ -20,6 +20,8 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # The widest register holds so many floats.
 LANES = 16
+# Each has a forward, a backward, and a function that says how much scratch they take.
+OPS = ("scan", "depthwise_conv", "gate", "merge")
 # Gradients of weights are summed over images in so many groups, which other numbers of threads do not change.
 GROUPS = 8
 
@@ -52,7 +54,8 @@ def load(path: Path) -> ctypes.CDLL:
     # OpenMP's symbols are left open in the library, and found in torch's copy of the runtime: with a second copy, the
     # threads of the one would spin while those of the other want to work.
     loaded = ctypes.CDLL(str(path))
-    loaded.mmmsv_sources.restype = ctypes.c_int64
+    for count in ("sources", *(f"{op}_scratch" for op in OPS)):
+        getattr(loaded, f"mmmsv_{count}").restype = ctypes.c_int64
     return loaded
 
 
@@ -104,19 +107,17 @@ def run(op: str, direction: str, problem: ctypes.Structure, sums: Tensor) -> Non
     """Let the library compute.
 
     Args:
-        op: What its functions are named after.
+        op: One of ``OPS``.
         direction: ``'forward'`` or ``'backward'``.
         problem: What they take, with ``threads`` set; its ``scratch`` is set here.
         sums: Any tensor of the dtype of the sums, which is that of the scratch.
     """
     if reason := why_not(sums.device):
         raise RuntimeError(f"{op} is computed in C++ here, and cannot be: {reason}")
-    loaded = library()
-    size = getattr(loaded, f"mmmsv_{op}_scratch")
-    size.restype = ctypes.c_int64
-    scratch = sums.new_empty(problem.threads * size(ctypes.byref(problem)))
+    loaded, address = library(), ctypes.byref(problem)
+    scratch = sums.new_empty(problem.threads * getattr(loaded, f"mmmsv_{op}_scratch")(address))
     problem.scratch = scratch.data_ptr()
-    getattr(loaded, f"mmmsv_{op}_{direction}")(ctypes.byref(problem))
+    getattr(loaded, f"mmmsv_{op}_{direction}")(address)
 
 
 @functools.cache

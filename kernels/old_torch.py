@@ -5,12 +5,21 @@ from collections.abc import Callable
 import torch
 from torch.utils import flop_counter
 
-__all__ = ["is_autocast_enabled", "is_compiling", "is_traced_early", "register_flop_formula"]
+__all__ = ["is_autocast_enabled", "is_compiling", "is_exporting", "is_traced_early", "register_flop_formula"]
 
 if torch.__version__ >= (2, 2):
     from torch.compiler import is_compiling
 else:
     from torch._dynamo import is_compiling
+
+if hasattr(torch.compiler, "is_exporting"):
+    from torch.compiler import is_exporting
+else:
+
+    def is_exporting() -> bool:
+        """Tell whether what is compiled may be exported: torch does not say so before 2.7."""
+        return True
+
 
 if hasattr(torch._ops, "_len_torch_dispatch_stack_pre_dispatch"):
 

@@ -1,6 +1,6 @@
 """The 2-D scan made of the 1-D one: unroll the map along each route, scan, lay the walks back.
 
-For backends that have a 1-D scan only. Each step copies the map; :mod:`.native` and :mod:`.triton_scan` do not.
+For backends that have a 1-D scan only. Each step copies the map; :mod:`.native_scan` and :mod:`.triton_scan` do not.
 """
 
 from collections.abc import Callable

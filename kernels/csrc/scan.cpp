@@ -1,4 +1,4 @@
-// The selective scan on CPUs, forward and backward. Plain C interface (at the end), called by native.py.
+// The selective scan on CPUs, forward and backward. Plain C interface (at the end), called by native_scan.py.
 //
 // One recurrence for each image, sequence and channel; a sequence is a list of routes over a map, and a 1-D scan is one
 // row. Channels lie in the lanes of a register. Work is cut by image and by block of channels, so that all cores are

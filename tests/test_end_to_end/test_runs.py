@@ -3,9 +3,10 @@
 import json
 import math
 
+import pytest
 import torch
 
-from .runs import mim
+from .runs import MMPRETRAIN, mim
 
 
 def test_losses_are_finite_and_fall(trained):
@@ -69,3 +70,19 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
     assert "ValueError: this checkpoint does not fit" in run.output
     assert "size mismatch for" in run.output
     assert "nothing was loaded" in run.output
+
+
+@pytest.mark.parametrize("trained", [MMPRETRAIN], ids=["mmpretrain"], indirect=True)
+def test_compiled_by_a_line_of_the_config(trained, tmp_path):
+    """``compile`` is MMEngine's; backend ``aot_eager`` has graphs and backward passes as ``True`` has, and no C++."""
+    one_epoch = [f"train_cfg.{key}=1" for key in ("max_epochs", "val_interval")]
+    run = mim("train", trained.task, tmp_path, "--cfg-options", "compile.backend=aot_eager", *one_epoch)
+    assert run.status == 0, run.output
+    assert 'Model has been "compiled"' in run.output
+    (scalars,) = tmp_path.glob("*/vis_data/scalars.json")
+    compiled, eager = (
+        [row["loss"] for row in rows if "loss" in row and row["epoch"] == 1]
+        for rows in (map(json.loads, scalars.read_text().splitlines()), trained.log)
+    )
+    assert len(compiled) >= 4
+    assert compiled == pytest.approx(eager, rel=1e-4)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmmsv.kernels import ROUTES, maps, native, native_library, plain, use_backend
+from mmmsv.kernels import ROUTES, maps, native_library, native_scan, plain, use_backend
 
 from .scan_inputs import TOLERANCE, MapCase, assert_near, run, run_map, scan_inputs
 
@@ -104,38 +104,50 @@ def run_around(draw: random.Random) -> None:
     for _ in range(AROUND):
         height, width = draw.choice(SIZES)
         batch, channels, stride = (
-            draw.choice([1, 1, 2, 9]),
+            draw.choice([0, 1, 1, 2, 9]),
             draw.choice([3, 16, 17, 193]),
-            draw.choice([1, 2, 2, 3, 7]),
+            draw.choice([1, 2, 2, 3, 7, 64]),
         )
-        if not height:
-            continue
         dtype = draw.choice(list(TOLERANCE))
         wide = torch.promote_types(dtype, torch.float32)
         torch.set_num_threads(draw.randint(1, 2))
-        layout = draw.choice(LAYOUTS)
+        layouts = {dtype: draw.choice(LAYOUTS), wide: draw.choice(LAYOUTS)}
 
-        def made(*shape: int, dtype: torch.dtype = dtype, layout: Callable[[Tensor], Tensor] = layout) -> Tensor:
-            return layout(torch.randn(shape, dtype=torch.float64).to(dtype)).requires_grad_()
+        def made(*shape: int, dtype: torch.dtype = dtype, layouts: dict = layouts) -> Tensor:
+            return layouts[dtype](torch.randn(shape, dtype=torch.float64).to(dtype)).requires_grad_()
 
         size = (batch, height, width, channels)
         half = (batch, draw.choice([1, 3]), -(-height // stride), -(-width // stride), channels)
-        weights = [made(channels, dtype=wide, layout=_unaligned) for _ in range(2)]
+        weight, bias = (made(channels, dtype=wide) for _ in range(2))
         kernel, activation = draw.choice([3, 7]), draw.choice(list(plain.ACTIVATIONS))
-        kernels = made(channels, 1, kernel, kernel, dtype=wide, layout=_unaligned)
         norm_first = half[1] > 1 or draw.random() < 0.5
-        for op, tensors, options in (
-            ("depthwise_conv", (made(*size), kernels, weights[0]), (stride, activation, stride == 1)),
-            ("gate", (made(*size), made(*size), made(batch, channels, dtype=wide, layout=_unaligned)), ()),
-            ("merge_scales", (made(*size), made(*half), *weights), (1e-5, norm_first)),
-        ):
+        gates = {"z": made(*size), "weight": made(batch, channels, dtype=wide)}
+        calls = [
+            ("gate", {"y": made(*size), **draw.choice([gates, {"z": gates["z"]}, {"weight": gates["weight"]}])}, {})
+        ]
+        if height:  # of an empty map the others want nothing to do, neither here nor in PyTorch
+            kernels = {"weight": made(channels, 1, kernel, kernel, dtype=wide), **draw.choice([{"bias": bias}, {}])}
+            residual = stride == 1 and draw.random() < 0.5
+            calls += [
+                (
+                    "depthwise_conv",
+                    {"x": made(*size), **kernels},
+                    {"stride": stride, "activation": activation, "residual": residual},
+                ),
+                (
+                    "merge_scales",
+                    {"full": made(*size), "half": made(*half), "weight": weight, "bias": bias},
+                    {"eps": 1e-5, "norm_first": norm_first},
+                ),
+            ]
+        for op, tensors, options in calls:
             results = []
             for backend, cast in (("cpu", lambda t: t), ("torch", lambda t: t.to(torch.float64))):
                 with use_backend(backend):
-                    y = getattr(maps, op)(*map(cast, tensors), *options)
-                    results.append((y, *torch.autograd.grad(y, tensors, torch.ones_like(y))))
+                    y = getattr(maps, op)(**{name: cast(tensor) for name, tensor in tensors.items()}, **options)
+                    results.append((y, *torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))))
             for ours, theirs in zip(*results, strict=True):
-                scale = max(theirs.abs().max().item(), 1e-2)
+                scale = max([1e-2, *theirs.abs().flatten().tolist()])
                 assert_near(ours / scale, theirs / scale, 6 * TOLERANCE[dtype], f"{op} {size} {options}")
 
 
@@ -157,7 +169,7 @@ def a_short_tensor() -> None:
 
 def a_size_beyond_all_numbers() -> None:
     library = native_library.load(native_library.library_path())
-    library.mmmsv_scan_scratch(ctypes.byref(native._Scan(channels=1, blocks=1, states=1 << 62)))
+    library.mmmsv_scan_scratch(ctypes.byref(native_scan._Scan(channels=1, blocks=1, states=1 << 62)))
 
 
 def a_result_that_nobody_wrote() -> None:

@@ -95,6 +95,47 @@ def test_traces_hold_ops_that_others_know():
     torch.testing.assert_close(traced(x), functional.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch tells who exports from 2.7 on")
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_compiled_programs_have_one_op_for_the_result_alone(mode):
+    """With gradients, and in programs that are exported, they have ops of torch."""
+    weight, bias = weights()
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            return linear(x, weight, bias)
+
+    targets = []
+
+    def backend(program, _):
+        targets.extend(str(node.target) for node in program.graph.nodes)
+        return program
+
+    x = torch.randn(LARGE)
+    torch.compiler.reset()
+    with mode():
+        y = torch.compile(Layer(), backend=backend, fullgraph=True)(x)
+        exported = [torch.export.export(Layer(), (x,), strict=strict) for strict in (True, False)]
+    torch.testing.assert_close(y, functional.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
+    assert ("mmmsv.linear" in targets) == (mode is torch.no_grad)
+    assert not [node for each in exported for node in each.graph.nodes if "mmmsv" in str(node.target)]
+
+
+def test_compiled_programs_take_parts_of_weights():
+    """Inductor's own lowering of oneDNN's product takes nothing but constants."""
+    weight, bias = weights()
+    x = torch.randn(LARGE)
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda x, w: torch.cat([linear(x, part, bias[:20]) for part in w.chunk(2)], -1), dynamic=True
+    )
+    with torch.no_grad():
+        for size in (LARGE, SMALL):
+            x = torch.randn(size)
+            y = functional.linear(x, weight, bias[:20].repeat(2))
+            torch.testing.assert_close(compiled(x, weight), y, rtol=1e-4, atol=1e-4)
+
+
 def test_transforms_and_early_traces():
     x, (weight, bias) = torch.randn(LARGE), weights()
     tangent = torch.randn(LARGE)

@@ -24,6 +24,7 @@ from mmmsv.analysis.speed.plot import curves
 from mmmsv.analysis.speed.progress import progress
 from mmmsv.analysis.speed.timing import Turns, explain, quantile, take_turns
 from mmmsv.analysis.speed.workload import Case, Peak, Variant, Workload
+from mmmsv.kernels import dispatch
 
 from .load import ROOT, load_tool
 
@@ -213,6 +214,22 @@ def test_report_of_what_failed(run):
     assert report.as_json({}, rows)["rows"][1]["reason"] == "out of memory"
 
 
+def test_gain_of_compiling():
+    """Each mode counts in its faster layout; what was not tried in both modes has no gain and no column."""
+    variants = [Variant(layout, mode) for mode in ("eager", "compiled") for layout in ("channels_last", "contiguous")]
+    tried = replace(
+        row_of(OURS, INFERENCE, 1.0), trials=dict(zip(variants, (3.0, 4.0, "no compiler", 1.5), strict=True))
+    )
+    failed = replace(tried, trials=dict(zip(variants, (3.0, 4.0, "no", "no"), strict=True)))
+    assert (tried.gain_of_compiling, failed.gain_of_compiling) == (2.0, None)
+    rows = [tried, failed, Row(PEER, INFERENCE, reason="out of memory")]
+    (cells,) = tables_of(report.as_markdown({"processor": "none"}, rows))
+    assert [row["eager / compiled"] for row in cells] == ["2", "-", "-"]
+    assert report.as_json({}, rows)["rows"][0]["eager_over_compiled"] == 2.0
+    (cells,) = tables_of(report.as_markdown({"processor": "none"}, [failed]))
+    assert "eager / compiled" not in cells[0]
+
+
 class Clock:
     """Stands in for the clock: each call takes as long as it says."""
 
@@ -262,9 +279,16 @@ def test_one_that_fails_does_not_stop_the_others(monkeypatch):
     clock = Clock(monkeypatch)
     late = clock.call("late", 1.0, 1.0, torch.cuda.OutOfMemoryError("CUDA out of memory. Tried"))
     at_once = clock.call("at once", ValueError("too small\nreally"))
-    turns, reasons = take_turns({"late": late, "at once": at_once, "good": clock.call("good", 1.0)}, CPU, 0)
+    # torchvision's vision transformers raise one of these for a size that they were not made for.
+    asserts = clock.call("asserts", AssertionError("Wrong image height!"))
+    calls = {"late": late, "at once": at_once, "asserts": asserts, "good": clock.call("good", 1.0)}
+    turns, reasons = take_turns(calls, CPU, 0)
     assert turns == {"good": Turns(((1.0,),) * 3)}
-    assert reasons == {"late": "out of memory", "at once": "ValueError: too small"}
+    assert reasons == {
+        "late": "out of memory",
+        "at once": "ValueError: too small",
+        "asserts": "AssertionError: Wrong image height!",
+    }
 
 
 def test_what_went_wrong_is_told_in_a_line():
@@ -518,12 +542,23 @@ def test_bad_arguments(arguments, message, monkeypatch, capsys):
     assert f"error: {message}" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_scan_backend_that_is_not_there(monkeypatch, capsys):
-    monkeypatch.setenv("MMMSV_BACKEND", "nonsense")
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("nonsense", "there is no scan backend 'nonsense'"),
+        ("triton", "scan backend 'triton' was asked for, and cannot run on cpu: no GPU; choose another, or none"),
+    ],
+)
+def test_scan_backend_that_is_not_there(backend, message, monkeypatch, capsys):
+    # Here Triton's interpreter could run it.
+    triton = replace(dispatch.BACKENDS["triton"], why_not=lambda device: "no GPU")
+    monkeypatch.setitem(dispatch.BACKENDS, "triton", triton)
+    monkeypatch.setenv("MMMSV_BACKEND", backend)
     monkeypatch.setattr("sys.argv", arguments())
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         load_tool("throughput").main()
-    assert "there is no scan backend 'nonsense'" in capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def cases(*arguments):

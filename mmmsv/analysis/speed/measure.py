@@ -87,6 +87,15 @@ class Row:
         """Seconds that 95 % of the calls do not exceed; None of so few calls that it would be a guess."""
         return quantile(self.turns.calls, 0.95) if len(self.turns.calls) >= _FEWEST_FOR_P95 else None
 
+    @property
+    def gain_of_compiling(self) -> float | None:
+        """Eager / compiled, each in its faster layout, as tried in turns; None where not both of them ran."""
+        fastest = [choose(_of_mode(self.trials, mode)) for mode in MODES]
+        if None in fastest:
+            return None
+        eager, compiled = (self.trials[variant] for variant in fastest)
+        return eager / compiled
+
 
 def measure_group(names: Sequence[str], case: Case, settings: Settings, tell: Tell) -> list[Row]:
     """Measure all models in a case; a row each, in their order."""
@@ -105,6 +114,10 @@ def choose(trials: Mapping[Variant, float | str]) -> Variant | None:
     """Return the variant that took the fewest seconds; none if all failed."""
     ran = {variant: seconds for variant, seconds in trials.items() if not isinstance(seconds, str)}
     return min(ran, key=ran.get) if ran else None
+
+
+def _of_mode(trials: Mapping[Variant, float | str], mode: str) -> dict[Variant, float | str]:
+    return {variant: result for variant, result in trials.items() if variant.mode == mode}
 
 
 def _in_its_fastest_variant(row: Row, settings: Settings, tell: Tell) -> Workload | None:

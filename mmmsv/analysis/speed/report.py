@@ -24,8 +24,9 @@ LEGEND = (
     "the machine did; the times hold for this machine in this state. *latency* is that of a batch: the median of all "
     "calls, with the 10th and the 90th percentile in brackets; *p95* is its 95th, of 20 *calls* or more. *images/s* "
     "are batch / median. *time / first* is how many times as long as the first model it takes: the median of the "
-    "ratios of the rounds, with the 10th and the 90th percentile. *peak* is all memory that the model needs, *beyond "
-    "weights* is that without parameters and buffers. Weights are random."
+    "ratios of the rounds, with the 10th and the 90th percentile. *eager / compiled*, where both were tried, is how "
+    "many times as fast compiling made a model. *peak* is all memory that the model needs, *beyond weights* is that "
+    "without parameters and buffers. Weights are random."
 )
 STEP = {
     "inference": "Evaluation mode, `torch.inference_mode()`.",
@@ -101,15 +102,17 @@ def rows_table(rows: Sequence[Row]) -> str:
         for what, reason in (("failed", row.reason), ("memory not measured", row.no_peak))
         if reason
     ]
-    body = table((*header, "time / first", "peak, MiB", "beyond weights, MiB"), (_cells(row) for row in rows))
+    compiled = ("eager / compiled",) if any(row.gain_of_compiling for row in rows) else ()
+    header = (*header, "time / first", *compiled, "peak, MiB", "beyond weights, MiB")
+    body = table(header, (_cells(row, bool(compiled)) for row in rows))
     return "\n\n".join((body, *notes))
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, compiled: bool) -> tuple[str, ...]:
     parameters = f"{row.parameters / 1e6:.2f}" if row.parameters else "-"
     start = (row.case.size, short_name(row.model), parameters, str(row.variant) if row.variant else "-")
     if row.turns is None:
-        return (*start, "failed", *("-",) * 6)
+        return (*start, "failed", *("-",) * (7 if compiled else 6))
     return (
         *start,
         number(row.images_per_second),
@@ -117,6 +120,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         spread([1e3 * seconds for seconds in row.turns.calls]),
         "-" if row.p95 is None else number(1e3 * row.p95),
         _ratio(row.ratio),
+        *((number(row.gain_of_compiling) if row.gain_of_compiling else "-",) if compiled else ()),
         *(f"{size / _MIB:.0f}" for size in row.peak or ()),
         *(() if row.peak else ("-", "-")),
     )
@@ -152,6 +156,8 @@ def _row_as_json(row: Row) -> dict[str, object]:
             "p95_seconds": row.p95,
             "seconds": row.turns.rounds,
         }
+    if row.gain_of_compiling:
+        found["eager_over_compiled"] = row.gain_of_compiling
     if row.ratio:
         found |= {
             f"time_ratio_{name}": quantile(row.ratio, q) for name, q in (("median", 0.5), ("p10", 0.1), ("p90", 0.9))

@@ -6,7 +6,6 @@ with channels and a parameter set of its own, and its step given instead of made
 
 import ctypes
 import functools
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -92,8 +91,7 @@ def _of_groups(tensor: Tensor, groups: int) -> _Placed:
     return _Placed(tensor, batch, tensor.shape[2] // groups, 0, 0, column)
 
 
-@dataclass(frozen=True)
-class _Problem:
+class _Problem(NamedTuple):
     """Either op as the library sees it: sequences of routes over a map."""
 
     size: tuple[int, int, int, int]  # batch, H, W, and the channels D of a sequence
