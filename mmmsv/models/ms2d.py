@@ -54,25 +54,27 @@ class Scan2D(nn.Module):
         self.se = SqueezeExcite(self.inner) if arch.se else None
         self.out_proj = projection(self.inner, dim)
 
-    def project_in(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Make the scan's input ``(B, H, W, D)`` and the gate, if there is one, of ``(B, H, W, C)``."""
-        if not self.gate:
-            return self.in_proj(x), None
-        # Two products, not one cut in two: its halves would be strided, and each convolution would copy its own.
-        to_x, to_z = self.in_proj.weight.chunk(2)
-        return linear(x, to_x), linear(x, to_z)
+    def project_in(self, x: Tensor) -> Tensor:
+        """Make the scan's input ``(B, H, W, D)`` of ``(B, H, W, C)``."""
+        return self._in_proj(x, 0)
 
     def fuse(self, *scanned: Tensor) -> Tensor:
         """Make y, ``(B, H, W, D)``, of what was scanned."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it fuses what was scanned")
 
-    def project_out(self, z: Tensor | None, *scanned: Tensor) -> Tensor:
-        """Make the output ``(B, H, W, C)`` of the gate and what was scanned; y is not kept for the backward pass."""
-        return recompute(self._gate_and_project, z, *scanned)
+    def project_out(self, x: Tensor, *scanned: Tensor) -> Tensor:
+        """Make the output ``(B, H, W, C)`` of the input and what was scanned; neither z nor y is kept for training."""
+        return recompute(self._gate_and_project, x, *scanned)
 
-    def _gate_and_project(self, z: Tensor | None, *scanned: Tensor) -> Tensor:
+    def _gate_and_project(self, x: Tensor, *scanned: Tensor) -> Tensor:
         y = self.fuse(*scanned)
+        z = self._in_proj(x, 1) if self.gate else None
         return self.out_proj(gate(y, z, None if self.se is None else self.se(y)))
+
+    def _in_proj(self, x: Tensor, part: int) -> Tensor:
+        """Make the scan's input (part 0) or the gate z (part 1)."""
+        # Two products, not one cut in two: its halves would be strided, and each convolution would copy its own.
+        return linear(x, self.in_proj.weight.chunk(2)[part]) if self.gate else self.in_proj(x)
 
     def _full(self, arch: BlockArch) -> tuple[DepthwiseConv2d, S6]:
         """Make what a map of full resolution goes through."""
@@ -100,9 +102,9 @@ class SS2D(Scan2D):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        x, z = self.project_in(x)
-        full = self.full_scan(self.full_conv(x), merge=True)
-        return self.project_out(z, full)
+        inner = self.project_in(x)
+        full = self.full_scan(self.full_conv(inner), merge=True)
+        return self.project_out(x, full)
 
     def fuse(self, full: Tensor) -> Tensor:
         """Make y, ``(B, H, W, D)``, of the sum over the routes, of the same shape."""
@@ -127,9 +129,9 @@ class HalfSS2D(Scan2D):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        x, z = self.project_in(x)
-        half = self.half_scan(self.half_conv(x), merge=True)
-        return self.project_out(z, half, x)
+        full = self.project_in(x)
+        half = self.half_scan(self.half_conv(full), merge=True)
+        return self.project_out(x, half, full)
 
     def fuse(self, half: Tensor, full: Tensor) -> Tensor:
         """Make y, ``(B, H, W, D)``, of the sum over the routes, ``(B, h, w, D)``, in the size of a full map."""
@@ -160,10 +162,10 @@ class MS2D(Scan2D):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        x, z = self.project_in(x)
-        full = self.full_scan(self.full_conv(x), merge=True)
-        half = self.half_scan(self.half_conv(x), merge=False)
-        return self.project_out(z, full, half)
+        inner = self.project_in(x)
+        full = self.full_scan(self.full_conv(inner), merge=True)
+        half = self.half_scan(self.half_conv(inner), merge=False)
+        return self.project_out(x, full, half)
 
     def fuse(self, full: Tensor, half: Tensor) -> Tensor:
         """Make y, ``(B, H, W, D)``, of the sum over full routes and of each half route, ``(B, routes, h, w, D)``."""
@@ -185,10 +187,10 @@ class MS2DNormLast(MS2D):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        x, z = self.project_in(x)
-        full = self.full_scan(self.full_conv(x), merge=True)
-        half = self.half_scan(self.half_conv(x), merge=True).unsqueeze(1)
-        return self.project_out(z, full, half)
+        inner = self.project_in(x)
+        full = self.full_scan(self.full_conv(inner), merge=True)
+        half = self.half_scan(self.half_conv(inner), merge=True).unsqueeze(1)
+        return self.project_out(x, full, half)
 
     def fuse(self, full: Tensor, half: Tensor) -> Tensor:
         """Make y, ``(B, H, W, D)``, of the sums over the full and over the half routes, ``(B, 1, h, w, D)``."""

@@ -9,10 +9,10 @@ from mmmsv.models.layers import _RECOMPUTED
 
 DIM = 32
 # By arch: how many maps as large as the block's input. Four are so: the input, the sum behind the scan, and what comes
-# out of both norms. Those within the scan (x, its convolution, what each resolution's scan gave, the gate) are twice as
-# wide in tiny; what goes into the FFN's convolution is twice as wide there, and four times in v3; the rest is a map of
-# half the size, and small.
-KEPT = {"tiny": 16.5, "v3_tiny": 12, "v3_base": 13}
+# out of both norms. Those within the scan (x, its convolution, what each resolution's scan gave) are twice as wide in
+# tiny; what goes into the FFN's convolution is twice as wide there, and four times in v3; the rest is a map of half the
+# size, and small.
+KEPT = {"tiny": 14.5, "v3_tiny": 12, "v3_base": 12}
 
 
 def bytes_kept(model, image):
