@@ -20,7 +20,7 @@ def state_dtype(u: Tensor) -> torch.dtype:
 def check_tensors(op: str, per_token: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
     """Refuse what is no strided floating-point tensor, carries a tangent, or is on another device than the first."""
     first, given = next(iter(per_token)), {**per_token, **weights}
-    device, may_be_dual = getattr(given[first], "device", None), forward_ad._current_level >= 0
+    device, may_be_dual = None, forward_ad._current_level >= 0
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
@@ -32,6 +32,7 @@ def check_tensors(op: str, per_token: dict[str, Tensor], weights: dict[str, Tens
             )
         if may_be_dual and forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(f"{op} has no forward-mode derivative, and {name} carries a tangent (jvp)")
+        device = device or tensor.device
         if tensor.device != device:
             raise ValueError(f"{op}: {name} is on {tensor.device} and {first} on {device}; move both to one device")
 
@@ -57,6 +58,11 @@ def one_dtype(op: str, per_token: dict[str, Tensor]) -> list[Tensor]:
     raise TypeError(f"{op}: {name} is {per_token[name].dtype} and {first} is {u.dtype}; cast one")
 
 
+def is_transformed() -> bool:
+    """Tell whether a transform of torch.func, or a forward-mode derivative, is going on."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
 def is_only_computed(*tensors: Tensor | None) -> bool:
     """Tell whether nobody needs to know what is computed, so that addresses may be passed on past torch's dispatcher.
 
@@ -68,8 +74,7 @@ def is_only_computed(*tensors: Tensor | None) -> bool:
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack()
         or is_traced_early()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
+        or is_transformed()
     ):
         return False
     with_gradients = torch.is_grad_enabled()

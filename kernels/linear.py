@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .checks import PLAIN, is_only_computed
-from .old_torch import is_autocast_enabled, is_compiling, is_exporting
+from .checks import PLAIN, is_only_computed, is_transformed
+from .old_torch import is_autocast_enabled, is_compiling, may_be_exporting
+from .registration import define_for_the_result
 
 # Below so many multiply-adds MKL's product is the faster one: it has less to prepare.
 _SMALL = 1 << 20
@@ -27,11 +28,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         ``(batch, H, W, C_out)``, in the dtype that torch's function has.
     """
-    if not _is_left_to_mkl(x, weight, bias):
+    if not _is_for_onednn(x, weight, bias):
         return functional.linear(x, weight, bias)
     if not _is_only_result_asked(x, weight, bias):
         return functional.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
-    return torch.ops.mmmsv.linear(x, weight, bias) if is_compiling() else _onednn(x, weight, bias)
+    return _compiled(x, weight, bias) if is_compiling() else _onednn(x, weight, bias)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -40,39 +41,45 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-# For compiled programs: what torch's compiler makes of oneDNN's product takes constants for weights.
-torch.library.define("mmmsv::linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-torch.library.impl("mmmsv::linear", "CPU", _onednn)
-torch.library.impl("mmmsv::linear", "Meta", functional.linear)
+# What torch's compiler itself makes of oneDNN's product takes constants for weights.
+_compiled = define_for_the_result(
+    "linear", "Tensor x, Tensor weight, Tensor? bias", _onednn, functional.linear, functional.linear
+)
 
 
-def _is_left_to_mkl(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether torch would ask MKL; what is not as it should be stays with torch, which says so."""
+def _is_for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN could compute it; what is not as it should be stays with torch, which says so."""
     return (
-        x.device.type == "cpu"
+        x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == 4
         and weight.dim() == 2
         and x.shape[3] == weight.shape[1]
         and x.numel() > 0
-        and (bias is None or (bias.dtype == torch.float32 and bias.shape == weight.shape[:1] and bias.is_contiguous()))
-        # A subclass, of quantised weights for instance, knows what a linear layer is, and not what ours is.
-        and (is_compiling() or (type(x) in PLAIN and type(weight) in PLAIN))
+        and (bias is None or _is_dense_vector(bias, weight.shape[0]))
+        # A subclass, of quantised weights for instance, knows what a linear layer is, and not what ours is. (Of a
+        # parameter the compiler of torch 2.1 does not tell the type.)
+        and x.__class__ in PLAIN
+        and weight.__class__ in PLAIN
         and not is_autocast_enabled("cpu")
         and _has_onednn()
     )
 
 
+def _is_dense_vector(bias: Tensor, size: int) -> bool:
+    return bias.device.type == "cpu" and bias.dtype == torch.float32 and bias.shape == (size,) and bias.is_contiguous()
+
+
 def _is_only_result_asked(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if is_compiling():
-        return not torch.is_grad_enabled() and not _runs_elsewhere()
+        return not torch.is_grad_enabled() and _is_compiled_for_the_result()
     return is_only_computed(x, weight, bias)
 
 
-@torch.compiler.assume_constant_result  # asked by itself, torch.compile answers is_exporting with True
-def _runs_elsewhere() -> bool:
-    """Whether a program is exported; it then keeps to ops that are known everywhere."""
-    return is_exporting()
+@torch.compiler.assume_constant_result  # torch.compile itself does not know, or says that it exports whatever it does
+def _is_compiled_for_the_result() -> bool:
+    """Whether the program has no derivative, and is not exported: then it keeps to ops that are known everywhere."""
+    return not (may_be_exporting() or is_transformed())
 
 
 @torch.compiler.assume_constant_result

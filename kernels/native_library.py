@@ -54,8 +54,7 @@ def load(path: Path) -> ctypes.CDLL:
     # OpenMP's symbols are left open in the library, and found in torch's copy of the runtime: with a second copy, the
     # threads of the one would spin while those of the other want to work.
     loaded = ctypes.CDLL(str(path))
-    for count in ("sources", *(f"{op}_scratch" for op in OPS)):
-        getattr(loaded, f"mmmsv_{count}").restype = ctypes.c_int64
+    loaded.mmmsv_sources.restype = ctypes.c_int64
     return loaded
 
 
@@ -81,6 +80,8 @@ def library() -> ctypes.CDLL | str:
         return f"its C++ library does not load: {error}; on Linux it takes GCC to build it; {_REINSTALL}"
     if built_from != sources():
         return f"its C++ library was built from other sources, {path.name}; {_REINSTALL}"
+    for op in OPS:
+        getattr(loaded, f"mmmsv_{op}_scratch").restype = ctypes.c_int64
     _let_malloc_keep_memory()
     return loaded
 

@@ -1,11 +1,18 @@
-"""What old versions of torch call otherwise: once 2.4 is the oldest that is supported, this file goes."""
+"""What old versions of torch call otherwise, or do not tell: once 2.7 is the oldest one supported, this file goes."""
 
 from collections.abc import Callable
 
 import torch
 from torch.utils import flop_counter
 
-__all__ = ["is_autocast_enabled", "is_compiling", "is_exporting", "is_traced_early", "register_flop_formula"]
+__all__ = [
+    "get_autocast_dtype",
+    "is_autocast_enabled",
+    "is_compiling",
+    "is_traced_early",
+    "may_be_exporting",
+    "register_flop_formula",
+]
 
 if torch.__version__ >= (2, 2):
     from torch.compiler import is_compiling
@@ -13,11 +20,11 @@ else:
     from torch._dynamo import is_compiling
 
 if hasattr(torch.compiler, "is_exporting"):
-    from torch.compiler import is_exporting
+    may_be_exporting = torch.compiler.is_exporting
 else:
 
-    def is_exporting() -> bool:
-        """Tell whether what is compiled may be exported: torch does not say so before 2.7."""
+    def may_be_exporting() -> bool:
+        """Tell whether what is compiled may be exported: it may, for torch does not say so before 2.7."""
         return True
 
 
@@ -35,12 +42,17 @@ else:
 
 if torch.__version__ >= (2, 4):
     is_autocast_enabled = torch.is_autocast_enabled
+    get_autocast_dtype = torch.get_autocast_dtype
     register_flop_formula = flop_counter.register_flop_formula
 else:
 
     def is_autocast_enabled(device_type: str) -> bool:
         """Tell whether autocast is on for CPUs or for GPUs."""
         return torch.is_autocast_cpu_enabled() if device_type == "cpu" else torch.is_autocast_enabled()
+
+    def get_autocast_dtype(device_type: str) -> torch.dtype:
+        """Return the dtype that autocast casts to on CPUs or on GPUs."""
+        return torch.get_autocast_cpu_dtype() if device_type == "cpu" else torch.get_autocast_gpu_dtype()
 
     def register_flop_formula(op: torch._ops.OpOverloadPacket) -> Callable[[Callable], Callable]:
         """Make ``FlopCounterMode`` count ``op`` by the function below."""

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
 
 from .checks import is_only_computed
@@ -100,6 +100,39 @@ def define(
         return y
 
     return call
+
+
+def define_for_the_result(
+    name: str,
+    arguments: str,
+    forward: Callable[..., Tensor],
+    fake_forward: Callable[..., Tensor],
+    instead: Callable[..., Tensor],
+) -> torch._ops.OpOverload:
+    """Register ``mmmsv::{name}``, whose result alone is of interest.
+
+    Args:
+        name: Of the op.
+        arguments: Its schema.
+        forward: Computes, from these arguments, the result.
+        fake_forward: As ``forward``, without computing.
+        instead: Computes the same with ops of torch, where derivatives are asked for, or under vmap.
+    """
+    _LIBRARY.define(f"{name}({arguments}) -> Tensor")
+    op = getattr(torch.ops.mmmsv, name).default
+
+    def without_derivatives(*values: Tensor | None) -> Tensor:
+        wanted = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
+        if wanted or forward_ad._current_level >= 0:
+            return instead(*values)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*values)
+
+    _LIBRARY.impl(op, forward, "CPU")
+    _LIBRARY.impl(op, fake_forward, "Meta")
+    _LIBRARY.impl(op, without_derivatives, "Autograd")
+    _LIBRARY.impl(op, instead, "FuncTorchBatched")
+    return op
 
 
 def _with_gradients(op: torch._ops.OpOverload, function: type[Function]) -> Callable[..., tuple]:

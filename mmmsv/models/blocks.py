@@ -103,5 +103,5 @@ class Stage(nn.Module):
         if self.downsample is not None:
             x = self.downsample(x)
         for block in self.blocks:
-            x = recompute(block, x) if self.with_cp else block(x)
+            x = recompute(block, block, x) if self.with_cp else block(x)
         return x

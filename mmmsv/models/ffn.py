@@ -30,7 +30,7 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        return self.drop(recompute(self._mix_and_project, self.fc1(x)))
+        return self.drop(recompute(self, self._mix_and_project, self.fc1(x)))
 
     def _mix_and_project(self, x: Tensor) -> Tensor:
         return self.fc2(self.drop(self.dwconv(x)))

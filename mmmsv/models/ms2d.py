@@ -4,10 +4,10 @@ import math
 
 from torch import Tensor, nn
 
-from mmmsv.kernels import gate, linear, merge_scales, upsample
+from mmmsv.kernels import gate, merge_scales, upsample
 
 from .arch import BlockArch
-from .layers import DepthwiseConv2d, projection, recompute
+from .layers import DepthwiseConv2d, HalvedLinear, cast_once, draw_projection, projection, recompute
 from .s6 import S6
 
 
@@ -48,33 +48,41 @@ class Scan2D(nn.Module):
     def __init__(self, dim: int, arch: BlockArch) -> None:
         super().__init__()
         self.inner, self.dt_rank = round(arch.ssm_ratio * dim), math.ceil(dim / 16)
-        self.gate = arch.gate
-        self.in_proj = projection(dim, 2 * self.inner if arch.gate else self.inner)
+        self.gated = arch.gate
+        self.in_proj = (
+            draw_projection(HalvedLinear(dim, 2 * self.inner, bias=False))
+            if self.gated
+            else projection(dim, self.inner)
+        )
         self.out_norm = nn.LayerNorm(self.inner)
         self.se = SqueezeExcite(self.inner) if arch.se else None
         self.out_proj = projection(self.inner, dim)
 
-    def project_in(self, x: Tensor) -> Tensor:
-        """Make the scan's input ``(B, H, W, D)`` of ``(B, H, W, C)``."""
-        return self._in_proj(x, 0)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, C)`` to the same shape."""
+        x = cast_once(x)
+        inner = self._half_of_in_proj(0, x) if self.gated else self.in_proj(x)
+        # While training, z, y and what the output's projection takes are made again in the backward pass.
+        return recompute(self, self._project_out, x, *self.scan(inner))
+
+    def _project_out(self, x: Tensor, *scanned: Tensor) -> Tensor:
+        y = self.fuse(*scanned)
+        z = self._half_of_in_proj(1, x) if self.gated else None
+        return self.out_proj(gate(y, z, None if self.se is None else self.se(y)))
+
+    def scan(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Scan ``(B, H, W, D)``; return what :meth:`fuse` takes."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it scans")
 
     def fuse(self, *scanned: Tensor) -> Tensor:
         """Make y, ``(B, H, W, D)``, of what was scanned."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it fuses what was scanned")
 
-    def project_out(self, x: Tensor, *scanned: Tensor) -> Tensor:
-        """Make the output ``(B, H, W, C)`` of the input and what was scanned; neither z nor y is kept for training."""
-        return recompute(self._gate_and_project, x, *scanned)
-
-    def _gate_and_project(self, x: Tensor, *scanned: Tensor) -> Tensor:
-        y = self.fuse(*scanned)
-        z = self._in_proj(x, 1) if self.gate else None
-        return self.out_proj(gate(y, z, None if self.se is None else self.se(y)))
-
-    def _in_proj(self, x: Tensor, part: int) -> Tensor:
-        """Make the scan's input (part 0) or the gate z (part 1)."""
-        # Two products, not one cut in two: its halves would be strided, and each convolution would copy its own.
-        return linear(x, self.in_proj.weight.chunk(2)[part]) if self.gate else self.in_proj(x)
+    def _half_of_in_proj(self, half: int, x: Tensor) -> Tensor:
+        if isinstance(self.in_proj, HalvedLinear):
+            return self.in_proj(x, half)
+        # What an adapter has put in its place, as for LoRA, knows of no halves.
+        return self.in_proj(x).chunk(2, -1)[half]
 
     def _full(self, arch: BlockArch) -> tuple[DepthwiseConv2d, S6]:
         """Make what a map of full resolution goes through."""
@@ -100,14 +108,12 @@ class SS2D(Scan2D):
         super().__init__(dim, arch)
         self.full_conv, self.full_scan = self._full(arch)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, C)`` to the same shape."""
-        inner = self.project_in(x)
-        full = self.full_scan(self.full_conv(inner), merge=True)
-        return self.project_out(x, full)
+    def scan(self, x: Tensor) -> tuple[Tensor]:
+        """Scan ``(B, H, W, D)``; return the sum over the routes, of the same shape."""
+        return (self.full_scan(self.full_conv(x), merge=True),)
 
     def fuse(self, full: Tensor) -> Tensor:
-        """Make y, ``(B, H, W, D)``, of the sum over the routes, of the same shape."""
+        """Make y, ``(B, H, W, D)``, of the sum over the routes."""
         return self.out_norm(full)
 
 
@@ -127,14 +133,12 @@ class HalfSS2D(Scan2D):
         self.upsampling = "bilinear" if arch.fusion == "norm_first" else "nearest"
         self.half_conv, self.half_scan = self._half(arch, carry=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, C)`` to the same shape."""
-        full = self.project_in(x)
-        half = self.half_scan(self.half_conv(full), merge=True)
-        return self.project_out(x, half, full)
+    def scan(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scan ``(B, H, W, D)``; return the sum over the routes, ``(B, h, w, D)``, and x, whose size counts."""
+        return self.half_scan(self.half_conv(x), merge=True), x
 
     def fuse(self, half: Tensor, full: Tensor) -> Tensor:
-        """Make y, ``(B, H, W, D)``, of the sum over the routes, ``(B, h, w, D)``, in the size of a full map."""
+        """Make y, ``(B, H, W, D)``, of the sum over the routes, in the size of a full map."""
         return upsample(self.out_norm(half), full.shape[1:3], self.upsampling)
 
 
@@ -160,15 +164,14 @@ class MS2D(Scan2D):
         self.full_conv, self.full_scan = self._full(arch)
         self.half_conv, self.half_scan = self._half(arch, carry=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, C)`` to the same shape."""
-        inner = self.project_in(x)
-        full = self.full_scan(self.full_conv(inner), merge=True)
-        half = self.half_scan(self.half_conv(inner), merge=False)
-        return self.project_out(x, full, half)
+    def scan(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scan ``(B, H, W, D)``; return the sum over full routes and each half route, ``(B, routes, h, w, D)``."""
+        full = self.full_scan(self.full_conv(x), merge=True)
+        half = self.half_scan(self.half_conv(x), merge=False)
+        return full, half
 
     def fuse(self, full: Tensor, half: Tensor) -> Tensor:
-        """Make y, ``(B, H, W, D)``, of the sum over full routes and of each half route, ``(B, routes, h, w, D)``."""
+        """Make y, ``(B, H, W, D)``, of the sum over full routes and of each half route."""
         return merge_scales(full, half, self.out_norm.weight, self.out_norm.bias, self.out_norm.eps, norm_first=True)
 
 
@@ -185,15 +188,14 @@ class MS2DNormLast(MS2D):
         MSVMamba, NeurIPS 2024.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, C)`` to the same shape."""
-        inner = self.project_in(x)
-        full = self.full_scan(self.full_conv(inner), merge=True)
-        half = self.half_scan(self.half_conv(inner), merge=True).unsqueeze(1)
-        return self.project_out(x, full, half)
+    def scan(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scan ``(B, H, W, D)``; return the sums over the full and over the half routes, ``(B, 1, h, w, D)``."""
+        full = self.full_scan(self.full_conv(x), merge=True)
+        half = self.half_scan(self.half_conv(x), merge=True).unsqueeze(1)
+        return full, half
 
     def fuse(self, full: Tensor, half: Tensor) -> Tensor:
-        """Make y, ``(B, H, W, D)``, of the sums over the full and over the half routes, ``(B, 1, h, w, D)``."""
+        """Make y, ``(B, H, W, D)``, of both sums."""
         return merge_scales(full, half, self.out_norm.weight, self.out_norm.bias, self.out_norm.eps, norm_first=False)
 
 

@@ -72,6 +72,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
     assert "nothing was loaded" in run.output
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 2), reason="torch 2.1 does not compile what AdamW does on a CPU")
 @pytest.mark.parametrize("trained", [MMPRETRAIN], ids=["mmpretrain"], indirect=True)
 def test_compiled_by_a_line_of_the_config(trained, tmp_path):
     """``compile`` is MMEngine's; backend ``aot_eager`` has graphs and backward passes as ``True`` has, and no C++."""

@@ -8,7 +8,11 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmmsv.kernels import linear
+from mmmsv.models.layers import Linear
 
+newer = pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="before torch 2.7 compiled programs have ops of torch alone"
+)
 LARGE, SMALL = (2, 40, 40, 48), (2, 3, 5, 48)  # on either side of what MKL is left with
 
 
@@ -95,8 +99,8 @@ def test_traces_hold_ops_that_others_know():
     torch.testing.assert_close(traced(x), functional.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch tells who exports from 2.7 on")
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+@newer
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_compiled_programs_have_one_op_for_the_result_alone(mode):
     """With gradients, and in programs that are exported, they have ops of torch."""
     weight, bias = weights()
@@ -117,14 +121,107 @@ def test_compiled_programs_have_one_op_for_the_result_alone(mode):
         y = torch.compile(Layer(), backend=backend, fullgraph=True)(x)
         exported = [torch.export.export(Layer(), (x,), strict=strict) for strict in (True, False)]
     torch.testing.assert_close(y, functional.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
-    assert ("mmmsv.linear" in targets) == (mode is torch.no_grad)
+    assert any("mmmsv.linear" in target for target in targets) == (mode is not torch.enable_grad)
     assert not [node for each in exported for node in each.graph.nodes if "mmmsv" in str(node.target)]
+
+
+@newer
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_derivatives(backend):
+    """Without gradients being asked for, there may be derivatives all the same."""
+    x, (weight, bias), tangent = torch.randn(LARGE), weights(), torch.randn(LARGE)
+
+    def layer(x):
+        return linear(x, weight, bias)
+
+    programs = {
+        "jvp": (lambda x: torch.func.jvp(layer, (x,), (tangent,))[1], functional.linear(tangent, weight)),
+        "grad": (torch.func.grad(lambda x: layer(x).sum()), weight.sum(0).expand_as(x)),
+        "vmap": (lambda x: torch.func.vmap(layer)(x[None])[0], functional.linear(x, weight, bias)),
+    }
+    for program, expected in programs.values():
+        torch.compiler.reset()
+        with torch.no_grad():
+            torch.testing.assert_close(torch.compile(program, backend=backend)(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("trained", [(0, 1, 2), (1,)])
+def test_the_op_of_compiled_programs(trained):
+    """It has the gradients of torch's, and tells the compiler the truth about its results."""
+    tensors = [t.requires_grad_(i in trained) for i, t in enumerate((torch.randn(LARGE), *weights()))]
+    op = torch.ops.mmmsv.linear
+    results = [
+        torch.autograd.grad(function(*tensors).sum(), [tensors[i] for i in trained])
+        for function in (op, functional.linear)
+    ]
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    with torch.no_grad():
+        for size in (LARGE, SMALL):
+            for x in (torch.randn(size), torch.randn(size).transpose(1, 2), torch.randn(size)[:, ::2]):
+                fake = op(x.to("meta"), *(t.to("meta") for t in tensors[1:]))
+                real = op(x, *tensors[1:])
+                assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
+        ours = torch.func.vmap(op, in_dims=(0, None, None))(torch.randn(2, *LARGE), *tensors[1:])
+    assert ours.shape == (2, *LARGE[:3], 40)
+
+
+class Quantised(torch.Tensor):
+    """A weight of 8-bit integers that knows torch's linear layer, and nothing else."""
+
+    @staticmethod
+    def __new__(cls, integers, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, integers.shape, dtype=torch.float32)
+
+    def __init__(self, integers, scale):
+        self.integers, self.scale = integers, scale
+
+    def __repr__(self):
+        return "Quantised()"
+
+    def __tensor_flatten__(self):
+        return ["integers", "scale"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, tensors, *_):
+        return cls(tensors["integers"], tensors["scale"])
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is functional.linear:
+            x, weight, bias = args
+            return functional.linear(x, weight.integers.float() * weight.scale, bias)
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            return cls(args[0].integers, args[0].scale)
+        raise NotImplementedError(f"no {function}")
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=newer)])
+def test_subclasses_see_torchs_function(compiled):
+    weight = Quantised(torch.randint(-100, 100, (40, 48), dtype=torch.int8), torch.rand(40, 1))
+    layer = Linear(48, 40)
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    x = torch.randn(LARGE)
+    torch.compiler.reset()
+    with torch.no_grad():
+        y = (torch.compile(layer, backend="aot_eager") if compiled else layer)(x)
+    torch.testing.assert_close(y, functional.linear(x, weight.integers.float() * weight.scale, layer.bias))
+
+
+def test_devices_get_torchs_error():
+    x, (weight, bias) = torch.randn(LARGE), weights()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="device"):
+        linear(x, weight, bias.to("meta"))
 
 
 def test_compiled_programs_take_parts_of_weights():
     """Inductor's own lowering of oneDNN's product takes nothing but constants."""
     weight, bias = weights()
-    x = torch.randn(LARGE)
     torch.compiler.reset()
     compiled = torch.compile(
         lambda x, w: torch.cat([linear(x, part, bias[:20]) for part in w.chunk(2)], -1), dynamic=True

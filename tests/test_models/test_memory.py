@@ -13,6 +13,8 @@ DIM = 32
 # tiny; what goes into the FFN's convolution is twice as wide there, and four times in v3; the rest is a map of half the
 # size, and small.
 KEPT = {"tiny": 14.5, "v3_tiny": 12, "v3_base": 12}
+# The same under autocast of a float32 map, as a block gets it on GPUs: the sums are float32, too, the rest takes half.
+KEPT_IN_BFLOAT16 = {"tiny": 8.5, "v3_tiny": 7, "v3_base": 7}
 
 
 def bytes_kept(model, image):
@@ -43,6 +45,14 @@ def test_a_block_keeps_few_maps(arch):
     assert (two - one) / (2 * 56 * 56 * DIM * 4) < KEPT[arch]
 
 
+@pytest.mark.parametrize("arch", KEPT)
+def test_a_block_keeps_few_maps_under_autocast(arch):
+    x = torch.randn(2, 56, 56, DIM)
+    with torch.autocast("cpu", torch.bfloat16):
+        kept, _ = bytes_kept(backbone(arch, 1).stages[0].blocks[0], x)
+    assert kept / (x.numel() * 4) < KEPT_IN_BFLOAT16[arch]
+
+
 def test_with_cp_keeps_the_input_of_a_block_alone():
     image = torch.randn(2, 3, 224, 224)
     one, two = (bytes_kept(backbone("tiny", depth, with_cp=True), image)[0] for depth in (1, 2))
@@ -65,6 +75,35 @@ def test_random_parts_are_drawn_once(with_cp):
         _RECOMPUTED.reset(before)
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("with_cp", [False, True])
+def test_weights_that_are_lent(with_cp):
+    """What is computed again takes the weights of the forward pass, which the module has no more by then."""
+    torch.manual_seed(0)
+    model, lender = (backbone("tiny", 1, with_cp=with_cp).double() for _ in range(2))
+    image = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    lent = dict(lender.named_parameters())
+    ours, theirs = (
+        torch.autograd.grad(maps[0].square().sum(), list(lent.values()))
+        for maps in (torch.func.functional_call(model, lent, (image,)), lender(image))
+    )
+    for mine, its in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, its)
+
+
+@pytest.mark.parametrize("with_cp", [False, True])
+@pytest.mark.parametrize("name", ["scan.in_proj.weight", "scan.out_norm.weight", "ffn.dwconv.weight"])
+def test_weights_that_are_changed_too_early(name, with_cp):
+    """As autograd does for what it keeps."""
+    model = backbone("tiny", 1, with_cp=with_cp)
+    y = model(torch.randn(1, 3, 32, 32))[0].sum()
+    with torch.no_grad():
+        model.stages[0].blocks[0].get_parameter(name).mul_(2)
+    with pytest.raises(
+        RuntimeError, match=r"its .* was changed in place between the forward pass and the backward pass"
+    ):
+        y.backward()
 
 
 @pytest.mark.parametrize("with_cp", [False, True])

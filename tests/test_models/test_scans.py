@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import conv2d, interpolate, layer_norm, silu, softplus
+from torch.nn.utils.prune import l1_unstructured
 
 from mmmsv.models.arch import BlockArch
 from mmmsv.models.ms2d import MS2D, SS2D, HalfSS2D, MS2DNormLast, build_scan
@@ -60,3 +62,45 @@ def test_half_ss2d(fusion, mode, stride):
 )
 def test_kind_of_scan(settings, kind):
     assert type(build_scan(8, BlockArch(**settings))) is kind
+
+
+class LowRank(nn.Module):
+    """A layer and a low-rank sum to it, as LoRA puts it in the layer's place."""
+
+    def __init__(self, layer, rank=2):
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.down = nn.Linear(layer.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, layer.out_features, bias=False)
+
+    def forward(self, x):
+        return self.layer(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_what_others_put_on_in_proj(gate):
+    """Hooks see it called, pruning and adapters work."""
+    torch.manual_seed(0)
+    scan = build_scan(8, BlockArch(gate=gate)).double()
+    x = torch.randn(1, 5, 6, 8, dtype=torch.float64)
+    calls = []
+    handle = scan.in_proj.register_forward_hook(lambda module, inputs, output: calls.append(output.shape[-1]))
+    before = scan(x)
+    handle.remove()
+    assert calls == ([scan.inner] * 2 if gate else [scan.inner])
+    adapted = scan.in_proj = LowRank(scan.in_proj).double()
+    with torch.no_grad():
+        adapted.up.weight.zero_()
+    torch.testing.assert_close(scan(x), before)
+    nn.init.normal_(adapted.up.weight)
+    weight = adapted.layer.weight + adapted.up.weight @ adapted.down.weight
+    after = scan(x)
+    after.sum().backward()
+    assert all(part.weight.grad.abs().max() > 0 for part in (adapted.up, adapted.down))
+    scan.in_proj = adapted.layer
+    with torch.no_grad():
+        scan.in_proj.weight.copy_(weight)
+    torch.testing.assert_close(scan(x), after)
+    l1_unstructured(scan.in_proj, "weight", 0.5)
+    for _ in range(2):
+        scan(x).sum().backward()

@@ -142,3 +142,24 @@ def test_bad_arguments_end_in_one_line(arguments, message):
     assert done.returncode == 2
     assert re.fullmatch(message, done.stderr.splitlines()[-1])
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_models_keep(device):
+    """Fake tensors: of a GPU too, where there is none."""
+    line = [
+        sys.executable,
+        "benchmarks/activations.py",
+        "nano",
+        "--batch",
+        "1",
+        "--size",
+        "64",
+        "64",
+        "--device",
+        device,
+    ]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    kept = {name: int(size) for name, size in re.findall(r"^\| (.+?) \| (\d+) \|$", done.stdout, re.MULTILINE)}
+    assert 0 < kept["MSVMamba nano, with_cp"] < kept["MSVMamba nano"] < kept["swin_t"]

@@ -214,20 +214,34 @@ def test_report_of_what_failed(run):
     assert report.as_json({}, rows)["rows"][1]["reason"] == "out of memory"
 
 
-def test_gain_of_compiling():
-    """Each mode counts in its faster layout; what was not tried in both modes has no gain and no column."""
-    variants = [Variant(layout, mode) for mode in ("eager", "compiled") for layout in ("channels_last", "contiguous")]
-    tried = replace(
-        row_of(OURS, INFERENCE, 1.0), trials=dict(zip(variants, (3.0, 4.0, "no compiler", 1.5), strict=True))
-    )
-    failed = replace(tried, trials=dict(zip(variants, (3.0, 4.0, "no", "no"), strict=True)))
-    assert (tried.gain_of_compiling, failed.gain_of_compiling) == (2.0, None)
-    rows = [tried, failed, Row(PEER, INFERENCE, reason="out of memory")]
+def test_gain_of_compiling(monkeypatch):
+    """Each mode counts in its faster layout; what did not run in both modes has no gain, and alone no column."""
+    seconds = {"eager": (3.0, 4.0), "compiled": (2.0, 1.5)}  # channels_last, contiguous
+    monkeypatch.setattr(measure, "Workload", lambda *_: FakeWorkload())
+
+    def row_where(broken):
+        def stub(calls, *_, **__):
+            took = {key: seconds[key.mode][key.layout == "contiguous"] for key in calls if key != broken}
+            reasons = {key: "no compiler" for key in calls if key == broken}
+            return {key: Turns(((its,),) * 3) for key, its in took.items()}, reasons
+
+        monkeypatch.setattr(measure, "take_turns", stub)
+        row = row_of(OURS, INFERENCE, 1.0)
+        measure._in_its_fastest_variant(row, Settings(CPU, "best", "best", 0.0, memory=False), lambda text: None)
+        return row
+
+    rows = [row_where(broken) for broken in (None, Variant("contiguous", "compiled"))]
+    assert [row.gain_of_compiling for row in rows] == [(2.0,) * 3, (1.5,) * 3]
+    rows.append(row_of(PEER, INFERENCE, 1.0))
     (cells,) = tables_of(report.as_markdown({"processor": "none"}, rows))
-    assert [row["eager / compiled"] for row in cells] == ["2", "-", "-"]
-    assert report.as_json({}, rows)["rows"][0]["eager_over_compiled"] == 2.0
-    (cells,) = tables_of(report.as_markdown({"processor": "none"}, [failed]))
+    assert [row["eager / compiled"] for row in cells] == ["2 (2-2)", "1.5 (1.5-1.5)", "-"]
+    assert report.as_json({}, rows)["rows"][0]["eager_over_compiled_median"] == 2.0
+    (cells,) = tables_of(report.as_markdown({"processor": "none"}, rows[2:]))
     assert "eager / compiled" not in cells[0]
+
+
+class FakeWorkload:
+    parameters = 10**6
 
 
 class Clock:

@@ -58,6 +58,7 @@ class Row:
         case: What it did.
         variant: How; that of its fastest trial.
         trials: Median seconds of each variant that was tried, or why it did not run.
+        gain_of_compiling: Eager / compiled, each in its faster layout, round by round of the trials.
         parameters: How many it has.
         turns: Seconds of all calls, with nothing else in the turn.
         ratio: How many times as long as the first model of the group, round by round.
@@ -70,6 +71,7 @@ class Row:
     case: Case
     variant: Variant | None = None
     trials: dict[Variant, float | str] = field(default_factory=dict)
+    gain_of_compiling: tuple[float, ...] = ()
     parameters: int | None = None
     turns: Turns | None = None
     ratio: tuple[float, ...] = ()
@@ -86,15 +88,6 @@ class Row:
     def p95(self) -> float | None:
         """Seconds that 95 % of the calls do not exceed; None of so few calls that it would be a guess."""
         return quantile(self.turns.calls, 0.95) if len(self.turns.calls) >= _FEWEST_FOR_P95 else None
-
-    @property
-    def gain_of_compiling(self) -> float | None:
-        """Eager / compiled, each in its faster layout, as tried in turns; None where not both of them ran."""
-        fastest = [choose(_of_mode(self.trials, mode)) for mode in MODES]
-        if None in fastest:
-            return None
-        eager, compiled = (self.trials[variant] for variant in fastest)
-        return eager / compiled
 
 
 def measure_group(names: Sequence[str], case: Case, settings: Settings, tell: Tell) -> list[Row]:
@@ -114,10 +107,6 @@ def choose(trials: Mapping[Variant, float | str]) -> Variant | None:
     """Return the variant that took the fewest seconds; none if all failed."""
     ran = {variant: seconds for variant, seconds in trials.items() if not isinstance(seconds, str)}
     return min(ran, key=ran.get) if ran else None
-
-
-def _of_mode(trials: Mapping[Variant, float | str], mode: str) -> dict[Variant, float | str]:
-    return {variant: result for variant, result in trials.items() if variant.mode == mode}
 
 
 def _in_its_fastest_variant(row: Row, settings: Settings, tell: Tell) -> Workload | None:
@@ -140,11 +129,21 @@ def _in_its_fastest_variant(row: Row, settings: Settings, tell: Tell) -> Workloa
         )
         row.trials |= {variant: its.median for variant, its in turns.items()} | reasons
         row.variant = choose(row.trials)
+        row.gain_of_compiling = _gain_of_compiling(turns)
     if row.variant is None:
         row.reason = next(iter(row.trials.values()))
         return None
     row.parameters = workloads[row.variant].parameters
     return workloads[row.variant]
+
+
+def _gain_of_compiling(turns: Mapping[Variant, Turns]) -> tuple[float, ...]:
+    """Return eager / compiled, each in its faster layout, round by round; nothing where one of them did not run."""
+    eager, compiled = (
+        min((its for variant, its in turns.items() if variant.mode == mode), key=lambda its: its.median, default=None)
+        for mode in MODES
+    )
+    return eager.ratio(compiled) if eager and compiled else ()
 
 
 def _time(rows: Mapping[str, Row], settings: Settings, tell: Tell) -> None:

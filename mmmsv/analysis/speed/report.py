@@ -25,8 +25,8 @@ LEGEND = (
     "calls, with the 10th and the 90th percentile in brackets; *p95* is its 95th, of 20 *calls* or more. *images/s* "
     "are batch / median. *time / first* is how many times as long as the first model it takes: the median of the "
     "ratios of the rounds, with the 10th and the 90th percentile. *eager / compiled*, where both were tried, is how "
-    "many times as fast compiling made a model. *peak* is all memory that the model needs, *beyond weights* is that "
-    "without parameters and buffers. Weights are random."
+    "many times as fast compiling made a model, in turns of that model alone. *peak* is all memory that the model "
+    "needs, *beyond weights* is that without parameters and buffers. Weights are random."
 )
 STEP = {
     "inference": "Evaluation mode, `torch.inference_mode()`.",
@@ -120,7 +120,7 @@ def _cells(row: Row, compiled: bool) -> tuple[str, ...]:
         spread([1e3 * seconds for seconds in row.turns.calls]),
         "-" if row.p95 is None else number(1e3 * row.p95),
         _ratio(row.ratio),
-        *((number(row.gain_of_compiling) if row.gain_of_compiling else "-",) if compiled else ()),
+        *((_ratio(row.gain_of_compiling),) if compiled else ()),
         *(f"{size / _MIB:.0f}" for size in row.peak or ()),
         *(() if row.peak else ("-", "-")),
     )
@@ -156,12 +156,10 @@ def _row_as_json(row: Row) -> dict[str, object]:
             "p95_seconds": row.p95,
             "seconds": row.turns.rounds,
         }
-    if row.gain_of_compiling:
-        found["eager_over_compiled"] = row.gain_of_compiling
-    if row.ratio:
-        found |= {
-            f"time_ratio_{name}": quantile(row.ratio, q) for name, q in (("median", 0.5), ("p10", 0.1), ("p90", 0.9))
-        }
+    for name, ratio in (("time_ratio", row.ratio), ("eager_over_compiled", row.gain_of_compiling)):
+        if ratio:
+            quantiles = (("median", 0.5), ("p10", 0.1), ("p90", 0.9))
+            found |= {f"{name}_{which}": quantile(ratio, q) for which, q in quantiles}
     if row.peak:
         found |= {"peak_bytes": row.peak.whole, "peak_bytes_beyond_weights": row.peak.beyond_weights}
     return found
