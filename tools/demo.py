@@ -57,7 +57,7 @@ def main() -> None:
     step(2, "the untrained network, on the photographs it is going to learn")
     before = evaluate(save_untrained(cfg, out / "untrained.pth"), out / "before")
 
-    step(3, "training, about 6 minutes on two CPU cores")
+    step(3, "training, about 6 minutes on two CPU cores, several times that where other programs use them")
     mim("train", [], out / "train")
     losses = check_losses(read_losses(out / "train"))
 

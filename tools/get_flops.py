@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--ours", action="store_true", help="count what this code computes")
     args = parser.parse_args()
     if (args.config is None) == (args.arch is None):
-        parser.error("give a config or --arch, one of them")
+        parser.error("give a config, or an arch such as --arch tiny, one of them")
     try:
         if args.config is None:
             name = f"{args.model} {args.arch}"

@@ -10,6 +10,7 @@ columns mean, and what makes figures differ.
 
 import argparse
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 from mmengine.logging import MMLogger
 
+from mmmsv.analysis.speed.machine import why_unreliable
 from mmmsv.analysis.speed.measure import BEST, Row, Settings, measure_group
 from mmmsv.analysis.speed.models import PEERS, full_name, why_no_maps
 from mmmsv.analysis.speed.progress import progress
@@ -33,27 +35,24 @@ GPU_BATCH = 32
 def main() -> None:
     parser = _parser()
     args = parser.parse_args()
-    try:
-        _check(args)
-        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if args.threads:
-            torch.set_num_threads(args.threads)
-        settings = Settings(device, args.layout, args.mode, args.seconds, not args.no_memory)
-        with cudnn_benchmark():
-            about = _facts(settings, args.dtype)
+    with cudnn_benchmark():
+        try:
+            _check(args)
+            device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            if args.threads:
+                torch.set_num_threads(args.threads)
+            settings = Settings(device, args.layout, args.mode, args.seconds, not args.no_memory)
+            about = facts(settings, args.dtype)
             if args.out:
                 args.out.mkdir(parents=True, exist_ok=True)
-            rows = measure(args, settings, about)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+            if reason := why_unreliable():
+                print(f"throughput.py: {reason}", file=sys.stderr)
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: the scan backend cannot run here
+            parser.error(str(error))
+        rows = measure(args, settings, about)
     print(as_markdown(about, rows), end="")
-
-
-def _facts(settings: Settings, dtype: str) -> dict[str, str]:
-    try:
-        return facts(settings, dtype)
-    except RuntimeError as error:  # of a scan backend that cannot run here
-        raise ValueError(str(error)) from error
+    if not any(row.turns for row in rows):
+        sys.exit(1)
 
 
 def measure(args: argparse.Namespace, settings: Settings, about: dict[str, str]) -> list[Row]:
@@ -83,7 +82,7 @@ def cudnn_benchmark() -> Iterator[None]:
 
 def _check(args: argparse.Namespace) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no CUDA device here")
+        raise ValueError("--device cuda: torch sees no CUDA device here; leave it out, or say --device cpu")
     if args.backbone_only and (reason := next(filter(None, map(why_no_maps, args.models)), None)):
         raise ValueError(f"--backbone-only: {reason}")
     if args.out and args.out.exists() and not args.out.is_dir():
@@ -147,7 +146,9 @@ def _size(text: str) -> tuple[int, int] | str:
     if text == "sweep":
         return text
     if not (match := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give a side such as 224, or width x height as 1280x800")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no size; give a side such as 224, or width x height as 1280x800; models come before the options"
+        )
     width, height = int(match[1]), int(match[2] or match[1])
     return height, width
 

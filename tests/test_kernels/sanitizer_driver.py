@@ -147,7 +147,7 @@ def run_around(draw: random.Random) -> None:
                     y = getattr(maps, op)(**{name: cast(tensor) for name, tensor in tensors.items()}, **options)
                     results.append((y, *torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))))
             for ours, theirs in zip(*results, strict=True):
-                scale = max([1e-2, *theirs.abs().flatten().tolist()])
+                scale = max(theirs.abs().max().item(), 1e-2) if theirs.numel() else 1
                 assert_near(ours / scale, theirs / scale, 6 * TOLERANCE[dtype], f"{op} {size} {options}")
 
 

@@ -225,8 +225,8 @@ def test_tool_with_a_config():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give a config or --arch, one of them"),
-        (["a.py", "--arch", "tiny"], "give a config or --arch, one of them"),
+        ([], "give a config, or an arch such as --arch tiny, one of them"),
+        (["a.py", "--arch", "tiny"], "give a config, or an arch such as --arch tiny, one of them"),
         (["nowhere.py"], "nowhere.py cannot be read as a config: FileNotFoundError"),
         (["--arch", "huge"], "MSVMamba has no arch 'huge'; choose one of nano, micro, tiny"),
         (["--arch", "nano", "--shape", "2", "2"], "cannot be counted on an image of 2 x 2"),

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from mmmsv.analysis import parameters
-from mmmsv.analysis.speed import measure, models, report, timing, workload
+from mmmsv.analysis.speed import machine, measure, models, report, timing, workload
 from mmmsv.analysis.speed.measure import Row, Settings, choose, measure_group
 from mmmsv.analysis.speed.memory import rise
 from mmmsv.analysis.speed.plot import curves
@@ -55,6 +55,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(log):
         patch.setattr("sys.argv", more)
         patch.setattr(timing, "_TURN_SECONDS", 0.02)
+        patch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
         load_tool("throughput").main()
     return output.getvalue(), log.getvalue(), out
 
@@ -525,12 +526,13 @@ def test_a_model_that_fails_leaves_a_row(monkeypatch):
 
 
 BAD = [
-    (["tyni"], "argument MODEL: there is no model 'tyni'; choose an arch of MSVMamba such as 'tiny', one of VMamba"),
+    (["tyni"], "argument MODEL: there is no model 'tyni'; choose one of nano, micro, tiny, "),
     (
         ["Mamba:tiny"],
         "argument MODEL: there is no 'Mamba' to take 'Mamba:tiny' from; choose MSVMamba, VMamba, torchvision",
     ),
-    (["googlenet"], "argument MODEL: there is no model 'googlenet'"),
+    (["googlenet"], "argument MODEL: there is no model 'googlenet'; choose one of nano, micro, tiny, "),
+    (["--sizes", "64", "nano"], "argument --sizes: 'nano' is no size; give a side such as 224, or width x height as "),
     (
         ["--sizes", "224x"],
         "argument --sizes: '224x' is no size; give a side such as 224, or width x height as 1280x800",
@@ -573,6 +575,22 @@ def test_scan_backend_that_is_not_there(backend, message, monkeypatch, capsys):
         load_tool("throughput").main()
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("load", "told"), [(0.5, False), (50.0, True)])
+def test_a_busy_machine_is_told(load, told, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    assert ("the load is 50.0 on " in (machine.why_unreliable() or "")) == told
+
+
+def test_a_run_in_which_all_fails_fails(monkeypatch, capsys):
+    monkeypatch.setattr(
+        "sys.argv", ["throughput.py", "nano", "--sizes", "1", "--train", "--no-memory", "--seconds", "0"]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        load_tool("throughput").main()
+    assert stopped.value.code == 1
+    assert "MSVMamba nano, 1 x 1: failed, " in capsys.readouterr().out
 
 
 def cases(*arguments):

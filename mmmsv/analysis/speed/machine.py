@@ -42,6 +42,14 @@ def facts(device: torch.device) -> dict[str, str]:
     }
 
 
+def why_unreliable() -> str | None:
+    """Say in one sentence that other programs keep the cores busy, if so."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
+    if load <= _cores() / 2:
+        return None
+    return f"the load is {load:.1f} on {_cores()} cores: where other programs run, times are too long, and ratios may be off"
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

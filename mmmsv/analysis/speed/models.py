@@ -58,10 +58,16 @@ def full_name(name: str) -> str:
         )
     if arch not in known:
         raise ValueError(
-            f"there is no model {name!r}; choose an arch of {_OURS} such as 'tiny', one of VMamba such as "
-            "'VMamba:v2_tiny_s1l8', or a classifier of torchvision such as 'resnet50'"
+            f"there is no model {name!r}; choose one of {', '.join(_ours())}, or a classifier of "
+            f"torchvision such as 'resnet50' (not {' or '.join(sorted(_WITH_AUXILIARY_HEADS))}, which train otherwise)"
         )
     return f"{family}:{arch}"
+
+
+def _ours() -> list[str]:
+    """As short as they may be given."""
+    prefixes = {family: "" if family == _OURS else f"{family}:" for family in BACKBONES}
+    return [f"{prefix}{arch}" for family, prefix in prefixes.items() for arch in BACKBONES[family].archs]
 
 
 def short_name(name: str) -> str:

@@ -1,7 +1,7 @@
 """What was measured, as JSON and as Markdown."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,8 +20,8 @@ from .timing import quantile
 
 _MIB = 1024**2
 LEGEND = (
-    "What stands in one table for one size was measured in turns, round by round, so the ratios hold whatever else "
-    "the machine did; the times hold for this machine in this state. *latency* is that of a batch: the median of all "
+    "What stands in one table for one size was measured in turns, round by round, so that whatever else the machine "
+    "did fell on all alike: ratios suffer less from it than times, and their spread says how much. *latency* is that of a batch: the median of all "
     "calls, with the 10th and the 90th percentile in brackets; *p95* is its 95th, of 20 *calls* or more. *images/s* "
     "are batch / median. *time / first* is how many times as long as the first model it takes: the median of the "
     "ratios of the rounds, with the 10th and the 90th percentile. *eager / compiled*, where both were tried, is how "
@@ -95,41 +95,49 @@ def as_markdown(facts: Mapping[str, str], rows: Sequence[Row]) -> str:
 
 def rows_table(rows: Sequence[Row]) -> str:
     """Lay out rows, and say under them what failed."""
-    header = ("H x W", "model", "parameters, M", "layout, mode", "images/s", "calls", "latency, ms", "p95, ms")
+    measured = {
+        name: cell for name, cell in _MEASURED.items() if name != _GAIN or any(row.gain_of_compiling for row in rows)
+    }
+
+    def cells(row: Row) -> tuple[str, ...]:
+        about = (cell(row) or "-" for cell in _ABOUT.values())
+        if row.turns is None:
+            return (*about, "failed", *("-",) * (len(measured) - 1))
+        return (*about, *(cell(row) or "-" for cell in measured.values()))
+
     notes = [
         f"{short_name(row.model)}, {row.case.size}: {what}, {reason}."
         for row in rows
         for what, reason in (("failed", row.reason), ("memory not measured", row.no_peak))
         if reason
     ]
-    compiled = ("eager / compiled",) if any(row.gain_of_compiling for row in rows) else ()
-    header = (*header, "time / first", *compiled, "peak, MiB", "beyond weights, MiB")
-    body = table(header, (_cells(row, bool(compiled)) for row in rows))
-    return "\n\n".join((body, *notes))
+    return "\n\n".join((table((*_ABOUT, *measured), map(cells, rows)), *notes))
 
 
-def _cells(row: Row, compiled: bool) -> tuple[str, ...]:
-    parameters = f"{row.parameters / 1e6:.2f}" if row.parameters else "-"
-    start = (row.case.size, short_name(row.model), parameters, str(row.variant) if row.variant else "-")
-    if row.turns is None:
-        return (*start, "failed", *("-",) * (7 if compiled else 6))
-    return (
-        *start,
-        number(row.images_per_second),
-        str(len(row.turns.calls)),
-        spread([1e3 * seconds for seconds in row.turns.calls]),
-        "-" if row.p95 is None else number(1e3 * row.p95),
-        _ratio(row.ratio),
-        *((_ratio(row.gain_of_compiling),) if compiled else ()),
-        *(f"{size / _MIB:.0f}" for size in row.peak or ()),
-        *(() if row.peak else ("-", "-")),
-    )
-
-
-def _ratio(values: Sequence[float]) -> str:
+def _ratio(values: Sequence[float]) -> str | None:
     if not values:
-        return "-"
+        return None
     return "1" if set(values) == {1.0} else spread(values)  # the first model itself
+
+
+# The columns of a table, and what stands in them: nothing, if there is nothing to say.
+_GAIN = "eager / compiled"
+_ABOUT: dict[str, Callable[[Row], str | None]] = {
+    "H x W": lambda row: row.case.size,
+    "model": lambda row: short_name(row.model),
+    "parameters, M": lambda row: row.parameters and f"{row.parameters / 1e6:.2f}",
+    "layout, mode": lambda row: row.variant and str(row.variant),
+}
+_MEASURED: dict[str, Callable[[Row], str | None]] = {
+    "images/s": lambda row: number(row.images_per_second),
+    "calls": lambda row: str(len(row.turns.calls)),
+    "latency, ms": lambda row: spread([1e3 * seconds for seconds in row.turns.calls]),
+    "p95, ms": lambda row: row.p95 and number(1e3 * row.p95),
+    "time / first": lambda row: _ratio(row.ratio),
+    _GAIN: lambda row: _ratio(row.gain_of_compiling),
+    "peak, MiB": lambda row: row.peak and f"{row.peak.whole / _MIB:.0f}",
+    "beyond weights, MiB": lambda row: row.peak and f"{row.peak.beyond_weights / _MIB:.0f}",
+}
 
 
 def _row_as_json(row: Row) -> dict[str, object]:
