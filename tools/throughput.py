@@ -147,7 +147,7 @@ def _size(text: str) -> tuple[int, int] | str:
         return text
     if not (match := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no size; give a side such as 224, or width x height as 1280x800; models come before the options"
+            f"{text!r} is no size; give a side such as 224, or width x height as 1280x800; models come before options"
         )
     width, height = int(match[1]), int(match[2] or match[1])
     return height, width

@@ -47,7 +47,7 @@ def why_unreliable() -> str | None:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
     if load <= _cores() / 2:
         return None
-    return f"the load is {load:.1f} on {_cores()} cores: where other programs run, times are too long, and ratios may be off"
+    return f"the load is {load:.1f} on {_cores()} cores: beside other programs times are too long, ratios perhaps off"
 
 
 def _cores() -> int:
