@@ -80,7 +80,7 @@ class Scan2D(nn.Module):
 
     def _half_of_in_proj(self, half: int, x: Tensor) -> Tensor:
         if isinstance(self.in_proj, HalvedLinear):
-            return self.in_proj(x, half)
+            return self.in_proj(x, half=half)
         # What an adapter has put in its place, as for LoRA, knows of no halves.
         return self.in_proj(x).chunk(2, -1)[half]
 
