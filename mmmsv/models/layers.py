@@ -125,8 +125,8 @@ class _Weights:
                     f"{type(self.module).__name__}: its {name} was changed in place between the forward pass and the "
                     "backward pass, which computes part of the forward pass again; change weights after backward()"
                 )
-        now = dict(self.module.named_parameters())
-        if all(now.get(name) is tensor for name, tensor in self.tensors.items()):
+        present = dict(self.module.named_parameters())
+        if all(present.get(name) is tensor for name, tensor in self.tensors.items()):
             return function(*inputs)
         named = {f"module.{name}": tensor for name, tensor in self.tensors.items()}
         return functional_call(_Method(self.module, function), named, inputs)
