@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmmsv.analysis.speed.markdown import table
+from mmmsv.analysis.speed.memory import kept_for_backward
 from mmmsv.analysis.speed.models import build, full_name, short_name
 from mmmsv.models import MSVMamba
 
@@ -37,27 +37,12 @@ def main() -> None:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.device(args.device):
             model, image = build(name, maps=True).train(), torch.empty(args.batch, 3, *args.size)
             with _autocast(args.device, args.dtype):
-                rows.append([short_name(name), f"{_kept(model, image) / 2**20:.0f}"])
+                rows.append([short_name(name), f"{kept_for_backward(model, image) / 2**20:.0f}"])
                 if name == full_name(args.arch):
                     for stage in model.stages:
                         stage.with_cp = True
-                    rows.append([f"{short_name(name)}, with_cp", f"{_kept(model, image) / 2**20:.0f}"])
+                    rows.append([f"{short_name(name)}, with_cp", f"{kept_for_backward(model, image) / 2**20:.0f}"])
     print(table(("backbone", "kept for the backward pass, MiB"), rows))
-
-
-def _kept(model: nn.Module, image: Tensor) -> int:
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage  # the storage itself, so that its place is not given to another
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(image)
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 @contextmanager

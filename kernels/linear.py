@@ -78,7 +78,7 @@ def _is_only_result_asked(x: Tensor, weight: Tensor, bias: Tensor | None) -> boo
 
 @torch.compiler.assume_constant_result  # torch.compile itself does not know, or says that it exports whatever it does
 def _is_compiled_for_the_result() -> bool:
-    """Whether the program has no derivative, and is not exported: then it keeps to ops that are known everywhere."""
+    """Whether the program has no derivative and is not exported: an exported one keeps to ops known everywhere."""
     return not (may_be_exporting() or is_transformed())
 
 

@@ -122,8 +122,7 @@ def define_for_the_result(
     op = getattr(torch.ops.mmmsv, name).default
 
     def without_derivatives(*values: Tensor | None) -> Tensor:
-        wanted = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
-        if wanted or forward_ad._current_level >= 0:
+        if _gradients_are_asked_for(values) or forward_ad._current_level >= 0:
             return instead(*values)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*values)
@@ -135,11 +134,15 @@ def define_for_the_result(
     return op
 
 
+def _gradients_are_asked_for(values: tuple[object, ...]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
+
+
 def _with_gradients(op: torch._ops.OpOverload, function: type[Function]) -> Callable[..., tuple]:
     """Return what ``op`` does where autograd looks on: ``function``; ``op`` alone where no gradient is asked for."""
 
     def run(*values: object) -> tuple[Tensor, ...]:
-        if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values):
+        if _gradients_are_asked_for(values):
             return function.apply(*values)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*values)

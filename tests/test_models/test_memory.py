@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmmsv.analysis.speed.memory import kept_for_backward
 from mmmsv.models import MSVMamba
 from mmmsv.models.layers import _RECOMPUTED
 
@@ -17,22 +18,6 @@ KEPT = {"tiny": 14.5, "v3_tiny": 12, "v3_base": 12}
 KEPT_IN_BFLOAT16 = {"tiny": 8.5, "v3_tiny": 7, "v3_base": 7}
 
 
-def bytes_kept(model, image):
-    """Count the memory behind all tensors that autograd keeps, each once, without parameters."""
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage  # the storage itself, so that its address is not given to another
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        maps = model(image)
-    return sum(storage.nbytes() for storage in kept.values()), maps
-
-
 def backbone(arch, depth, **options):
     settings = {"base": arch, "embed_dims": (DIM,), "depths": (depth,)}
     return MSVMamba(settings, drop_path_rate=0.0, **options)
@@ -41,7 +26,7 @@ def backbone(arch, depth, **options):
 @pytest.mark.parametrize("arch", KEPT)
 def test_a_block_keeps_few_maps(arch):
     image = torch.randn(2, 3, 224, 224)
-    one, two = (bytes_kept(backbone(arch, depth), image)[0] for depth in (1, 2))
+    one, two = (kept_for_backward(backbone(arch, depth), image) for depth in (1, 2))
     assert (two - one) / (2 * 56 * 56 * DIM * 4) < KEPT[arch]
 
 
@@ -49,13 +34,13 @@ def test_a_block_keeps_few_maps(arch):
 def test_a_block_keeps_few_maps_under_autocast(arch):
     x = torch.randn(2, 56, 56, DIM)
     with torch.autocast("cpu", torch.bfloat16):
-        kept, _ = bytes_kept(backbone(arch, 1).stages[0].blocks[0], x)
+        kept = kept_for_backward(backbone(arch, 1).stages[0].blocks[0], x)
     assert kept / (x.numel() * 4) < KEPT_IN_BFLOAT16[arch]
 
 
 def test_with_cp_keeps_the_input_of_a_block_alone():
     image = torch.randn(2, 3, 224, 224)
-    one, two = (bytes_kept(backbone("tiny", depth, with_cp=True), image)[0] for depth in (1, 2))
+    one, two = (kept_for_backward(backbone("tiny", depth, with_cp=True), image) for depth in (1, 2))
     assert (two - one) / (2 * 56 * 56 * DIM * 4) < 1.1
 
 

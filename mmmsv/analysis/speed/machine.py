@@ -34,7 +34,7 @@ def facts(device: torch.device) -> dict[str, str]:
         "processor": f"{processor()}, {_cores()} cores",
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
-        "load before the start": f"{os.getloadavg()[0]:.1f} processes" if hasattr(os, "getloadavg") else "unknown",
+        "load before the start": "unknown" if (load := _load()) is None else f"{load:.1f} processes",
         "torch": torch.__version__,
         "Python": platform.python_version(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -44,10 +44,15 @@ def facts(device: torch.device) -> dict[str, str]:
 
 def why_unreliable() -> str | None:
     """Say in one sentence that other programs keep the cores busy, if so."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
-    if load <= _cores() / 2:
+    load = _load()
+    if load is None or load <= _cores() / 2:
         return None
     return f"the load is {load:.1f} on {_cores()} cores: beside other programs times are too long, ratios perhaps off"
+
+
+def _load() -> float | None:
+    """Return how many processes ran or waited in the last minute; None where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def _cores() -> int:

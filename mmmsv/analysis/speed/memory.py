@@ -1,4 +1,4 @@
-"""Peak memory of a call, beyond what is in use before it."""
+"""Peak memory of a call beyond what is in use before it, and what autograd keeps."""
 
 import ctypes
 import multiprocessing
@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -39,6 +40,25 @@ def rise(call: Callable[[], object], device: torch.device) -> int:
     before = _resident("VmRSS")
     call()
     return _resident("VmHWM") - before
+
+
+def kept_for_backward(model: nn.Module, x: Tensor) -> int:
+    """Return the bytes behind all tensors that autograd keeps of ``model(x)``, each memory once, without weights.
+
+    Works on fake tensors, too.
+    """
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage  # the storage itself, so that its place is not given to another
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def _resident(field: str) -> int:
