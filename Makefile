@@ -67,7 +67,7 @@ bench: setup
 	$(VENV)/bin/python benchmarks/scan.py
 
 clean:
-	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis work_dirs build *.egg-info kernels/_cpu_* packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
+	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis work_dirs build *.egg-info mmmsv/kernels/backends/cpu/_cpu_* packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
 
 ifeq ($(filter lite compiled,$(MMCV)),)
 $(error MMCV is '$(MMCV)', expected lite or compiled)
@@ -86,7 +86,7 @@ $(VENV)/.done-torch: $(CONSTRAINTS) $(VENV)/.done-venv
 	$(PIP) install -c $(CONSTRAINTS) torch torchvision setuptools wheel
 	@touch $@
 
-$(VENV)/.done-packages: pyproject.toml setup.py $(wildcard kernels/csrc/*) $(VENV)/.done-torch
+$(VENV)/.done-packages: pyproject.toml setup.py $(wildcard mmmsv/kernels/backends/cpu/csrc/*) $(VENV)/.done-torch
 	$(PIP) install -c $(CONSTRAINTS) $(PACKAGES)
 # MMEngine asks for opencv-python, which needs libGL and glib from the system; the headless build needs neither.
 	$(PIP) uninstall -y opencv-python opencv-python-headless

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mmmsv.kernels import Route
-from mmmsv.kernels.arguments import Scan1d, Scan2d
 from mmmsv.kernels.routes import ROUTES
+from mmmsv.kernels.scan_arguments import Scan1d, Scan2d
 
 Scan = Scan1d | Scan2d
 

@@ -12,9 +12,10 @@ from cases import Scan
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from mmmsv.kernels import BACKENDS, scan2d, selective_scan, unfused, use_backend
-from mmmsv.kernels.arguments import Scan1d, Scan2d
+from mmmsv.kernels import BACKENDS, scan2d, selective_scan, use_backend
+from mmmsv.kernels.backends.torch import unrolled as unfused
 from mmmsv.kernels.dispatch import automatic
+from mmmsv.kernels.scan_arguments import Scan1d, Scan2d
 
 _UNFUSED = "triton, unfused"
 

@@ -22,9 +22,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
-from mmmsv.kernels import triton_kernels, triton_scan
-from mmmsv.kernels.arguments import Scan1d, Scan2d
+from mmmsv.kernels.backends.triton import kernels as triton_kernels
+from mmmsv.kernels.backends.triton import scan as triton_scan
 from mmmsv.kernels.routes import ROUTES
+from mmmsv.kernels.scan_arguments import Scan1d, Scan2d
 
 CAPABILITIES = (80, 90)
 CARRIED = tuple(ROUTES.index(route) for route in ("row_rev", "col", "col_rev"))

@@ -11,7 +11,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPP
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
-from .compat import allow_mmengine_checkpoints
+from .compat.mmengine_checkpoints import allow_mmengine_checkpoints
 
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmmsv", locations=["mmmsv.models"])
 WEIGHT_INITIALIZERS = Registry(

@@ -28,7 +28,7 @@ def _scan_by_rows(self, inputs):
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    from mmmsv.kernels import triton_scan
+    from mmmsv.kernels.backends.triton import scan as triton_scan
 
     if triton_scan.why_no_triton() is None:
         from triton.runtime.interpreter import ScanOps

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from mmmsv import kernels
-from mmmsv.kernels import old_torch
 
 ROOT = Path(__file__).parents[1]
 OPENMMLAB = {"mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain", "mim"}
@@ -14,7 +13,7 @@ OPENMMLAB = {"mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain", "mim"}
 # Folder: top-level packages that its files may not import.
 ABOVE = {"mmmsv.checkpoints", "mmmsv.analysis", "mmmsv.engine", "tools"}
 FORBIDDEN = {
-    "kernels": {*OPENMMLAB, *ABOVE, "mmmsv.models", "mmmsv.registry", "mmmsv.compat", "torchvision"},
+    "mmmsv/kernels": {*OPENMMLAB, *ABOVE, "mmmsv.models", "mmmsv.registry", "torchvision"},
     "mmmsv/models": {*OPENMMLAB - {"mmengine"}, *ABOVE},
     "mmmsv/checkpoints": {*OPENMMLAB - {"mmengine"}, *ABOVE - {"mmmsv.checkpoints"}, "mmmsv.kernels"},
     "mmmsv/analysis": {*OPENMMLAB - {"mmengine"}, *ABOVE - {"mmmsv.analysis"}},
@@ -48,7 +47,7 @@ def test_imports_go_one_way(folder):
 
 
 def test_models_reach_the_kernels_by_their_public_names():
-    names = ("", *kernels.__all__, "old_torch", *(f"old_torch.{name}" for name in old_torch.__all__))
+    names = ("", *kernels.__all__, *())
     public = {f"mmmsv.kernels.{name}".rstrip(".") for name in names}
     used = {
         n

@@ -13,12 +13,12 @@ from torch import Tensor
 from mmmsv import __version__
 from mmmsv.models import MSVMamba
 from mmmsv.models.arch import Arch
-from mmmsv.models.fit import list_misfits
+from mmmsv.models.mismatches import list_misfits
 
-from .inference import infer_arch, name_of
-from .layout import to_authors
+from .infer_arch import infer_arch, name_of
 from .matching import BACKBONE_NAMES, Match, has_our_names, is_classifier, match, of_backbone
 from .reading import read_checkpoint, weights_of
+from .translation import to_authors
 
 
 def from_authors_file(source: str | os.PathLike) -> tuple[dict[str, object], str]:

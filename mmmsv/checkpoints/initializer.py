@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmmsv.models.backbone import VisionMamba
 from mmmsv.registry import WEIGHT_INITIALIZERS
 
-from .inference import name_of
+from .infer_arch import name_of
 from .matching import match
 from .reading import read_checkpoint, weights_of
 

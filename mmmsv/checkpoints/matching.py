@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mmmsv.models.arch import Arch
-from mmmsv.models.fit import list_misfits
+from mmmsv.models.mismatches import list_misfits
 
-from .inference import infer_arch, name_of
-from .layout import as_linear, from_authors, is_flat, to_authors
+from .infer_arch import infer_arch, name_of
+from .translation import as_linear, from_authors, is_flat, to_authors
 
 _BACKBONE, _HEAD, _OUR_HEAD = "backbone.", "classifier.head.", "head.fc."
 # What the names of a backbone begin with, in the authors' files.

@@ -15,9 +15,8 @@ import torch
 from mmengine.dist import barrier, is_main_process
 from torch import Tensor
 
-from mmmsv.text import first_of
-
-from .old_torch import load_plain
+from mmmsv.compat.plain_loading import load_plain
+from mmmsv.messages import first_of
 
 # Of the weights that a file holds several times, the first of these.
 _PARTS = ("model_ema", "model", "state_dict")

@@ -11,8 +11,8 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.runner import Runner
 
+from mmmsv.messages import first_of
 from mmmsv.registry import HOOKS
-from mmmsv.text import first_of
 
 _BACKEND = "mmmsv_whole_files"
 _UNFINISHED = ".mmmsv-unfinished"

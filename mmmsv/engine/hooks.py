@@ -11,8 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
+from mmmsv.messages import first_of
 from mmmsv.registry import HOOKS
-from mmmsv.text import first_of
 
 from .wrappers import unwrap
 

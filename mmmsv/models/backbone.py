@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .arch import Arch, resolve_arch
 from .blocks import Stage, build_block
-from .fit import refuse_misfit
-from .stems import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
+from .mismatches import refuse_misfit
+from .resolution import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
 
 _STEMS = {"patch": PatchEmbed, "conv": ConvStem}
 _DOWNSAMPLES = {"merge": PatchMerging, "conv": ConvDownsample}

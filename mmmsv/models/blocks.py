@@ -9,7 +9,7 @@ from .arch import BlockArch
 from .ffn import MLP, ConvFFN
 from .layers import recompute
 from .ms2d import Scan2D, build_scan
-from .stems import ConvDownsample, PatchMerging
+from .resolution import ConvDownsample, PatchMerging
 
 
 class VSSBlock(nn.Module):

@@ -14,8 +14,8 @@ from torch.func import functional_call
 from torch.jit import is_tracing
 from torch.utils.checkpoint import checkpoint
 
+from mmmsv.compat.torch_versions import get_autocast_dtype, is_autocast_enabled, is_compiling
 from mmmsv.kernels import Activation, depthwise_conv, linear
-from mmmsv.kernels.old_torch import get_autocast_dtype, is_autocast_enabled, is_compiling
 
 
 class Linear(nn.Linear):

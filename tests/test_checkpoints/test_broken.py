@@ -20,8 +20,8 @@ import torch
 
 from mmmsv.checkpoints import AuthorsCheckpoint
 from mmmsv.checkpoints.conversion import from_authors_file
-from mmmsv.checkpoints.layout import to_authors
 from mmmsv.checkpoints.reading import read_checkpoint, weights_of
+from mmmsv.checkpoints.translation import to_authors
 from mmmsv.models import MSVMamba
 from tests.test_models.golden import arch_of, load_golden
 

@@ -11,7 +11,7 @@ import torch
 from mmengine.runner import save_checkpoint
 
 from mmmsv.checkpoints.conversion import from_authors_file, save_named_by_hash, to_authors_file
-from mmmsv.checkpoints.layout import from_authors, is_flat
+from mmmsv.checkpoints.translation import from_authors, is_flat
 from mmmsv.models import MSVMamba
 from tests.test_models.golden import FILES, load_golden
 

@@ -11,7 +11,7 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmseg.registry import MODELS as MMSEG_MODELS
 
 from mmmsv.checkpoints import AuthorsCheckpoint
-from mmmsv.checkpoints.layout import from_authors, to_authors
+from mmmsv.checkpoints.translation import from_authors, to_authors
 from mmmsv.models import MSVMamba
 from tests.test_models.golden import arch_of, load_golden
 

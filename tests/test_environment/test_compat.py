@@ -19,8 +19,8 @@ from mmengine.optim import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 
 import mmmsv.registry
-from mmmsv import compat
-from mmmsv.checkpoints.old_torch import load_plain
+from mmmsv.compat import mmengine_checkpoints as compat
+from mmmsv.compat.plain_loading import load_plain
 
 RESTRICTED = torch.__version__ >= (2, 6)
 

@@ -13,7 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmmsv.kernels import ROUTES, maps, native_library, native_scan, plain, use_backend
+from mmmsv.kernels import ROUTES, use_backend
+from mmmsv.kernels import fused as maps
+from mmmsv.kernels.backends.cpu import library as native_library
+from mmmsv.kernels.backends.cpu import scan as native_scan
+from mmmsv.kernels.backends.torch import fused as plain
 
 from .scan_inputs import TOLERANCE, MapCase, assert_near, run, run_map, scan_inputs
 

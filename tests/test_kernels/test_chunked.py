@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmmsv.kernels import chunked
+from mmmsv.kernels.backends.torch import scan as chunked
 
 from .scan_inputs import assert_near, run, scan_inputs
 

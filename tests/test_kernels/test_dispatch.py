@@ -10,7 +10,8 @@ import sys
 import pytest
 import torch
 
-from mmmsv.kernels import BACKENDS, dispatch, native_library, selective_scan, use_backend
+from mmmsv.kernels import BACKENDS, dispatch, selective_scan, use_backend
+from mmmsv.kernels.backends.cpu import library as native_library
 
 from .scan_inputs import scan_inputs
 
@@ -127,7 +128,7 @@ def test_every_build_computes_the_same(instructions):
         pytest.skip("this processor has no AVX-512")
     script = (
         "import torch\n"
-        "from mmmsv.kernels import native_library\n"
+        "from mmmsv.kernels.backends.cpu import library as native_library\n"
         "from tests.test_kernels.scan_inputs import *\n"
         "case = MapCase(size=(9, 11), dim=21, state=2, routes=('row_rev', 'col'), carry=True, dtype=torch.float32)\n"
         "for ours, theirs in zip(run_map('cpu', case.inputs(), case.options), exact_map(case), strict=True):\n"

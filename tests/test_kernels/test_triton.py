@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmmsv.kernels import triton_scan
+from mmmsv.kernels.backends.triton import scan as triton_scan
 
 from .scan_inputs import MAP_NAMES, NAMES, TOLERANCE, MapCase, assert_near, exact, exact_map, run, run_map, scan_inputs
 
@@ -23,7 +23,7 @@ if reason := triton_scan.why_no_triton():
 
 import triton
 
-from mmmsv.kernels import triton_kernels
+from mmmsv.kernels.backends.triton import kernels as triton_kernels
 
 ROOT = Path(__file__).parents[2]
 CARRIED = MapCase(routes=("row_rev", "col", "col_rev"), carry=True, state=2, batch=1, dtype=torch.float32)

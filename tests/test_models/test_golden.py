@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 
-from mmmsv.checkpoints.layout import from_authors
+from mmmsv.checkpoints.translation import from_authors
 from mmmsv.models import MSVMamba
 
 from .golden import FILES, WITH_GRADIENTS, arch_of, load_golden

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .checks import PLAIN, is_only_computed, is_transformed
-from .old_torch import is_autocast_enabled, is_compiling, may_be_exporting
-from .registration import define_for_the_result
+from mmmsv.compat.torch_versions import is_autocast_enabled, is_compiling, may_be_exporting
+
+from ...argument_checks import PLAIN, is_only_computed, is_transformed
+from ...registration import define_for_the_result
 
 # Below so many multiply-adds MKL's product is the faster one: it has less to prepare.
 _SMALL = 1 << 20

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmmsv.checkpoints.inference import infer_arch, name_of
-from mmmsv.checkpoints.layout import from_authors, is_flat, to_authors
+from mmmsv.checkpoints.infer_arch import infer_arch, name_of
+from mmmsv.checkpoints.translation import from_authors, is_flat, to_authors
 from mmmsv.models import MSVMamba, VMamba
 from tests.test_models.golden import FILES, arch_of, load_golden
 

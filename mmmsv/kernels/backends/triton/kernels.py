@@ -11,7 +11,7 @@ over n is inside that over the tiles, so that u and the step are made once for a
 import triton
 import triton.language as tl
 
-from .triton_tiles import (
+from .tiles import (
     LOG2_E,
     RANKS,
     block_of,

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import scan_ops
-from .checks import check_bool, check_tensors, one_dtype, state_dtype
+from . import ops as scan_ops
+from .argument_checks import check_bool, check_tensors, one_dtype, state_dtype
 from .routes import ROUTES, Route
 
 _CODES = {route: code for code, route in enumerate(ROUTES)}

@@ -10,10 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mmmsv.compat.torch_versions import register_flop_formula
+
 from . import dispatch
-from .arguments import Scan1d, Scan2d
-from .old_torch import register_flop_formula
 from .registration import define
+from .scan_arguments import Scan1d, Scan2d
 
 _ARGUMENTS_1D = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus"

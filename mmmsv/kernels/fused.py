@@ -12,10 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import dispatch, native_maps, native_scan, plain
-from .checks import check_bool, check_tensors, one_dtype, state_dtype
-from .old_torch import register_flop_formula
-from .plain import ACTIVATIONS
+from mmmsv.compat.torch_versions import register_flop_formula
+
+from . import dispatch
+from .argument_checks import check_bool, check_tensors, one_dtype, state_dtype
+from .backends.cpu import fused as native_maps
+from .backends.cpu import scan as native_scan
+from .backends.torch import fused as plain
+from .backends.torch.fused import ACTIVATIONS
 from .registration import define
 
 # Beyond the kernels' size it has no use; scratch grows with it.

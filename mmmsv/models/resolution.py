@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor, cat, channels_last, nn
 from torch.nn.functional import gelu, pad
 
-from mmmsv.kernels.old_torch import is_compiling
+from mmmsv.compat.torch_versions import is_compiling
 
 from .layers import ChannelsLastConv2d, projection
 

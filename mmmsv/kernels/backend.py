@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .arguments import Scan1d, Scan2d
+from .scan_arguments import Scan1d, Scan2d
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from . import unfused
-from .arguments import CHUNK, Scan1d
+from ...scan_arguments import CHUNK, Scan1d
+from ..torch import unrolled
 
 
 def selective_scan(scan: Scan1d) -> tuple[Tensor, Tensor]:
@@ -80,4 +80,4 @@ def _states(step: Tensor, u: Tensor, A: Tensor, B: Tensor) -> Tensor:
     return states
 
 
-BACKEND = unfused.backend(selective_scan, selective_scan_backward)
+BACKEND = unrolled.backend(selective_scan, selective_scan_backward)

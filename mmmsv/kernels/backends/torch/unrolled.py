@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .arguments import Scan1d, Scan2d
-from .backend import Backend
-from .routes import roll_up, unroll
+from ...backend import Backend
+from ...routes import roll_up, unroll
+from ...scan_arguments import Scan1d, Scan2d
 
 Forward1d = Callable[[Scan1d], tuple[Tensor, Tensor]]
 Backward1d = Callable[[Scan1d, Tensor, Tensor], tuple[Tensor, ...]]

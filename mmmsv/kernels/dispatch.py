@@ -7,8 +7,11 @@ from collections.abc import Iterator
 
 import torch
 
-from . import chunked, native_scan, reference, triton_scan
 from .backend import Backend
+from .backends.cpu import scan as native_scan
+from .backends.reference import scan as reference
+from .backends.torch import scan as chunked
+from .backends.triton import scan as triton_scan
 
 BACKENDS: dict[str, Backend] = {
     "triton": triton_scan.BACKEND,

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import CHUNK, Scan1d, Scan2d, chunks
-from .backend import Backend
-from .layout import ceil_div, laid_out_as, last_axis_innermost
+from ...backend import Backend
+from ...scan_arguments import CHUNK, Scan1d, Scan2d, chunks
+from ..strides import ceil_div, laid_out_as, last_axis_innermost
 
 if TYPE_CHECKING:
-    from .triton_tiles import Inputs, PerToken, Sizes
+    from .tiles import Inputs, PerToken, Sizes
 
 # Older ones have no tuples as arguments (before 3.3), or no product of 8 rows on the tensor cores.
 _OLDEST_TRITON = (3, 5)
@@ -57,9 +57,9 @@ def why_not(device: torch.device) -> str | None:
         return reason
     import triton
 
-    from . import triton_kernels
+    from . import kernels
 
-    if not isinstance(triton_kernels.scan_forward, triton.JITFunction):
+    if not isinstance(kernels.scan_forward, triton.JITFunction):
         return None  # Triton's interpreter: TRITON_INTERPRET was set when the kernels were imported
     if device.type != "cuda":
         return "its kernels run on NVIDIA GPUs only"
@@ -150,7 +150,7 @@ class _Problem:
 
     def forward(self, y: Tensor) -> Tensor:
         """Write y ``(batch, routes, tokens, D)`` and return the states."""
-        from . import triton_kernels as kernels
+        from . import kernels
 
         sizes, state = self._sizes, self.A.shape[2]
         states = self.A.new_empty(self.u.shape[0], sizes.chunks, state, sizes.sequences * sizes.channels)
@@ -164,8 +164,8 @@ class _Problem:
 
     def backward(self, states: Tensor, dy: Tensor, du: Tensor, ddelta: Tensor | None = None) -> _Parts:
         """Write du and, for a dense step, ddelta ``(batch, routes, tokens, D)``; return the other gradients."""
-        from . import triton_kernels as kernels
-        from .triton_tiles import Gradients
+        from . import kernels
+        from .tiles import Gradients
 
         batch, routes, tokens, _ = self.u.shape
         state = self.A.shape[2]
@@ -197,7 +197,7 @@ class _Problem:
 
     def _carried(self, signal: Tensor, projection: Tensor, reverse: bool) -> Tensor:
         """Return the state that enters each span, as :attr:`_Parts.A`: 0 where there is one span."""
-        from . import triton_kernels as kernels
+        from . import kernels
 
         sizes, state = self._sizes, self.A.shape[2]
         carry = self.A.new_zeros(self._rows(state))
@@ -245,7 +245,7 @@ class _Problem:
 
     @cached_property
     def _sizes(self) -> "Sizes":
-        from .triton_tiles import Sizes
+        from .tiles import Sizes
 
         batch, routes, tokens, channels = self.u.shape
         sequences, length = routes // self.per_sequence, tokens * self.per_sequence
@@ -267,7 +267,7 @@ class _Problem:
 
     @cached_property
     def _inputs(self) -> "Inputs":
-        from .triton_tiles import Inputs
+        from .tiles import Inputs
 
         W_dt, bias, A, skip = (
             None if weight is None else weight.movedim(-1, 0).contiguous() if weight.dim() == 3 else weight.contiguous()
@@ -353,7 +353,7 @@ def _empty_channels_last(u: Tensor) -> Tensor:
 
 
 def _per_token(tensor: Tensor) -> "PerToken":
-    from .triton_tiles import PerToken, hidden
+    from .tiles import PerToken, hidden
 
     return PerToken(tensor, *map(hidden, tensor.stride()[:3]))
 

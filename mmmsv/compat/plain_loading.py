@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import serialization
 
-from mmmsv.compat import SAFE_GLOBALS, TAKES_SAFE_GLOBALS
+from .mmengine_checkpoints import SAFE_GLOBALS, TAKES_SAFE_GLOBALS
 
 
 def load_plain(path: Path, also: Sequence[tuple[type, str]] = ()) -> object:

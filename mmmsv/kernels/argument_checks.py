@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from .old_torch import is_autocast_enabled, is_compiling, is_traced_early
+from mmmsv.compat.torch_versions import is_autocast_enabled, is_compiling, is_traced_early
 
 # Types of tensors that mean their memory.
 PLAIN = (Tensor, Parameter)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
 
-from .checks import is_only_computed
+from .argument_checks import is_only_computed
 
 _LIBRARY = torch.library.Library("mmmsv", "DEF")
 

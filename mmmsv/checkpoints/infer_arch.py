@@ -11,7 +11,7 @@ from torch import Tensor
 from mmmsv.models import MSVMamba, VMamba
 from mmmsv.models.arch import Arch, BlockArch
 
-from .layout import THEIR_MODULES, as_linear
+from .translation import THEIR_MODULES, as_linear
 
 _FULL = ("row", "col", "row_rev", "col_rev")
 _HALF = {1: ("col_rev",), 2: ("row_rev", "col_rev"), 3: ("row_rev", "col", "col_rev")}

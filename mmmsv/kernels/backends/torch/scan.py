@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from . import unfused
-from .arguments import CHUNK, Scan1d, chunks
+from ...scan_arguments import CHUNK, Scan1d, chunks
+from . import unrolled
 
 # State elements worked on at once. Small enough for a CPU's last-level cache, large enough to hide launch costs.
 _ELEMENTS = 1 << 19
@@ -208,4 +208,4 @@ class _Sequence:
         return _Chunk(u, step, decay, states, B, C)
 
 
-BACKEND = unfused.backend(selective_scan, selective_scan_backward)
+BACKEND = unrolled.backend(selective_scan, selective_scan_backward)

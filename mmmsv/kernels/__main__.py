@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import BACKENDS, automatic, select, use_backend
-from .interface import scan2d
+from .scan import scan2d
 
 _CHANNELS, _RANK = 192, 6
 # Sides of the square maps, each tried when the one before says that it takes no longer than this.

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import state_dtype
-from .layout import ceil_div, laid_out_as, last_axis_innermost
-from .native_library import DTYPES, GROUPS, LANES, new, run
-from .plain import ACTIVATIONS
+from ...argument_checks import state_dtype
+from ..strides import ceil_div, laid_out_as, last_axis_innermost
+from ..torch.fused import ACTIVATIONS
+from .library import DTYPES, GROUPS, LANES, new, run
 
 # Channels of a task of a convolution, ``PITCH`` of depthwise.cpp: some rows of them stay in the cache of a core, and
 # each read is long enough for its prefetcher.

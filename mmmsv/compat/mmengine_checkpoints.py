@@ -1,4 +1,4 @@
-"""Makes checkpoints written by MMEngine load under torch's ``weights_only`` default.
+"""Make checkpoints written by MMEngine load under torch's ``weights_only`` default.
 
 Since torch 2.6 ``torch.load`` builds nothing from a checkpoint but tensors, containers and what was registered as
 safe. MMEngine 0.10 stores its message hub beside the weights: HistoryBuffers with NumPy arrays, scores as NumPy

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import Scan1d, Scan2d
-from .backend import Backend
-from .layout import ceil_div, laid_out_as, last_axis_innermost
-from .native_library import DTYPES, GROUPS, LANES, new, run, why_not
+from ...backend import Backend
+from ...scan_arguments import Scan1d, Scan2d
+from ..strides import ceil_div, laid_out_as, last_axis_innermost
+from .library import DTYPES, GROUPS, LANES, new, run, why_not
 
 # Channels of a block in a backward pass. Sums over channels are made block by block, so this must not depend on the
 # number of threads either; blocks come in pairs, so that two cores share an image evenly.
