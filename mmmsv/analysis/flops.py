@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmmsv.kernels.flops import ScanSizes
 from mmmsv.models import MSVMamba, VMamba
 
 BACKBONES = {backbone.__name__: backbone for backbone in (MSVMamba, VMamba)}
@@ -252,44 +253,24 @@ def _run(convention: _Convention, part: Callable[..., object], *arguments: objec
     return Macs(products.get_total_flops() // 2, scan, elementwise), output
 
 
-def _sizes(*arguments: object) -> tuple[int, int, int, int, int]:
-    """Return, of the arguments of scan2d, tokens times channels, routes, parameter sets, R and N."""
-    x, _, _, _, W_dt, _, A, _, route_codes, *_ = arguments
-    return prod(x), len(route_codes), A[0], W_dt[2], A[2]
-
-
 def _published_projections(*arguments: object, **_: object) -> int:
-    pairs, routes, sets, rank, state = _sizes(*arguments)
-    return 2 * pairs * (routes * rank + (routes - sets) * (rank + 2 * state))
+    pairs, routes, sets, rank, state, _ = ScanSizes.of(*arguments)
+    # Per token and channel, not per pair: what each token of a set is projected to, once more for each other route.
+    return 2 * pairs * rank + 2 * (pairs // routes) * (routes - sets) * (rank + 2 * state)
 
 
 def _our_projections(*arguments: object, **_: object) -> int:
-    pairs, routes, _, rank, _ = _sizes(*arguments)
-    return 2 * pairs * routes * rank
+    sizes = ScanSizes.of(*arguments)
+    return 2 * sizes.pairs * sizes.rank
 
 
-def _published_scan2d(*arguments: object, **_: object) -> int:
-    pairs, routes, _, _, state = _sizes(*arguments)
-    return pairs * routes * (9 * state + 1)
+def _published_scan(*arguments: object, **_: object) -> int:
+    return ScanSizes.of(*arguments).recurrence
 
 
-def _our_scan2d(*arguments: object, **_: object) -> int:
-    pairs, routes, _, _, state = _sizes(*arguments)
-    return pairs * routes * (4 * state + 2)
-
-
-def _published_selective_scan(u: tuple, delta: tuple, A: tuple, *_: object, **__: object) -> int:
-    return prod(u) * (9 * A[1] + 1)
-
-
-def _our_selective_scan(
-    u: tuple, delta: tuple, A: tuple, B: tuple, C: tuple, D: tuple | None, *_: object, **__: object
-) -> int:
-    return prod(u) * (4 * A[1] + 1 + (D is not None))
-
-
-def _nothing(*_: object, **__: object) -> int:
-    return 0
+def _our_scan(*arguments: object, **_: object) -> int:
+    sizes = ScanSizes.of(*arguments)
+    return sizes.pairs * (4 * sizes.state + 1 + sizes.skip)
 
 
 def _per_input(operations: int) -> Callable[..., int]:
@@ -306,10 +287,10 @@ def _published_merge_scales(
     return 5 * (prod(full) + prod(half)) + 4 * prod(full) if norm_first else 5 * prod(full)
 
 
-_SCAN2D, _SELECTIVE_SCAN = torch.ops.mmmsv.scan2d, torch.ops.mmmsv.selective_scan
+_SCAN = torch.ops.mmmsv.scan2d
 _PUBLISHED = _Convention(
-    projections={_SCAN2D: _published_projections, _SELECTIVE_SCAN: _nothing},
-    scans={_SCAN2D: _published_scan2d, _SELECTIVE_SCAN: _published_selective_scan},
+    projections={_SCAN: _published_projections},
+    scans={_SCAN: _published_scan},
     elementwise={
         torch.ops.aten.native_layer_norm: _per_input(5),
         torch.ops.aten.native_group_norm: _per_input(5),
@@ -321,7 +302,7 @@ _PUBLISHED = _Convention(
     },
 )
 _OURS = _Convention(
-    projections={_SCAN2D: _our_projections, _SELECTIVE_SCAN: _nothing},
-    scans={_SCAN2D: _our_scan2d, _SELECTIVE_SCAN: _our_selective_scan},
+    projections={_SCAN: _our_projections},
+    scans={_SCAN: _our_scan},
     elementwise={},
 )

@@ -1,9 +1,10 @@
-"""The selective scan (S6) and its backends; imports torch, never a package of OpenMMLab."""
+"""The selective scan (S6), the ops around it, and their backends; imports torch, never a package of OpenMMLab."""
 
+from . import backends, flops  # noqa: F401  which registers them
 from .backends.torch.fused import upsample
-from .backends.torch.linear import linear
 from .dispatch import BACKENDS, use_backend
 from .fused import Activation, depthwise_conv, gate, merge_scales
+from .linear import linear
 from .routes import ROUTES, Route
 from .scan import scan2d, selective_scan
 

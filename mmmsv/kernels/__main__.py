@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .dispatch import BACKENDS, automatic, select, use_backend
+from .dispatch import BACKENDS, Backend, automatic, select, use_backend
 from .scan import scan2d
 
 _CHANNELS, _RANK = 192, 6
@@ -39,23 +39,27 @@ def _devices() -> list[torch.device]:
 
 def report(device: torch.device) -> list[str]:
     """Return a line for each backend, and one where the automatic choice is overruled or cannot be."""
-    taken = automatic(device)
+    chosen = automatic(_name, device)
     lines = []
     for name, backend in BACKENDS.items():
-        if reason := backend.why_not(device):
+        if reason := "it has no scan" if backend.scan2d is None else backend.why_not(device):
             text = f"  cannot run: {reason}"
         else:
             side, forward, both = measure(name, device)
-            text = f"{side:6}{forward:10.2f}{both:18.2f}{'  automatic choice' if name == taken else ''}"
+            text = f"{side:6}{forward:10.2f}{both:18.2f}{'  automatic choice' if name == chosen else ''}"
         lines.append(f"{device.type:8}{name:12}{text}")
     try:
-        asked = select(device)
+        asked = select(_name, device)
     except (ValueError, RuntimeError) as error:
         return [*lines, f"Scans on {device.type} will fail: {error}"]
-    if asked is not BACKENDS[taken]:
-        name = next(name for name, backend in BACKENDS.items() if backend is asked)
-        lines.append(f"Asked for by the environment, instead of the automatic choice: {name}")
+    if asked != chosen:
+        lines.append(f"Asked for by the environment, instead of the automatic choice: {asked}")
     return lines
+
+
+def _name(backend: Backend) -> str | None:
+    """Return the name of a backend that has a scan."""
+    return None if backend.scan2d is None else backend.name
 
 
 def measure(name: str, device: torch.device) -> tuple[int, float, float]:

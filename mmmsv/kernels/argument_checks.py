@@ -1,15 +1,18 @@
-"""What the public functions check alike."""
+"""Checks of what the public functions are given: types, dtypes, devices, shapes, routes."""
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import Parameter
 
-from mmmsv.compat.torch_versions import is_autocast_enabled, is_compiling, is_traced_early
+from mmmsv.compat.torch_versions import is_autocast_enabled
 
-# Types of tensors that mean their memory.
-PLAIN = (Tensor, Parameter)
+from .bypass import may_carry_tangents
+from .routes import ROUTES, Route
+
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_CODES = {route: code for code, route in enumerate(ROUTES)}
 
 
 def state_dtype(u: Tensor) -> torch.dtype:
@@ -17,11 +20,17 @@ def state_dtype(u: Tensor) -> torch.dtype:
     return torch.float64 if u.dtype == torch.float64 else torch.float32
 
 
-def check_tensors(op: str, per_token: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
-    """Refuse what is no strided floating-point tensor, carries a tangent, or is on another device than the first."""
-    first, given = next(iter(per_token)), {**per_token, **weights}
-    device, may_be_dual = None, forward_ad._current_level >= 0
-    for name, tensor in given.items():
+def check_tensors(op: str, per_token: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Refuse what is no strided floating-point tensor, carries a tangent, or is on another device than the first.
+
+    Raises:
+        TypeError: An argument is no floating-point tensor, or sparse or nested.
+        ValueError: Two are on different devices.
+        NotImplementedError: A forward-mode derivative is asked for.
+    """
+    first, may_be_dual = next(iter(per_token)), may_carry_tangents()
+    device = None
+    for name, tensor in (*per_token.items(), *weights.items()):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
         if tensor.dtype not in _FLOATS:
@@ -38,13 +47,17 @@ def check_tensors(op: str, per_token: dict[str, Tensor], weights: dict[str, Tens
 
 
 def check_bool(op: str, name: str, value: bool) -> None:
-    """Refuse what is no bool."""
+    """Raise TypeError for what is no bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected True or False")
 
 
-def one_dtype(op: str, per_token: dict[str, Tensor]) -> list[Tensor]:
-    """Return the tensors in one dtype: under autocast the widest of theirs, since it leaves them in different ones."""
+def one_dtype(op: str, per_token: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the tensors in one dtype: under autocast the widest of theirs, since it leaves them in different ones.
+
+    Raises:
+        TypeError: They have different dtypes, and autocast is off.
+    """
     (first, u), *others = per_token.items()
     kind, tensors = u.device.type, list(per_token.values())
     different = [name for name, tensor in others if tensor.dtype != u.dtype]
@@ -58,29 +71,97 @@ def one_dtype(op: str, per_token: dict[str, Tensor]) -> list[Tensor]:
     raise TypeError(f"{op}: {name} is {per_token[name].dtype} and {first} is {u.dtype}; cast one")
 
 
-def is_transformed() -> bool:
-    """Tell whether a transform of torch.func, or a forward-mode derivative, is going on."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+def route_codes(op: str, routes: Sequence[Route]) -> list[int]:
+    """Return the places of routes in ``ROUTES``.
 
-
-def is_only_computed(*tensors: Tensor | None) -> bool:
-    """Tell whether nobody needs to know what is computed, so that addresses may be passed on past torch's dispatcher.
-
-    That is: no derivative of either kind, no program that is recorded, no counter or other mode, no transform of
-    torch.func, no subclass, and no tensor that stands for another one, as a conjugate or as zeros without memory.
+    Raises:
+        TypeError: ``routes`` is no sequence of routes.
+        ValueError: It is empty, or holds something else.
     """
-    if (
-        is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._len_torch_dispatch_stack()
-        or is_traced_early()
-        or is_transformed()
-    ):
-        return False
-    with_gradients = torch.is_grad_enabled()
-    for each in tensors:  # no generator: this stands in front of every op, and one would take as long as the rest
-        if each is not None and (
-            type(each) not in PLAIN or each.is_neg() or each._is_zerotensor() or (with_gradients and each.requires_grad)
-        ):
-            return False
-    return True
+    if isinstance(routes, str) or not isinstance(routes, Sequence):
+        raise TypeError(f"{op}: routes is {routes!r}, expected a tuple of routes out of {ROUTES}")
+    for route in routes:
+        if not isinstance(route, str) or route not in ROUTES:
+            raise ValueError(f"{op}: routes holds {route!r}, expected one or more of {ROUTES}")
+    if not routes:
+        raise ValueError(f"{op}: routes is empty, expected one or more of {ROUTES}")
+    return [_CODES[route] for route in routes]
+
+
+def check_channels(op: str, name: str, x: Tensor) -> int:
+    """Return the channels of a map; raise ValueError for another shape than ``(batch, H, W, D)``."""
+    if x.dim() != 4:
+        raise _misshapen(op, name, x, "(batch, H, W, D)")
+    return x.shape[3]
+
+
+def check_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], of: str, x: Tensor) -> None:
+    """Raise ValueError for another shape than that which belongs to x, the argument ``of``."""
+    if tensor.shape != shape:
+        raise _misshapen(op, name, tensor, f"{shape} for {of} {tuple(x.shape)}")
+
+
+def check_sequence_shapes(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None
+) -> None:
+    """Raise ValueError where the shapes of the arguments of ``selective_scan`` disagree."""
+    op = "selective_scan"
+    if u.dim() != 3:
+        raise _misshapen(op, "u", u, "(batch, D, L)")
+    batch, channels, length = u.shape
+    if A.dim() != 2 or A.shape[0] != channels or A.shape[1] == 0:
+        raise _misshapen(op, "A", A, f"(D, N) = ({channels}, N >= 1) for u {tuple(u.shape)}")
+    if delta.shape != u.shape:
+        raise _misshapen(op, "delta", delta, f"that of u, {tuple(u.shape)}")
+    state = A.shape[1]
+    for name, tensor in (("B", B), ("C", C)):
+        if tensor.dim() not in (3, 4) or (tensor.shape[0], *tensor.shape[-2:]) != (batch, state, length):
+            expected = f"(batch, G, N, L) = ({batch}, G, {state}, {length}), or that without G, for u {tuple(u.shape)}"
+            raise _misshapen(op, name, tensor, f"{expected} and A {tuple(A.shape)}")
+    if B.shape != C.shape:
+        raise ValueError(f"{op}: B {tuple(B.shape)} and C {tuple(C.shape)} must have one shape")
+    groups = B.shape[1] if B.dim() == 4 else 1
+    if groups == 0 or channels % groups:
+        raise ValueError(f"{op}: the {groups} groups of B do not divide the D = {channels} channels of u")
+    for name, weight in (("D", D), ("delta_bias", delta_bias)):
+        if weight is not None and weight.shape != (channels,):
+            raise _misshapen(op, name, weight, f"(D,) = ({channels},)")
+
+
+def check_map_shapes(
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    W_dt: Tensor,
+    b_dt: Tensor,
+    A: Tensor,
+    Dskip: Tensor,
+    routes: int,
+    carry: bool,
+) -> None:
+    """Raise ValueError where the shapes of the arguments of ``scan2d`` disagree."""
+    op = "scan2d"
+    channels = check_channels(op, "x", x)
+    tokens = x.shape[:3]
+    of_x, of_A = f"for x {tuple(x.shape)}", f"for A {tuple(A.shape)}"
+    if A.dim() != 3 or A.shape[0] == 0 or A.shape[1] != channels or A.shape[2] == 0:
+        raise _misshapen(op, "A", A, f"(S, D, N) = (S >= 1, {channels}, N >= 1) {of_x}")
+    sets, _, state = A.shape
+    if sets not in ((1,) if carry else (1, routes)):
+        allowed = "1, since the state is carried over" if carry else f"1, or one for each route ({routes})"
+        raise ValueError(f"{op}: A {tuple(A.shape)} holds {sets} parameter sets, expected {allowed}")
+    if W_dt.dim() != 3 or W_dt.shape[:2] != A.shape[:2] or W_dt.shape[2] == 0:
+        raise _misshapen(op, "W_dt", W_dt, f"(S, D, R) = ({sets}, {channels}, R >= 1) {of_A}")
+    for name, weight in (("b_dt", b_dt), ("Dskip", Dskip)):
+        if weight.shape != (sets, channels):
+            raise _misshapen(op, name, weight, f"(S, D) = {(sets, channels)} {of_A}")
+    for name, tensor, letter, last in (("dt", dt, "R", W_dt.shape[2]), ("B", B, "N", state), ("C", C, "N", state)):
+        if tensor.shape != (*tokens, sets, last):
+            weight_shape = f"W_dt {tuple(W_dt.shape)}" if letter == "R" else f"A {tuple(A.shape)}"
+            expected = f"(batch, H, W, S, {letter}) = {(*tokens, sets, last)} {of_x} and {weight_shape}"
+            raise _misshapen(op, name, tensor, expected)
+
+
+def _misshapen(op: str, name: str, tensor: Tensor, expected: str) -> ValueError:
+    return ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, expected {expected}")

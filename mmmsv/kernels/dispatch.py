@@ -1,69 +1,143 @@
-"""Which backend computes a scan, and why not another. A new one is a :class:`Backend` and a line in ``BACKENDS``."""
+"""Backends: what one is, how it is registered, and which one computes an op.
+
+README.md in this folder adds one in five steps.
+"""
 
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 
-from .backend import Backend
-from .backends.cpu import scan as native_scan
-from .backends.reference import scan as reference
-from .backends.torch import scan as chunked
-from .backends.triton import scan as triton_scan
+T = TypeVar("T")
 
-BACKENDS: dict[str, Backend] = {
-    "triton": triton_scan.BACKEND,
-    "cpu": native_scan.BACKEND,
-    "torch": chunked.BACKEND,
-    "reference": reference.BACKEND,
-}
 
-# What the automatic choice tries, fastest first, by type of device; "torch" where a type is not listed.
-_AUTOMATIC = {"cuda": ("triton", "torch"), "cpu": ("cpu", "torch")}
+@dataclass(frozen=True)
+class Kernel:
+    """An op as one program: autograd, compilers and exporters see the op and not what is in it.
+
+    Args:
+        forward: Computes, from the arguments of the op (a tuple of :mod:`.arguments`), y and what the backward pass
+            needs beside the tensors, both as ``new_results`` of the arguments makes them.
+        backward: Computes, from the arguments, dy, and what was kept, the gradient of each tensor, in their order; None
+            for one that was not given.
+    """
+
+    forward: Callable[[Any], tuple[Tensor, Tensor]]
+    backward: Callable[[Any, Tensor, Tensor], tuple[Tensor | None, ...]]
+
+
+# An op as a function of its arguments, made of PyTorch's ops: autograd, compilers and exporters see through it.
+Composite: TypeAlias = Callable[..., Tensor]
+Implementation: TypeAlias = Kernel | Composite
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute some of the ops; an op that it lacks is computed by the next backend that has it.
+
+    Args:
+        name: What :func:`use_backend` knows it by.
+        why_not: Returns in one clause why the backend cannot run on a device; None where it can.
+        automatic_for: Types of device (``'cpu'``, ``'cuda'``, ...) that it is chosen for automatically; None for all.
+        priority: Of the backends that are chosen automatically, the one with the highest number comes first.
+        scan2d: Takes :class:`~.arguments.Scan2d`.
+        depthwise_conv: Takes :class:`~.arguments.DepthwiseConv`.
+        gate: Takes :class:`~.arguments.Gate`.
+        merge_scales: Takes :class:`~.arguments.MergeScales`.
+        linear: Takes :class:`~.arguments.Linear`.
+    """
+
+    name: str
+    why_not: Callable[[torch.device], str | None]
+    automatic_for: tuple[str, ...] | None = ()
+    priority: int = 0
+    scan2d: Implementation | None = field(default=None, kw_only=True)
+    depthwise_conv: Implementation | None = field(default=None, kw_only=True)
+    gate: Implementation | None = field(default=None, kw_only=True)
+    merge_scales: Implementation | None = field(default=None, kw_only=True)
+    linear: Implementation | None = field(default=None, kw_only=True)
+
+
+BACKENDS: dict[str, Backend] = {}
 _ENVIRONMENT = "MMMSV_BACKEND"
 _chosen: str | None = None
 _logger = logging.getLogger("mmmsv.kernels")
 _logged: set[str] = set()
 
 
-def select(device: torch.device) -> Backend:
-    """Return the backend for ``device``: that of :func:`use_backend`, else of ``MMMSV_BACKEND``, else the fastest.
+def register(backend: Backend) -> None:
+    """Add a backend.
+
+    Raises:
+        ValueError: There is one of this name.
+    """
+    if backend.name in BACKENDS:
+        raise ValueError(f"there is a backend {backend.name!r} already; register this one under another name")
+    ranked = sorted((*BACKENDS.values(), backend), key=lambda one: -one.priority)
+    BACKENDS.clear()
+    BACKENDS.update({one.name: one for one in ranked})
+
+
+def select(pick: Callable[[Backend], T | None], device: torch.device) -> T:
+    """Return what computes an op on ``device``, of the backend that :func:`use_backend` or ``MMMSV_BACKEND`` names.
+
+    That of the fastest backend where none is named, and where the one that is named does not have the op.
+
+    Args:
+        pick: Reads the op off a backend, as ``lambda backend: backend.gate`` does; None where the backend lacks it.
+        device: Where the tensors are.
 
     Raises:
         ValueError: The environment variable names no backend.
-        RuntimeError: The backend that was asked for cannot run here; the message says why.
+        RuntimeError: The backend that was asked for cannot run here, or none can; the message says why.
     """
     name = _chosen or os.environ.get(_ENVIRONMENT)
     if not name:
-        return BACKENDS[automatic(device)]
+        return automatic(pick, device)
     backend = BACKENDS[_known(name, f"environment variable {_ENVIRONMENT}")]
     if reason := backend.why_not(device):
         raise RuntimeError(
-            f"scan backend {name!r} was asked for, and cannot run on {device.type}: {reason}; choose another, or none "
-            "for the fastest that can"
+            f"backend {name!r} was asked for, and cannot run on {device.type}: {reason}; choose another, or none for "
+            "the fastest that can"
         )
-    return backend
+    picked = pick(backend)
+    return automatic(pick, device) if picked is None else picked
 
 
-def automatic(device: torch.device) -> str:
-    """Name the fastest backend that can run on ``device``; says once in the log which faster one cannot, and why."""
-    for name in _AUTOMATIC.get(device.type, ("torch",)):
-        reason = BACKENDS[name].why_not(device)
+def automatic(pick: Callable[[Backend], T | None], device: torch.device) -> T:
+    """Return what computes an op on ``device`` fastest; log once which faster backend cannot run, and why.
+
+    Raises:
+        RuntimeError: No backend can.
+    """
+    for name, backend in BACKENDS.items():
+        if backend.automatic_for is not None and device.type not in backend.automatic_for:
+            continue
+        picked = pick(backend)
+        if picked is None:
+            continue
+        reason = backend.why_not(device)
         if reason is None:
-            return name
+            return picked
         if name not in _logged:
             _logged.add(name)
-            _logger.warning("scan backend %r cannot run on %s: %s; taking a slower one", name, device.type, reason)
-    return "torch"
+            _logger.warning("backend %r cannot run on %s: %s; taking a slower one", name, device.type, reason)
+    raise RuntimeError(
+        f"no backend has a kernel for this op on {device.type}, as a program needs that was compiled or exported for "
+        "another device; compile it here"
+    )
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Compute every scan in the ``with`` block, backward passes included, by the backend ``name``.
+    """Compute every op in the ``with`` block, backward passes included, by the backend ``name``, if it has the op.
 
-    Holds for all threads of the process. A scan on a device that the backend cannot run on is a RuntimeError that says
+    Holds for all threads of the process. An op on a device that the backend cannot run on is a RuntimeError that says
     why.
 
     Args:
@@ -83,5 +157,5 @@ def use_backend(name: str) -> Iterator[None]:
 
 def _known(name: str, source: str) -> str:
     if name not in BACKENDS:
-        raise ValueError(f"{source}: there is no scan backend {name!r}; choose one of {', '.join(BACKENDS)}")
+        raise ValueError(f"{source}: there is no backend {name!r}; choose one of {', '.join(BACKENDS)}")
     return name

@@ -1,51 +1,177 @@
-"""How an op with a backward pass is made known to torch: schema, implementation, fake kernel, autograd and vmap.
+"""How an op becomes one of torch's: schema, implementation, fake kernel, autograd and vmap.
 
 By dispatch key, as C++ extensions register theirs: of torch's ways, the one that has been the same since 2.1.
 """
 
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, Protocol, TypeAlias, get_type_hints
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch._ops import OpOverload
+from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
-from .argument_checks import is_only_computed
+from .backends.strides import laid_out_as
+from .bypass import is_profiled, is_unobserved, may_carry_tangents
+from .dispatch import Backend, Composite, Implementation, Kernel, select
 
+# What a schema allows.
+Value: TypeAlias = Tensor | list[int] | float | str | None
 _LIBRARY = torch.library.Library("mmmsv", "DEF")
+_SCHEMA = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    list[int]: "int[]",
+    int: "int",
+    float: "float",
+    bool: "bool",
+    str: "str",
+}
 
 
-def define(
-    name: str,
-    arguments: str,
-    forward: Callable[..., tuple[Tensor, Tensor]],
-    backward: Callable[..., tuple[Tensor, ...]],
-    fake_forward: Callable[..., tuple[Tensor, Tensor]],
-) -> Callable[..., Tensor]:
-    """Register ``mmmsv::{name}`` and ``mmmsv::{name}_backward``.
+class Arguments(Protocol):
+    """A tuple of :mod:`.arguments`."""
+
+    def new_results(self) -> tuple[Tensor, Tensor]: ...
+
+
+class Op:
+    """An op that the backends compute, known to torch as ``mmmsv::{name}`` and ``mmmsv::{name}_backward``.
 
     Args:
         name: Of the op.
-        arguments: Its schema, tensors first.
-        forward: Computes, from these arguments, y and what is kept for the backward pass beside the tensors.
-        backward: Computes, from dy, what was kept, and the arguments, the gradients of all tensors; an empty tensor
-            where one was not given.
-        fake_forward: As ``forward``, without computing.
-
-    Returns:
-        A function of the arguments that returns y, past torch's dispatcher where nobody looks on: of a call on a small
-        map, half the time is the way through it.
+        arguments: Class of its arguments, tensors first, whose fields are the schema.
+        pick: Reads the op off a backend.
     """
-    count = arguments.count("Tensor")
-    backward_name = f"{name}_backward"
-    _LIBRARY.define(f"{name}({arguments}) -> (Tensor y, Tensor kept)")
-    _LIBRARY.define(f"{backward_name}(Tensor dy, Tensor kept, {arguments}) -> ({', '.join(['Tensor'] * count)})")
-    op, backward_op = (getattr(torch.ops.mmmsv, each).default for each in (name, backward_name))
 
-    def fake_backward(dy: Tensor, kept: Tensor, *values: object) -> tuple[Tensor, ...]:
-        # A schema has no optional results: an empty tensor stands for the gradient of a weight that was not given.
-        return tuple(dy.new_empty(0) if value is None else torch.empty_like(value) for value in values[:count])
+    def __init__(
+        self,
+        name: str,
+        arguments: Callable[..., Arguments],
+        pick: Callable[[Backend], Implementation | None],
+    ) -> None:
+        kinds = get_type_hints(arguments)
+        self._arguments, self._pick = arguments, pick
+        self._count = count = sum(kind in (Tensor, Tensor | None) for kind in kinds.values())
+        schema = ", ".join(f"{_SCHEMA[kind]} {field}" for field, kind in kinds.items())
+        self._op = _define(name, f"({schema}) -> (Tensor y, Tensor kept)")
+        gradients = ", ".join(["Tensor"] * count)
+        backward_op = _define(f"{name}_backward", f"(Tensor dy, Tensor kept, {schema}) -> ({gradients})")
+        differentiable, differentiable_once = _autograd_functions(name, count, self._op, backward_op)
+        _implement(self._op, self._forward, self._fake_forward, differentiable, name)
+        _implement(backward_op, self._backward, self._fake_backward, differentiable_once, name)
+
+    def composite(self, x: Tensor) -> Composite | None:
+        """Return the function of PyTorch's ops that computes the op for a tensor like x; None where a kernel does."""
+        return self._composite_on(x.device.type, torch.jit.is_tracing())
+
+    def __call__(self, x: Tensor, *others: Value) -> Tensor:
+        """Compute y by a kernel."""
+        if is_unobserved(x, *others[: self._count - 1]) and not is_profiled():
+            y, _ = self._kernel(x).forward(self._arguments(x, *others))
+        else:
+            y, _ = self._op(x, *others)
+        return y
+
+    @torch.compiler.assume_constant_result
+    def _composite_on(self, device_type: str, is_tracing: bool) -> Composite | None:
+        # A program that torch.jit records has torch's own ops, which counters of FLOPs and exporters know.
+        implementation = select(self._pick_composite if is_tracing else self._pick, torch.device(device_type))
+        return None if isinstance(implementation, Kernel) else implementation
+
+    def _kernel(self, x: Tensor) -> Kernel:
+        return select(self._pick_kernel, x.device)
+
+    def _pick_kernel(self, backend: Backend) -> Kernel | None:
+        implementation = self._pick(backend)
+        return implementation if isinstance(implementation, Kernel) else None
+
+    def _pick_composite(self, backend: Backend) -> Composite | None:
+        implementation = self._pick(backend)
+        return None if isinstance(implementation, Kernel) else implementation
+
+    def _forward(self, x: Tensor, *others: Value) -> tuple[Tensor, Tensor]:
+        y, kept = self._kernel(x).forward(self._arguments(x, *others))
+        return y, kept.flatten()
+
+    def _fake_forward(self, *values: Value) -> tuple[Tensor, Tensor]:
+        return self._arguments(*values).new_results()
+
+    # A schema has no optional results: an empty tensor is the gradient of a tensor that was not given.
+    def _backward(self, dy: Tensor, kept: Tensor, *values: Value) -> tuple[Tensor, ...]:
+        gradients = self._kernel(dy).backward(self._arguments(*values), dy, kept)
+        return tuple(
+            dy.new_empty(0) if gradient is None else laid_out_as(tensor, gradient)
+            for tensor, gradient in zip(values[: self._count], gradients, strict=True)
+        )
+
+    def _fake_backward(self, dy: Tensor, kept: Tensor, *values: Value) -> tuple[Tensor, ...]:
+        return tuple(
+            dy.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in values[: self._count]
+        )
+
+
+def define_result_only(
+    name: str,
+    schema: str,
+    forward: Callable[..., Tensor],
+    fake_forward: Callable[..., Tensor],
+    instead: Callable[..., Tensor],
+) -> OpOverload:
+    """Register ``mmmsv::{name}`` for programs that ask for its result alone.
+
+    Args:
+        name: Of the op.
+        schema: Its arguments.
+        forward: Computes, from these arguments, the result.
+        fake_forward: As ``forward``, without computing.
+        instead: Computes the same with ops of torch, where derivatives are asked for, or under vmap.
+    """
+    op = _define(name, f"({schema}) -> Tensor")
+
+    def without_derivatives(*values: Tensor | None) -> Tensor:
+        if _gradients_are_asked_for(values) or may_carry_tangents():
+            return instead(*values)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*values)
+
+    _LIBRARY.impl(op, forward, "CPU")
+    _LIBRARY.impl(op, fake_forward, "Meta")
+    _LIBRARY.impl(op, without_derivatives, "Autograd")
+    _LIBRARY.impl(op, instead, "FuncTorchBatched")
+    return op
+
+
+def _define(name: str, signature: str) -> OpOverload:
+    _LIBRARY.define(name + signature)
+    return getattr(torch.ops.mmmsv, name).default
+
+
+def _implement(
+    op: OpOverload, compute: Callable[..., tuple], fake: Callable[..., tuple], function: type[Function], name: str
+) -> None:
+    def with_gradients(*values: object) -> tuple[Tensor, ...]:
+        if _gradients_are_asked_for(values):
+            return function.apply(*values)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*values)
+
+    def refuse_vmap(*_: object) -> NoReturn:
+        raise NotImplementedError(
+            f"{name} does not work under torch.func.vmap; it takes a batch: put the axis there, without vmap"
+        )
+
+    _LIBRARY.impl(op, compute, "CompositeExplicitAutograd")
+    _LIBRARY.impl(op, fake, "Meta")
+    _LIBRARY.impl(op, with_gradients, "Autograd")
+    _LIBRARY.impl(op, refuse_vmap, "FuncTorchBatched")
+
+
+def _autograd_functions(
+    name: str, count: int, op: OpOverload, backward_op: OpOverload
+) -> tuple[type[Function], type[Function]]:
+    """Make the autograd functions of an op whose first ``count`` arguments are tensors, and of its backward pass."""
 
     class Differentiable(Function):
         @staticmethod
@@ -79,72 +205,8 @@ def define(
                 f"{name} has first derivatives only; this asks for a second one (double backward)"
             )
 
-    def no_vmap(*_: object) -> NoReturn:
-        raise NotImplementedError(
-            f"{name} does not work under torch.func.vmap; it takes a batch: put the axis there, without vmap"
-        )
-
-    for each, compute, fake, differentiable in (
-        (op, forward, fake_forward, type(name, (Differentiable,), {})),
-        (backward_op, backward, fake_backward, type(backward_name, (DifferentiableOnce,), {})),
-    ):
-        _LIBRARY.impl(each, compute, "CompositeExplicitAutograd")
-        _LIBRARY.impl(each, fake, "Meta")
-        _LIBRARY.impl(each, _with_gradients(each, differentiable), "Autograd")
-        _LIBRARY.impl(each, no_vmap, "FuncTorchBatched")
-
-    def call(*values: object) -> Tensor:
-        # A profile shows only what comes through the dispatcher.
-        past = is_only_computed(*values[:count]) and not torch.autograd._profiler_enabled()
-        y, _ = forward(*values) if past else op(*values)
-        return y
-
-    return call
-
-
-def define_for_the_result(
-    name: str,
-    arguments: str,
-    forward: Callable[..., Tensor],
-    fake_forward: Callable[..., Tensor],
-    instead: Callable[..., Tensor],
-) -> torch._ops.OpOverload:
-    """Register ``mmmsv::{name}``, whose result alone is of interest.
-
-    Args:
-        name: Of the op.
-        arguments: Its schema.
-        forward: Computes, from these arguments, the result.
-        fake_forward: As ``forward``, without computing.
-        instead: Computes the same with ops of torch, where derivatives are asked for, or under vmap.
-    """
-    _LIBRARY.define(f"{name}({arguments}) -> Tensor")
-    op = getattr(torch.ops.mmmsv, name).default
-
-    def without_derivatives(*values: Tensor | None) -> Tensor:
-        if _gradients_are_asked_for(values) or forward_ad._current_level >= 0:
-            return instead(*values)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*values)
-
-    _LIBRARY.impl(op, forward, "CPU")
-    _LIBRARY.impl(op, fake_forward, "Meta")
-    _LIBRARY.impl(op, without_derivatives, "Autograd")
-    _LIBRARY.impl(op, instead, "FuncTorchBatched")
-    return op
+    return type(name, (Differentiable,), {}), type(f"{name}_backward", (DifferentiableOnce,), {})
 
 
 def _gradients_are_asked_for(values: tuple[object, ...]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
-
-
-def _with_gradients(op: torch._ops.OpOverload, function: type[Function]) -> Callable[..., tuple]:
-    """Return what ``op`` does where autograd looks on: ``function``; ``op`` alone where no gradient is asked for."""
-
-    def run(*values: object) -> tuple[Tensor, ...]:
-        if _gradients_are_asked_for(values):
-            return function.apply(*values)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*values)
-
-    return run

@@ -1,14 +1,20 @@
-"""The public functions: they check what they are given, then call the registered ops."""
+"""The selective scan, along sequences and over maps."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import ops as scan_ops
-from .argument_checks import check_bool, check_tensors, one_dtype, state_dtype
-from .routes import ROUTES, Route
-
-_CODES = {route: code for code, route in enumerate(ROUTES)}
+from . import ops
+from .argument_checks import (
+    check_bool,
+    check_map_shapes,
+    check_sequence_shapes,
+    check_tensors,
+    one_dtype,
+    route_codes,
+    state_dtype,
+)
+from .routes import Route
 
 
 def selective_scan(
@@ -60,11 +66,20 @@ def selective_scan(
     check_tensors(op, per_token, {"A": A, **optional})
     check_bool(op, "delta_softplus", delta_softplus)
     u, delta, B, C = one_dtype(op, per_token)
-    _check_shapes(u, delta, A, B, C, D, delta_bias)
+    check_sequence_shapes(u, delta, A, B, C, D, delta_bias)
     if B.dim() == 3:
         B, C = B.unsqueeze(1), C.unsqueeze(1)
-    A, D, delta_bias = [None if weight is None else weight.to(state_dtype(u)) for weight in (A, D, delta_bias)]
-    return scan_ops.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    groups = B.shape[1]
+    channels = (groups, A.shape[0] // groups)
+    # Each group of channels is a sequence over a map of its own, which has one row.
+    x, step = [tensor.unflatten(1, channels).permute(0, 3, 1, 2).unsqueeze(1) for tensor in (u, delta)]
+    B, C = [tensor.permute(0, 3, 1, 2).unsqueeze(1) for tensor in (B, C)]
+    A, D, delta_bias = [
+        None if weight is None else weight.to(state_dtype(u)).unflatten(0, channels) for weight in (A, D, delta_bias)
+    ]
+    y = ops.scan2d(x, step, B, C, None, delta_bias, A, D, [0] * groups, False, False, delta_softplus)
+    y = y.squeeze(2).transpose(2, 3).flatten(1, 2)
+    return y if u.stride(1) < u.stride(2) else y.contiguous()
 
 
 def scan2d(
@@ -125,94 +140,9 @@ def scan2d(
     check_tensors(op, per_token, weights)
     check_bool(op, "carry", carry)
     check_bool(op, "merge", merge)
-    codes = _route_codes(op, routes)
+    codes = route_codes(op, routes)
     x, dt, B, C = one_dtype(op, per_token)
-    _check_shapes_2d(x, dt, B, C, W_dt, b_dt, A, Dskip, len(codes), carry)
+    check_map_shapes(x, dt, B, C, W_dt, b_dt, A, Dskip, len(codes), carry)
     # Lists: torch.compile of torch 2.1 cannot unpack a generator.
     W_dt, b_dt, A, Dskip = [weight.to(state_dtype(x)) for weight in (W_dt, b_dt, A, Dskip)]
-    return scan_ops.scan2d(x, dt, B, C, W_dt, b_dt, A, Dskip, codes, carry, merge)
-
-
-def _route_codes(op: str, routes: Sequence[Route]) -> list[int]:
-    if isinstance(routes, str) or not isinstance(routes, Sequence):
-        raise TypeError(f"{op}: routes is {routes!r}, expected a tuple of routes out of {ROUTES}")
-    for route in routes:
-        if not isinstance(route, str) or route not in ROUTES:
-            raise ValueError(f"{op}: routes holds {route!r}, expected one or more of {ROUTES}")
-    if not routes:
-        raise ValueError(f"{op}: routes is empty, expected one or more of {ROUTES}")
-    return [_CODES[route] for route in routes]
-
-
-def _check_shapes(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None
-) -> None:
-    if u.dim() != 3:
-        raise ValueError(f"selective_scan: u has shape {tuple(u.shape)}, expected (batch, D, L)")
-    batch, channels, length = u.shape
-    if A.dim() != 2 or A.shape[0] != channels or A.shape[1] == 0:
-        raise ValueError(
-            f"selective_scan: A has shape {tuple(A.shape)}, expected (D, N) = ({channels}, N >= 1) for u "
-            f"{tuple(u.shape)}"
-        )
-    if delta.shape != u.shape:
-        raise ValueError(f"selective_scan: delta has shape {tuple(delta.shape)}, expected that of u, {tuple(u.shape)}")
-    state = A.shape[1]
-    for name, tensor in (("B", B), ("C", C)):
-        if tensor.dim() not in (3, 4) or (tensor.shape[0], *tensor.shape[-2:]) != (batch, state, length):
-            raise ValueError(
-                f"selective_scan: {name} has shape {tuple(tensor.shape)}, expected (batch, G, N, L) = "
-                f"({batch}, G, {state}, {length}), or that without G, for u {tuple(u.shape)} and A {tuple(A.shape)}"
-            )
-    if B.shape != C.shape:
-        raise ValueError(f"selective_scan: B {tuple(B.shape)} and C {tuple(C.shape)} must have one shape")
-    groups = B.shape[1] if B.dim() == 4 else 1
-    if groups == 0 or channels % groups:
-        raise ValueError(f"selective_scan: the {groups} groups of B do not divide the D = {channels} channels of u")
-    for name, weight in (("D", D), ("delta_bias", delta_bias)):
-        if weight is not None and weight.shape != (channels,):
-            raise ValueError(f"selective_scan: {name} has shape {tuple(weight.shape)}, expected (D,) = ({channels},)")
-
-
-def _check_shapes_2d(
-    x: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
-    W_dt: Tensor,
-    b_dt: Tensor,
-    A: Tensor,
-    Dskip: Tensor,
-    routes: int,
-    carry: bool,
-) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"scan2d: x has shape {tuple(x.shape)}, expected (batch, H, W, D)")
-    *tokens, channels = x.shape
-    if A.dim() != 3 or A.shape[0] == 0 or A.shape[1] != channels or A.shape[2] == 0:
-        raise ValueError(
-            f"scan2d: A has shape {tuple(A.shape)}, expected (S, D, N) = (S >= 1, {channels}, N >= 1) for x "
-            f"{tuple(x.shape)}"
-        )
-    sets, _, state = A.shape
-    if sets not in ((1,) if carry else (1, routes)):
-        allowed = "1, since the state is carried over" if carry else f"1, or one for each route ({routes})"
-        raise ValueError(f"scan2d: A {tuple(A.shape)} holds {sets} parameter sets, expected {allowed}")
-    if W_dt.dim() != 3 or W_dt.shape[:2] != A.shape[:2] or W_dt.shape[2] == 0:
-        raise ValueError(
-            f"scan2d: W_dt has shape {tuple(W_dt.shape)}, expected (S, D, R) = ({sets}, {channels}, R >= 1) for A "
-            f"{tuple(A.shape)}"
-        )
-    for name, weight in (("b_dt", b_dt), ("Dskip", Dskip)):
-        if weight.shape != (sets, channels):
-            raise ValueError(
-                f"scan2d: {name} has shape {tuple(weight.shape)}, expected (S, D) = {(sets, channels)} for A "
-                f"{tuple(A.shape)}"
-            )
-    for name, tensor, letter, last in (("dt", dt, "R", W_dt.shape[2]), ("B", B, "N", state), ("C", C, "N", state)):
-        if tensor.shape != (*tokens, sets, last):
-            weight = f"W_dt {tuple(W_dt.shape)}" if letter == "R" else f"A {tuple(A.shape)}"
-            raise ValueError(
-                f"scan2d: {name} has shape {tuple(tensor.shape)}, expected (batch, H, W, S, {letter}) = "
-                f"{(*tokens, sets, last)} for x {tuple(x.shape)} and {weight}"
-            )
+    return ops.scan2d(x, dt, B, C, W_dt, b_dt, A, Dskip, codes, carry, merge, True)

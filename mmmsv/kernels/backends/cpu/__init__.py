@@ -1,0 +1,18 @@
+"""Backend ``cpu``: C++ with SIMD and OpenMP, in ``csrc/``, compiled when mmmsv is installed."""
+
+from ...dispatch import Backend, Kernel, register
+from . import fused, scan
+from .library import why_not
+
+register(
+    Backend(
+        "cpu",
+        why_not,
+        automatic_for=("cpu",),
+        priority=10,
+        scan2d=Kernel(scan.forward, scan.backward),
+        depthwise_conv=Kernel(fused.depthwise_conv, fused.depthwise_conv_backward),
+        gate=Kernel(fused.gate, fused.gate_backward),
+        merge_scales=Kernel(fused.merge_scales, fused.merge_scales_backward),
+    )
+)

@@ -1,15 +1,16 @@
-"""The ops of :mod:`.maps` on CPUs: hands tensors to the C++ library of ``csrc/`` by their addresses."""
+"""The ops around the scans in C++: hands tensors to the library by their addresses."""
 
 import ctypes
-from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from ...argument_checks import state_dtype
-from ..strides import ceil_div, laid_out_as, last_axis_innermost
-from ..torch.fused import ACTIVATIONS
-from .library import DTYPES, GROUPS, LANES, new, run
+from ...arguments import DepthwiseConv, Gate, MergeScales, ceil_div
+from ...fused import Activation
+from ..strides import last_axis_innermost
+from .library import DTYPES, GROUPS, LANES, in_huge_pages, loaded_library
 
 # Channels of a task of a convolution, ``PITCH`` of depthwise.cpp: some rows of them stay in the cache of a core, and
 # each read is long enough for its prefetcher.
@@ -90,8 +91,18 @@ def _of(tensor: Tensor) -> tuple[int, ...]:
     return (tensor.data_ptr(), *tensor.stride()[:3])
 
 
+def _of_routes(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Describe maps ``(batch, routes, H, W, D)``: the stride of the routes, and the first map."""
+    batch, route, row, column, _ = tensor.stride()
+    return route, (tensor.data_ptr(), batch, row, column)
+
+
+def _new_like(tensor: Tensor) -> Tensor:
+    return in_huge_pages(tensor.new_empty(tensor.shape))
+
+
 def _sizes(x: Tensor) -> dict[str, int]:
-    """Tell the library what it asks of every map, and how many threads there are."""
+    """Return what the library asks of every map, and the number of threads."""
     batch, height, width, channels = x.shape
     return {
         "dtype": DTYPES.index(x.dtype),
@@ -103,16 +114,20 @@ def _sizes(x: Tensor) -> dict[str, int]:
     }
 
 
-def _describe_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, activation: str, residual: bool, y: Tensor
-) -> _DepthwiseConv:
+def _as_read_conv(conv: DepthwiseConv) -> DepthwiseConv:
+    """Return the arguments with tensors as the library reads them."""
+    return conv._replace(x=last_axis_innermost(conv.x), weight=conv.weight.contiguous(), bias=_dense(conv.bias))
+
+
+def _describe_conv(conv: DepthwiseConv, y: Tensor) -> _DepthwiseConv:
+    x, weight, bias, stride, activation, residual = conv
     return _DepthwiseConv(
         **_sizes(x),
         out_height=y.shape[1],
         out_width=y.shape[2],
         kernel=weight.shape[2],
         stride=stride,
-        activation=list(ACTIVATIONS).index(activation),
+        activation=get_args(Activation).index(activation),
         residual=residual,
         x=_of(x),
         y=_of(y),
@@ -121,56 +136,36 @@ def _describe_conv(
     )
 
 
-def conv_shape(x_shape: Sequence[int], stride: int) -> tuple[int, ...]:
-    """Return the shape of y."""
-    batch, height, width, channels = x_shape
-    return batch, ceil_div(height, stride), ceil_div(width, stride), channels
+def depthwise_conv(conv: DepthwiseConv) -> tuple[Tensor, Tensor]:
+    """Compute y; nothing is kept."""
+    conv, (y, kept) = _as_read_conv(conv), conv.new_results()
+    problem = _describe_conv(conv, in_huge_pages(y))
+    problem.blocks = ceil_div(y.shape[3], _CONV_CHANNELS)
+    # Each number of y is computed alone, so this changes no bit of the results; each task rearranges its weights again.
+    parts = ceil_div(4 * problem.threads, max(len(y) * problem.blocks, 1))
+    problem.parts = max(min(parts, y.shape[1]), 1)
+    loaded_library().depthwise_conv.forward(problem, conv.weight)
+    return y, kept
 
 
-def depthwise_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, activation: str, residual: bool
-) -> tuple[Tensor, Tensor]:
-    """Compute :func:`.maps.depthwise_conv`; nothing is kept."""
-    batch, *_, channels = x.shape
-    x, weight, bias = last_axis_innermost(x), weight.contiguous(), _dense(bias)
-    y = new(x, conv_shape(x.shape, stride))
-    conv = _describe_conv(x, weight, bias, stride, activation, residual, y)
-    conv.blocks = ceil_div(channels, _CONV_CHANNELS)
-    # Each number of y is computed alone, so this changes no bit of the results; each task rearranges its weights anew.
-    conv.parts = max(min(ceil_div(4 * conv.threads, max(batch * conv.blocks, 1)), y.shape[1]), 1)
-    run("depthwise_conv", "forward", conv, weight)
-    return y, x.new_empty(0)
-
-
-def depthwise_conv_backward(
-    dy: Tensor,
-    kept: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int,
-    activation: str,
-    residual: bool,
-) -> tuple[Tensor, ...]:
-    """Compute the gradients of x, weight and bias; the last is empty where there is none."""
-    batch, *_, channels = x.shape
-    taps = weight.shape[2] * weight.shape[3]
-    x_, dy = last_axis_innermost(x), last_axis_innermost(dy.to(x.dtype))
-    weight_, bias_ = weight.contiguous(), _dense(bias)
-    dx = new(x, x.shape)
-    conv = _describe_conv(x_, weight_, bias_, stride, activation, residual, dy)
+def depthwise_conv_backward(conv: DepthwiseConv, dy: Tensor, kept: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of x, weight and bias."""
+    conv, dy, dx = _as_read_conv(conv), last_axis_innermost(dy.to(conv.x.dtype)), _new_like(conv.x)
+    channels, (*_, height, width) = conv.x.shape[3], conv.weight.shape
+    problem = _describe_conv(conv, dy)
     # Neither depends on the number of threads, which must not change the sums. Blocks come in pairs, for two cores.
-    conv.blocks = max(min(2 * ceil_div(channels, 2 * _CONV_CHANNELS), ceil_div(channels, LANES)), 1)
-    conv.parts = min(batch, GROUPS)
-    parts = weight.new_empty(conv.parts, taps + 1, channels)
-    conv.dx, conv.weight_parts = _of(dx), parts.data_ptr()
-    run("depthwise_conv", "backward", conv, weight)
-    sums = parts.sum(0)
-    dweight = laid_out_as(weight, sums[:taps].t().reshape(weight.shape))
-    return laid_out_as(x, dx), dweight, weight.new_empty(0) if bias is None else laid_out_as(bias, sums[taps])
+    problem.blocks = max(min(2 * ceil_div(channels, 2 * _CONV_CHANNELS), ceil_div(channels, LANES)), 1)
+    problem.parts = min(len(dx), GROUPS)
+    parts = conv.weight.new_empty(problem.parts, height * width + 1, channels)
+    problem.dx, problem.weight_parts = _of(dx), parts.data_ptr()
+    loaded_library().depthwise_conv.backward(problem, conv.weight)
+    *taps, dbias = parts.sum(0)
+    dweight = torch.stack(taps, 1).view(conv.weight.shape)
+    return dx, dweight, None if conv.bias is None else dbias
 
 
-def _describe_gate(y: Tensor, z: Tensor | None, weight: Tensor | None, out: Tensor) -> _Gate:
+def _describe_gate(gate: Gate, out: Tensor) -> _Gate:
+    y, z, weight = gate
     return _Gate(
         **_sizes(y),
         # Not by the number of threads, which must not change the sums.
@@ -182,44 +177,30 @@ def _describe_gate(y: Tensor, z: Tensor | None, weight: Tensor | None, out: Tens
     )
 
 
-def gate(y: Tensor, z: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Compute :func:`.maps.gate`; nothing is kept."""
-    y, z, weight = _rows(y), _rows(z), _dense(weight)
-    out = new(y, y.shape)
-    run("gate", "forward", _describe_gate(y, z, weight, out), y)
-    return out, y.new_empty(0)
+def gate(given: Gate) -> tuple[Tensor, Tensor]:
+    """Compute the gated map; nothing is kept."""
+    given, (out, kept) = Gate(_rows(given.y), _rows(given.z), _dense(given.weight)), given.new_results()
+    loaded_library().gate.forward(_describe_gate(given, in_huge_pages(out)), given.y)
+    return out, kept
 
 
-def gate_backward(dout: Tensor, kept: Tensor, y: Tensor, z: Tensor | None, weight: Tensor | None) -> tuple[Tensor, ...]:
-    """Compute the gradients of y, z and weight; empty where one is not given."""
-    y_, z_, weight_, dout = _rows(y), _rows(z), _dense(weight), last_axis_innermost(dout.to(y.dtype))
-    problem = _describe_gate(y_, z_, weight_, dout)
-    dy = new(y, y.shape)
-    dz = y.new_empty(0) if z is None else new(z, z.shape)
-    sums = (
-        y.new_empty(0, dtype=state_dtype(y)) if weight is None else weight.new_empty(len(y), problem.parts, y.shape[3])
-    )
-    problem.dy, problem.dz = _of(dy), _NO_MAP if z is None else _of(dz)
-    problem.weight_parts = sums.data_ptr()
-    run("gate", "backward", problem, sums)
-    return (
-        laid_out_as(y, dy),
-        dz if z is None else laid_out_as(z, dz),
-        sums if weight is None else laid_out_as(weight, sums.sum(1)),
-    )
+def gate_backward(given: Gate, dout: Tensor, kept: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of y, z and weight."""
+    y, z, weight = given = Gate(_rows(given.y), _rows(given.z), _dense(given.weight))
+    dy, dz = _new_like(y), None if z is None else _new_like(z)
+    dout = last_axis_innermost(dout.to(y.dtype))
+    problem = _describe_gate(given, dout)
+    parts = (0,) if weight is None else (len(y), problem.parts, y.shape[3])
+    sums = y.new_empty(parts, dtype=state_dtype(y))
+    problem.dy, problem.dz, problem.weight_parts = _of(dy), _NO_MAP if dz is None else _of(dz), sums.data_ptr()
+    loaded_library().gate.backward(problem, sums)
+    return dy, dz, None if weight is None else sums.sum(1)
 
 
-def moments_shape(full: Tensor, half: Tensor, norm_first: bool) -> tuple[int, ...]:
-    """Return the shape of what is kept: mean and deviation of each token that goes through the norm."""
-    batch, routes, height, width, _ = half.shape
-    return batch, full.shape[1] * full.shape[2] + (routes * height * width if norm_first else 0), 2
-
-
-def _describe_merge(
-    full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool, y: Tensor, moments: Tensor
-) -> _Merge:
+def _describe_merge(merge: MergeScales, y: Tensor, moments: Tensor) -> _Merge:
+    full, half, weight, bias, eps, norm_first = merge
     batch, routes, half_height, half_width, _ = half.shape
-    half_batch, half_route, *half_strides = half.stride()[:4]
+    half_route, half_map = _of_routes(half)
     return _Merge(
         **_sizes(full),
         half_height=half_height,
@@ -230,7 +211,7 @@ def _describe_merge(
         parts=max(min(_TASKS, batch * full.shape[1]), 1),
         eps=eps,
         full=_of(full),
-        half=(half.data_ptr(), half_batch, *half_strides),
+        half=half_map,
         half_route=half_route,
         y=_of(y),
         weight=weight.data_ptr(),
@@ -239,45 +220,36 @@ def _describe_merge(
     )
 
 
-def merge_scales(
-    full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool
-) -> tuple[Tensor, Tensor]:
-    """Compute :func:`.maps.merge_scales`, and what is kept for the backward pass."""
-    if 0 in half.shape[1:4]:
-        raise ValueError(f"merge_scales: half has shape {tuple(half.shape)}, expected one route and one token at least")
-    full, half, weight, bias = _rows(full), _rows(half), weight.contiguous(), bias.contiguous()
-    y, moments = new(full, full.shape), weight.new_empty(moments_shape(full, half, norm_first))
-    problem = _describe_merge(full, half, weight, bias, eps, norm_first, y, moments)
-    sums = new(weight, (*half.shape[:1], *half.shape[2:])) if norm_first else weight
-    problem.half_sum = sums.data_ptr()
-    run("merge", "forward", problem, weight)
+def _as_read_merge(merge: MergeScales) -> MergeScales:
+    """Return the arguments with tensors as the library reads them."""
+    full, half, weight, bias, *options = merge
+    return MergeScales(
+        last_axis_innermost(full), last_axis_innermost(half), weight.contiguous(), bias.contiguous(), *options
+    )
+
+
+def merge_scales(merge: MergeScales) -> tuple[Tensor, Tensor]:
+    """Compute y, and the mean and inverse deviation of each token that went through the norm."""
+    if 0 in merge.half.shape[1:4]:
+        shape = tuple(merge.half.shape)
+        raise ValueError(f"merge_scales: half has shape {shape}, expected one route and one token at least")
+    merge, (y, moments) = _as_read_merge(merge), merge.new_results()
+    problem = _describe_merge(merge, in_huge_pages(y), moments)
+    batch, _, *sizes = merge.half.shape
+    half_sum = in_huge_pages(merge.weight.new_empty(batch, *sizes)) if merge.norm_first else merge.weight
+    problem.half_sum = half_sum.data_ptr()
+    loaded_library().merge.forward(problem, merge.weight)
     return y, moments
 
 
-def merge_scales_backward(
-    dy: Tensor,
-    moments: Tensor,
-    full: Tensor,
-    half: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    norm_first: bool,
-) -> tuple[Tensor, ...]:
+def merge_scales_backward(merge: MergeScales, dy: Tensor, moments: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients of full, half, weight and bias."""
-    full_, half_, weight_, bias_ = _rows(full), _rows(half), weight.contiguous(), bias.contiguous()
-    dy = last_axis_innermost(dy.to(full.dtype))
-    problem = _describe_merge(full_, half_, weight_, bias_, eps, norm_first, dy, moments)
-    dfull, dhalf = new(full, full.shape), new(half, half.shape)
-    parts = weight.new_zeros(problem.parts, 2, weight.shape[0])
-    half_batch, problem.dhalf_route, *half_strides = dhalf.stride()[:4]
-    problem.dfull, problem.dhalf = _of(dfull), (dhalf.data_ptr(), half_batch, *half_strides)
+    merge, dy = _as_read_merge(merge), last_axis_innermost(dy.to(merge.full.dtype))
+    dfull, dhalf = _new_like(merge.full), _new_like(merge.half)
+    problem = _describe_merge(merge, dy, moments)
+    parts = merge.weight.new_zeros(problem.parts, 2, merge.weight.shape[0])
+    problem.dfull, (problem.dhalf_route, problem.dhalf) = _of(dfull), _of_routes(dhalf)
     problem.weight_parts = parts.data_ptr()
-    run("merge", "backward", problem, weight)
+    loaded_library().merge.backward(problem, merge.weight)
     dweight, dbias = parts.sum(0)
-    return (
-        laid_out_as(full, dfull),
-        laid_out_as(half, dhalf),
-        laid_out_as(weight, dweight),
-        laid_out_as(bias, dbias),
-    )
+    return dfull, dhalf, dweight, dbias

@@ -9,19 +9,18 @@ import functools
 import hashlib
 import mmap
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# By their place here the library knows them.
+# The library refers to these dtypes by index.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # The widest register holds so many floats.
 LANES = 16
-# Each has a forward, a backward, and a function that says how much scratch they take.
-OPS = ("scan", "depthwise_conv", "gate", "merge")
 # Gradients of weights are summed over images in so many groups, which other numbers of threads do not change.
 GROUPS = 8
 
@@ -30,6 +29,48 @@ _REINSTALL = "install mmmsv again (pip install --force-reinstall --no-deps --no-
 _HUGE, _PAGE, _MADV_HUGEPAGE = 4 << 20, mmap.PAGESIZE, 14
 # DEFAULT_MMAP_THRESHOLD_MAX of glibc, less what malloc adds to a block.
 _LARGEST_THAT_COUNTS = (32 << 20) - (64 << 10)
+
+
+class LibraryOp:
+    """An op of the library, which takes its arguments as a struct.
+
+    Args:
+        forward: Computes its results.
+        backward: Computes the gradients.
+        scratch: Returns how many numbers of scratch each thread needs for either.
+    """
+
+    def __init__(self, forward: Callable[..., int], backward: Callable[..., int], scratch: Callable[..., int]) -> None:
+        self._forward, self._backward, self._scratch = forward, backward, scratch
+        self._scratch.restype = ctypes.c_int64
+
+    def forward(self, problem: ctypes.Structure, sums: Tensor) -> None:
+        """Fill the results.
+
+        Args:
+            problem: The struct, with ``threads`` set; its ``scratch`` is set here.
+            sums: Any tensor of the dtype of the sums, which is that of the scratch.
+        """
+        self._run(self._forward, problem, sums)
+
+    def backward(self, problem: ctypes.Structure, sums: Tensor) -> None:
+        """Fill the gradients; arguments of :meth:`forward`."""
+        self._run(self._backward, problem, sums)
+
+    def _run(self, function: Callable[..., int], problem: ctypes.Structure, sums: Tensor) -> None:
+        address = ctypes.byref(problem)
+        scratch = sums.new_empty(problem.threads * self._scratch(address))
+        problem.scratch = scratch.data_ptr()
+        function(address)
+
+
+class Library(NamedTuple):
+    """The ops of the library."""
+
+    scan: LibraryOp
+    depthwise_conv: LibraryOp
+    gate: LibraryOp
+    merge: LibraryOp
 
 
 @functools.cache
@@ -65,8 +106,8 @@ def sources() -> int:
 
 
 @functools.cache
-def library() -> ctypes.CDLL | str:
-    """Return the library, or why there is none; asked once."""
+def library() -> Library | str:
+    """Return the library, or why there is none; it is looked for once."""
     path = library_path()
     if path is None:
         return (
@@ -80,10 +121,17 @@ def library() -> ctypes.CDLL | str:
         return f"its C++ library does not load: {error}; on Linux it takes GCC to build it; {_REINSTALL}"
     if built_from != sources():
         return f"its C++ library was built from other sources, {path.name}; {_REINSTALL}"
-    for op in OPS:
-        getattr(loaded, f"mmmsv_{op}_scratch").restype = ctypes.c_int64
     _let_malloc_keep_memory()
-    return loaded
+    return Library(
+        LibraryOp(loaded.mmmsv_scan_forward, loaded.mmmsv_scan_backward, loaded.mmmsv_scan_scratch),
+        LibraryOp(
+            loaded.mmmsv_depthwise_conv_forward,
+            loaded.mmmsv_depthwise_conv_backward,
+            loaded.mmmsv_depthwise_conv_scratch,
+        ),
+        LibraryOp(loaded.mmmsv_gate_forward, loaded.mmmsv_gate_backward, loaded.mmmsv_gate_scratch),
+        LibraryOp(loaded.mmmsv_merge_forward, loaded.mmmsv_merge_backward, loaded.mmmsv_merge_scratch),
+    )
 
 
 def _let_malloc_keep_memory() -> None:
@@ -104,21 +152,16 @@ def why_not(device: torch.device) -> str | None:
     return loaded if isinstance(loaded, str) else None
 
 
-def run(op: str, direction: str, problem: ctypes.Structure, sums: Tensor) -> None:
-    """Let the library compute.
+def loaded_library() -> Library:
+    """Return the library.
 
-    Args:
-        op: One of ``OPS``.
-        direction: ``'forward'`` or ``'backward'``.
-        problem: What they take, with ``threads`` set; its ``scratch`` is set here.
-        sums: Any tensor of the dtype of the sums, which is that of the scratch.
+    Raises:
+        RuntimeError: There is none; the message says why.
     """
-    if reason := why_not(sums.device):
-        raise RuntimeError(f"{op} is computed in C++ here, and cannot be: {reason}")
-    loaded, address = library(), ctypes.byref(problem)
-    scratch = sums.new_empty(problem.threads * getattr(loaded, f"mmmsv_{op}_scratch")(address))
-    problem.scratch = scratch.data_ptr()
-    getattr(loaded, f"mmmsv_{op}_{direction}")(address)
+    loaded = library()
+    if isinstance(loaded, str):
+        raise RuntimeError(f"backend 'cpu' cannot run: {loaded}")
+    return loaded
 
 
 @functools.cache
@@ -131,12 +174,11 @@ def _madvise() -> Callable[[int, int, int], int] | None:
     return function
 
 
-def new(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """Make an uninitialised tensor; a large one in huge pages, where the system has any to give.
+def in_huge_pages(tensor: Tensor) -> Tensor:
+    """Return an uninitialised tensor itself, a large one in huge pages where the system has any to give.
 
     First touching 50 MB in pages of 4 KiB takes longer than scanning them.
     """
-    tensor = like.new_empty(shape, dtype=dtype)
     size = tensor.numel() * tensor.element_size()
     if size > _HUGE and (advise := _madvise()):
         begin = -(-tensor.data_ptr() // _PAGE) * _PAGE

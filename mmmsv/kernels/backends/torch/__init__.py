@@ -1,0 +1,17 @@
+"""Backend ``torch``: every op in PyTorch, wherever PyTorch runs."""
+
+from ...dispatch import Backend, register
+from . import fused, linear, scan, unrolled
+
+register(
+    Backend(
+        "torch",
+        why_not=lambda device: None,
+        automatic_for=None,
+        scan2d=unrolled.kernel(scan.forward, scan.backward),
+        depthwise_conv=fused.depthwise_conv,
+        gate=fused.gate,
+        merge_scales=fused.merge_scales,
+        linear=linear.linear,
+    )
+)

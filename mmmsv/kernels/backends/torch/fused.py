@@ -1,4 +1,4 @@
-"""The ops of :mod:`.maps` in PyTorch: their plain twins, and what runs where there is no kernel of ours."""
+"""The ops around the scans, made of PyTorch's own."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ ACTIVATIONS = {"none": lambda p: p, "silu": silu, "gelu": gelu}
 def depthwise_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, activation: str, residual: bool
 ) -> Tensor:
-    """Compute :func:`.maps.depthwise_conv`."""
+    """Compute :func:`mmmsv.kernels.depthwise_conv`."""
     # Numbers: where torch.jit records, a size is a tensor, which torch 2.1 takes for no padding.
     channels, _, kernel, _ = map(int, weight.shape)
     p = conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, kernel // 2, groups=channels).permute(0, 2, 3, 1)
@@ -19,14 +19,14 @@ def depthwise_conv(
 
 
 def gate(y: Tensor, z: Tensor | None, weight: Tensor | None) -> Tensor:
-    """Compute :func:`.maps.gate`."""
+    """Compute :func:`mmmsv.kernels.gate`."""
     if weight is not None:
         y = y * weight[:, None, None]
     return y if z is None else y * silu(z)
 
 
 def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool) -> Tensor:
-    """Compute :func:`.maps.merge_scales`."""
+    """Compute :func:`mmmsv.kernels.merge_scales`."""
     size = full.shape[1:3]
     if norm_first:
         sums = layer_norm(half, weight.shape, weight, bias, eps).sum(1)

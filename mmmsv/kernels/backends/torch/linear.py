@@ -1,4 +1,4 @@
-"""Linear layers on maps: which of torch's own products is the fastest."""
+"""Linear layers on maps, by the fastest of PyTorch's own products."""
 
 import torch
 from torch import Tensor
@@ -6,28 +6,20 @@ from torch.nn import functional
 
 from mmmsv.compat.torch_versions import is_autocast_enabled, is_compiling, may_be_exporting
 
-from ...argument_checks import PLAIN, is_only_computed, is_transformed
-from ...registration import define_for_the_result
+from ...bypass import PLAIN, is_transformed, is_unobserved
+from ...registration import define_result_only
 
 # Below so many multiply-adds MKL's product is the faster one: it has less to prepare.
 _SMALL = 1 << 20
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    r"""Compute :math:`x W^T + b` for each token of a map: :func:`torch.nn.functional.linear`, at times by another way.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute :func:`mmmsv.kernels.linear`.
 
     In float32 on CPUs torch leaves linear layers to MKL, and convolutions to oneDNN. On AMD's processors oneDNN is
     twice as fast, forward and backward. So here such a layer is a convolution of 1 x 1, and where nothing but the
     result is asked for, oneDNN's product, which unlike the convolution leaves the weight as it lies in memory: with a
     single image, rearranging weights takes a fifth of the time of a model.
-
-    Args:
-        x: Map, ``(batch, H, W, C_in)``; with another number of axes it is torch's function.
-        weight: ``(C_out, C_in)``.
-        bias: ``(C_out,)``; none when omitted.
-
-    Returns:
-        ``(batch, H, W, C_out)``, in the dtype that torch's function has.
     """
     if not _is_for_onednn(x, weight, bias):
         return functional.linear(x, weight, bias)
@@ -43,8 +35,8 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 # What torch's compiler itself makes of oneDNN's product takes constants for weights.
-_compiled = define_for_the_result(
-    "linear", "Tensor x, Tensor weight, Tensor? bias", _onednn, functional.linear, functional.linear
+_compiled = define_result_only(
+    "onednn_linear", "Tensor x, Tensor weight, Tensor? bias", _onednn, functional.linear, functional.linear
 )
 
 
@@ -74,7 +66,7 @@ def _is_dense_vector(bias: Tensor, size: int) -> bool:
 def _is_only_result_asked(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if is_compiling():
         return not torch.is_grad_enabled() and _is_compiled_for_the_result()
-    return is_only_computed(x, weight, bias)
+    return is_unobserved(x, weight, bias)
 
 
 @torch.compiler.assume_constant_result  # torch.compile itself does not know, or says that it exports whatever it does

@@ -1,99 +1,125 @@
-"""The 2-D scan made of the 1-D one: unroll the map along each route, scan, lay the walks back.
+"""The scan over maps made of one along sequences: unroll the maps along their routes, scan, lay the walks back.
 
-For backends that have a 1-D scan only. Each step copies the map; :mod:`.native_scan` and :mod:`.triton_scan` do not.
+For backends that scan sequences only. Each step copies the maps, unless each has one row; the kernels of the backends
+``cpu`` and ``triton`` walk over the maps as they are.
 """
 
 from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...backend import Backend
-from ...routes import roll_up, unroll
-from ...scan_arguments import Scan1d, Scan2d
-
-Forward1d = Callable[[Scan1d], tuple[Tensor, Tensor]]
-Backward1d = Callable[[Scan1d, Tensor, Tensor], tuple[Tensor, ...]]
+from ...arguments import Scan2d
+from ...dispatch import Kernel
+from ...routes import ROUTES, roll_up, unroll
 
 
-def backend(selective_scan: Forward1d, selective_scan_backward: Backward1d) -> Backend:
-    """Make a backend that runs anywhere of a 1-D scan and its backward pass."""
-    return Backend(
-        why_not=lambda device: None,
-        selective_scan=selective_scan,
-        selective_scan_backward=selective_scan_backward,
-        scan2d=partial(_forward, selective_scan),
-        scan2d_backward=partial(_backward, selective_scan_backward),
-    )
+class Sequences(NamedTuple):
+    """K sequences of L tokens with D channels each; the weights are in the dtype of the state.
+
+    Args:
+        u: ``(batch, L, K, D)``.
+        delta: Step before bias and softplus, ``(batch, L, K, D)``.
+        B: ``(batch, L, K, N)``.
+        C: ``(batch, L, K, N)``.
+        A: ``(K, D, N)``.
+        skip: ``(K, D)``.
+        bias: ``(K, D)``.
+        softplus: Whether the step goes through a softplus.
+    """
+
+    u: Tensor
+    delta: Tensor
+    B: Tensor
+    C: Tensor
+    A: Tensor
+    skip: Tensor | None
+    bias: Tensor | None
+    softplus: bool
 
 
-def _forward(scan1d: Forward1d, scan: Scan2d) -> tuple[Tensor, Tensor]:
-    y, states = scan1d(_flat(scan, _unroll_all(scan, scan.dt)))
-    return _roll_up_all(scan, y, scan.merge).to(scan.x.dtype).contiguous(), states
+# Computes y, (batch, L, K, D), and the states before every 64th token, (batch, chunks, N, K * D).
+Forward = Callable[[Sequences], tuple[Tensor, Tensor]]
+# Computes, from dy and these states, the gradients of the first seven of Sequences, None for one that is not given.
+Backward = Callable[[Sequences, Tensor, Tensor], tuple[Tensor | None, ...]]
 
 
-def _backward(scan1d_backward: Backward1d, scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
-    dt = _unroll_all(scan, scan.dt)
-    walks = []
-    for q, routes in enumerate(scan.sequences):
-        if scan.merge:
-            walks.append(unroll(dy, routes))
-        else:  # route by route, each from its own map
-            k = q * len(routes)
-            walks.append(torch.cat([unroll(dy[:, k + i], (route,)) for i, route in enumerate(routes)], 1))
-    dy = torch.cat(walks, 2).to(scan.A.dtype).transpose(1, 2)
-    du, ddelta, dA, dB, dC, dDskip, db_dt = scan1d_backward(_flat(scan, dt), dy, states)
+def kernel(forward: Forward, backward: Backward) -> Kernel:
+    """Return a kernel for ``scan2d`` that runs a scan along sequences."""
 
-    ddelta = ddelta.unflatten(1, (len(scan.sequences), -1))  # (batch, sequences, D, L)
-    W_dt = scan.W_dt.expand(len(scan.sequences), -1, -1)
-    ddt = torch.einsum("bqdl,qdr->bqrl", ddelta, W_dt)
-    dW_dt = torch.einsum("bqdl,blqr->qdr", ddelta, dt.to(ddelta.dtype))
-    dx = _roll_up_all(scan, du, merge=True)
-    ddt, dB, dC = (_fold_sets(scan, tensor) for tensor in (ddt, dB, dC))
-    dW_dt, db_dt, dA, dDskip = (
-        gradient.reshape(len(scan.sequences), *weight.shape[1:]).sum_to_size(weight.shape)
-        for gradient, weight in zip((dW_dt, db_dt, dA, dDskip), (scan.W_dt, scan.b_dt, scan.A, scan.Dskip), strict=True)
-    )
-    gradients = (dx, ddt, dB, dC, dW_dt, db_dt, dA, dDskip)
-    return tuple(
-        torch.empty_like(tensor).copy_(gradient) for tensor, gradient in zip(scan.tensors, gradients, strict=True)
-    )
+    def scan_maps(scan: Scan2d) -> tuple[Tensor, Tensor]:
+        y, states = forward(sequences_of(scan, _unroll(scan, scan.dt)))
+        return roll_up_all(scan, y, scan.merge).to(scan.x.dtype), states
+
+    def scan_maps_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
+        dt = _unroll(scan, scan.dt)
+        given = sequences_of(scan, dt)
+        gradients = backward(given, _unroll_gradient(scan, dy), states.view(scan.states_shape))
+        du, ddelta, dB, dC, dA, dskip, dbias = gradients
+        dx = roll_up_all(scan, du, merge=True) if scan.x.dim() == 4 else du.unflatten(1, scan.x.shape[1:3])
+        ddt, dW_dt = ddelta, None
+        if scan.W_dt is not None:
+            ddelta = ddelta.to(scan.A.dtype)
+            ddt = torch.einsum("blqd,qdr->blqr", ddelta, _each(scan, scan.W_dt))
+            dW_dt = torch.einsum("blqd,blqr->qdr", ddelta, dt.to(ddelta.dtype))
+        per_token = (_fold_sets(scan, gradient) for gradient in (ddt, dB, dC))
+        weights = ((dW_dt, scan.W_dt), (dbias, scan.b_dt), (dA, scan.A), (dskip, scan.Dskip))
+        return dx, *per_token, *(None if of is None else gradient.sum_to_size(of.shape) for gradient, of in weights)
+
+    return Kernel(scan_maps, scan_maps_backward)
 
 
-def _unroll_all(scan: Scan2d, tensor: Tensor) -> Tensor:
-    """Unroll what each token has for each parameter set, ``(batch, H, W, S, R)``, to ``(batch, L, sequences, R)``."""
-    tensor = tensor.expand(-1, -1, -1, len(scan.sequences), -1)
-    walks = [unroll(tensor[..., q, :], routes) for q, routes in enumerate(scan.sequences)]
-    return torch.stack(walks, 2)
+def sequences_of(scan: Scan2d, dt: Tensor) -> Sequences:
+    """Put the walks over the maps side by side; ``dt`` are those of the step, ``(batch, L, K, R or D)``."""
+    delta = dt
+    if scan.W_dt is not None:  # in the state's dtype, as the kernels that make the step themselves hold it
+        delta = torch.einsum("blqr,qdr->blqd", dt.to(scan.A.dtype), _each(scan, scan.W_dt))
+    # What several routes share is summed over them, in the dtype of u, B and C: that of the state.
+    dtype = scan.A.dtype if scan.x.dim() == 4 else scan.x.dtype
+    u, B, C = (_unroll(scan, tensor).to(dtype) for tensor in (scan.maps, scan.B, scan.C))
+    A, skip, bias = (None if weight is None else _each(scan, weight) for weight in (scan.A, scan.Dskip, scan.b_dt))
+    return Sequences(u, delta, B, C, A, skip, bias, scan.softplus)
 
 
-def _flat(scan: Scan2d, dt: Tensor) -> Scan1d:
-    """Put the sequences behind each other along the channels, each a group with its own weights, B and C."""
-    sequences = len(scan.sequences)
-    # In the state's dtype, as the kernels that make the step themselves hold it.
-    delta = torch.einsum("blqr,qdr->bqdl", dt.to(scan.A.dtype), scan.W_dt.expand(sequences, -1, -1)).flatten(1, 2)
-    u = torch.cat([unroll(scan.x, routes) for routes in scan.sequences], 2).to(scan.A.dtype).transpose(1, 2)
-    B, C = (_unroll_all(scan, tensor).to(scan.A.dtype).permute(0, 2, 3, 1) for tensor in (scan.B, scan.C))
-    A, Dskip, b_dt = (
-        weight.expand(sequences, *weight.shape[1:]).flatten(0, 1) for weight in (scan.A, scan.Dskip, scan.b_dt)
-    )
-    return Scan1d(u, delta, A, B, C, Dskip, b_dt, True)
-
-
-def _roll_up_all(scan: Scan2d, tokens: Tensor, merge: bool) -> Tensor:
-    """Lay ``(batch, sequences * D, L)`` back onto the map, summed over the routes or one map for each."""
+def roll_up_all(scan: Scan2d, tokens: Tensor, merge: bool) -> Tensor:
+    """Lay ``(batch, L, K, D)`` back onto the map, summed over the routes or one map for each."""
     height, width = scan.x.shape[1:3]
+    if scan.x.dim() == 5:
+        return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2, 4)
     maps = []
-    for routes, sequence in zip(scan.sequences, tokens.transpose(1, 2).chunk(len(scan.sequences), 2), strict=True):
+    for routes, sequence in zip(scan.sequences, tokens.unbind(2), strict=True):
         walks = sequence.unflatten(1, (len(routes), height * width)).unbind(1)
         maps += [roll_up(walk, (route,), height, width) for walk, route in zip(walks, routes, strict=True)]
-    return sum(maps[1:], start=maps[0]) if merge else torch.stack(maps, 1)
+    return sum(maps[1:], start=maps[0]).contiguous() if merge else torch.stack(maps, 1)
+
+
+def _each(scan: Scan2d, weight: Tensor) -> Tensor:
+    """Expand a weight ``(S, ...)`` to one for each sequence."""
+    return weight.expand(len(scan.sequences), *weight.shape[1:])
+
+
+def _unroll(scan: Scan2d, tensor: Tensor) -> Tensor:
+    """Unroll what each token has for each set, ``(batch, H, W, S, *)``, to ``(batch, L, K, *)``."""
+    if scan.x.dim() == 5:
+        return tensor.flatten(1, 2)
+    tensor = tensor.expand(-1, -1, -1, len(scan.sequences), -1)
+    return torch.stack([unroll(tensor[..., q, :], routes) for q, routes in enumerate(scan.sequences)], 2)
+
+
+def _unroll_gradient(scan: Scan2d, dy: Tensor) -> Tensor:
+    """Unroll a gradient of y, whose routes are merged or not, to ``(batch, L, K, D)``."""
+    if scan.merge:
+        return _unroll(scan, dy.unsqueeze(3))
+    walks = [unroll(one, (ROUTES[code],)) for one, code in zip(dy.unbind(1), scan.route_codes, strict=True)]
+    return torch.cat(walks, 1).unsqueeze(2) if scan.carry else torch.stack(walks, 2)
 
 
 def _fold_sets(scan: Scan2d, gradient: Tensor) -> Tensor:
-    """Lay a gradient ``(batch, sequences, R, L)`` back onto the map and sum it over the routes of each set."""
+    """Lay a gradient ``(batch, L, K, *)`` back onto the map, summed over the sequences of each set."""
     height, width = scan.x.shape[1:3]
-    walks = zip(scan.sequences, gradient.transpose(2, 3).unbind(1), strict=True)
+    if scan.x.dim() == 5:
+        return gradient.unflatten(1, (height, width))
+    walks = zip(scan.sequences, gradient.unbind(2), strict=True)
     maps = torch.stack([roll_up(walk, routes, height, width) for routes, walk in walks], 3)
-    return maps.sum_to_size((*maps.shape[:3], scan.W_dt.shape[0], maps.shape[4]))
+    return maps.sum_to_size((*maps.shape[:3], scan.A.shape[0], maps.shape[4]))

@@ -1,0 +1,14 @@
+"""Backend ``triton``: NVIDIA GPUs from compute capability 7.5 on; no compiler is needed at installation."""
+
+from ...dispatch import Backend, Kernel, register
+from . import scan
+
+register(
+    Backend(
+        "triton",
+        scan.why_not,
+        automatic_for=("cuda",),
+        priority=10,
+        scan2d=Kernel(scan.forward, scan.backward),
+    )
+)

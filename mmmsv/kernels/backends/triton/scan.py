@@ -1,7 +1,6 @@
-"""The scan by Triton kernels: NVIDIA GPUs from compute capability 7.5 on, no compiler needed at installation.
+"""The scan by Triton kernels: puts them together, and launches them.
 
-Both ops are one: a sequence of the 1-D op is a map of one row with a dense step, and its groups are sequences with
-weights of their own. Routes are followed by index arithmetic; no copy of the map is made.
+Routes are followed by index arithmetic; no copy of the map is made.
 
 A sequence is cut into spans of whole chunks, as many as fill the GPU. A program walks a span from its first token to
 its last (backwards in the backward pass). Where there is more than one span, two kernels come before: one finds what
@@ -21,9 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ...backend import Backend
-from ...scan_arguments import CHUNK, Scan1d, Scan2d, chunks
-from ..strides import ceil_div, laid_out_as, last_axis_innermost
+from ...arguments import CHUNK, Scan2d, ceil_div
+from ..strides import last_axis_innermost
 
 if TYPE_CHECKING:
     from .tiles import Inputs, PerToken, Sizes
@@ -70,38 +68,21 @@ def why_not(device: torch.device) -> str | None:
     return None
 
 
-def selective_scan(scan: Scan1d) -> tuple[Tensor, Tensor]:
+def forward(scan: Scan2d) -> tuple[Tensor, Tensor]:
     """Compute y and the states before every 64th token."""
-    y = _empty_channels_last(scan.u)
-    states = _problem_1d(scan).forward(_groups(scan, y))
-    return laid_out_as(scan.u, y), states
-
-
-def selective_scan_backward(scan: Scan1d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
-    """Compute the gradients of the seven tensors, in their order; empty where a weight was not given."""
-    du, ddelta = _empty_channels_last(scan.u), _empty_channels_last(scan.delta)
-    parts = _problem_1d(scan).backward(states, *(_groups(scan, tensor) for tensor in (dy, du, ddelta)))
-    dB, dC = (part.sum(1).transpose(2, 3) for part in (parts.B, parts.C))
-    dA, dD, dbias = (part.sum(0).flatten(1) for part in (parts.A, parts.skip, parts.bias))
-    gradients = (du, ddelta, dA.t(), dB, dC, dD[0], dbias[0])
-    return tuple(
-        dy.new_empty(0) if tensor is None else laid_out_as(tensor, gradient)
-        for tensor, gradient in zip(scan.tensors, gradients, strict=True)
-    )
-
-
-def scan2d(scan: Scan2d) -> tuple[Tensor, Tensor]:
-    """Compute y and the states before every 64th token."""
-    y = _maps(scan, scan.merge)
-    states = _problem_2d(scan).forward(y.flatten(2, 3))
+    y = scan.new_routes(scan.map_dtype(scan.merge))
+    states = _problem(scan).forward(y.flatten(2, 3))
     return _sum_maps(scan, y) if scan.merge else y, states
 
 
-def scan2d_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
-    """Compute the gradients of the eight tensors, in their order."""
+def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of the tensors, in their order."""
     dy = _for_routes(scan, dy.unsqueeze(3)) if scan.merge else last_axis_innermost(dy.flatten(2, 3))
-    dx = _maps(scan, True)
-    parts = _problem_2d(scan).backward(states, dy, dx.flatten(2, 3))
+    dx = scan.new_routes(scan.map_dtype(scan.x.dim() == 4))
+    ddelta = None if scan.W_dt is not None else scan.new_routes(scan.x.dtype)
+    parts = _problem(scan).backward(
+        states.view(scan.states_shape), dy, dx.flatten(2, 3), None if ddelta is None else ddelta.flatten(2, 3)
+    )
     # From (batch, blocks, routes, tokens, *) and (batch * spans, *, sequences, D): one set of weights takes all routes.
     routes, sequences = ((1, 2), (0, 2)) if scan.A.shape[0] == 1 else ((1,), (0,))
     ddt, dB, dC = (
@@ -111,11 +92,16 @@ def scan2d_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, .
     dW_dt, db_dt, dA, dDskip = (
         part.sum(sequences, keepdim=True)[0].permute(1, 2, 0) for part in (parts.W_dt, parts.bias, parts.A, parts.skip)
     )
-    gradients = (_sum_maps(scan, dx), ddt, dB, dC, dW_dt, db_dt[..., 0], dA, dDskip[..., 0])
-    return tuple(laid_out_as(tensor, gradient) for tensor, gradient in zip(scan.tensors, gradients, strict=True))
-
-
-BACKEND = Backend(why_not, selective_scan, selective_scan_backward, scan2d, scan2d_backward)
+    return (
+        _sum_maps(scan, dx) if scan.x.dim() == 4 else dx.permute(0, 2, 3, 1, 4),
+        ddt if ddelta is None else ddelta.permute(0, 2, 3, 1, 4),
+        dB,
+        dC,
+        None if scan.W_dt is None else dW_dt,
+        None if scan.b_dt is None else db_dt[..., 0],
+        dA,
+        None if scan.Dskip is None else dDskip[..., 0],
+    )
 
 
 class _Parts(NamedTuple):
@@ -132,7 +118,7 @@ class _Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class _Problem:
-    """Either op as the kernels see it: D channels for each sequence, S sets of weights, one or one a sequence."""
+    """The scan as the kernels see it: D channels for each sequence, S sets of weights, one or one a sequence."""
 
     height: int
     width: int
@@ -249,7 +235,7 @@ class _Problem:
 
         batch, routes, tokens, channels = self.u.shape
         sequences, length = routes // self.per_sequence, tokens * self.per_sequence
-        count = chunks(length)
+        count = ceil_div(length, CHUNK)
         warps = batch * sequences * ceil_div(channels, _WARP)
         spans = min(count, ceil_div(_warps_wanted(self.u.device), max(warps, 1)))
         span = ceil_div(count, spans) if spans >= _MIN_SPANS else max(count, 1)
@@ -292,40 +278,16 @@ class _Problem:
         }
 
 
-def _problem_1d(scan: Scan1d) -> _Problem:
-    u, delta, A, B, C, D, delta_bias, softplus = scan
-    groups = B.shape[1]
-    return _Problem(
-        1,
-        u.shape[2],
-        *(_groups(scan, tensor) for tensor in (u, delta)),
-        *(last_axis_innermost(tensor.transpose(2, 3)) for tensor in (B, C)),
-        W_dt=None,
-        bias=None if delta_bias is None else delta_bias.unflatten(0, (groups, -1)),
-        A=A.unflatten(0, (groups, A.shape[0] // groups)),
-        skip=None if D is None else D.unflatten(0, (groups, -1)),
-        softplus=softplus,
-        route_codes=(0,),
-        per_sequence=1,
-    )
-
-
-def _groups(scan: Scan1d, tensor: Tensor) -> Tensor:
-    """View ``(batch, D, L)`` as ``(batch, groups, L, D / groups)``."""
-    groups = scan.B.shape[1]
-    return last_axis_innermost(tensor.unflatten(1, (groups, tensor.shape[1] // groups)).transpose(2, 3))
-
-
-def _problem_2d(scan: Scan2d) -> _Problem:
+def _problem(scan: Scan2d) -> _Problem:
     return _Problem(
         *scan.x.shape[1:3],
-        *(_for_routes(scan, tensor) for tensor in (scan.x.unsqueeze(3), scan.dt, scan.B, scan.C)),
+        *(_for_routes(scan, tensor) for tensor in (scan.maps, scan.dt, scan.B, scan.C)),
         W_dt=scan.W_dt,
         bias=scan.b_dt,
         A=scan.A,
         skip=scan.Dskip,
-        softplus=True,
-        route_codes=tuple(scan.route_codes),
+        softplus=scan.softplus,
+        route_codes=tuple(scan.route_codes) if scan.x.dim() == 4 else (0,),
         per_sequence=len(scan.sequences[0]),
     )
 
@@ -336,20 +298,8 @@ def _for_routes(scan: Scan2d, tensor: Tensor) -> Tensor:
     return tensor.expand(-1, len(scan.route_codes), -1, -1)
 
 
-def _maps(scan: Scan2d, merge: bool) -> Tensor:
-    """Make a map for each route, ``(batch, routes, H, W, D)``; where several are to be summed, in the state's dtype."""
-    batch, *sizes = scan.x.shape
-    routes = len(scan.route_codes)
-    return scan.x.new_empty(batch, routes, *sizes, dtype=scan.map_dtype(merge))
-
-
 def _sum_maps(scan: Scan2d, maps: Tensor) -> Tensor:
     return (maps[:, 0] if maps.shape[1] == 1 else maps.sum(1)).to(scan.x.dtype)
-
-
-def _empty_channels_last(u: Tensor) -> Tensor:
-    """Make a tensor like ``(batch, D, L)`` with the channels innermost."""
-    return u.new_empty(u.shape[0], u.shape[2], u.shape[1]).transpose(1, 2)
 
 
 def _per_token(tensor: Tensor) -> "PerToken":

@@ -1,0 +1,158 @@
+"""The arguments of each op, checked and cast, as kernels are given them, and the shapes of what kernels return."""
+
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .routes import ROUTES, Route
+
+# A scan keeps the state before every 64th token for its backward pass. The spacing is part of the op, so that any
+# backend can go back over what any other has computed. Tokens a chunk.
+CHUNK = 64
+
+
+def ceil_div(count: int, by: int) -> int:
+    """Return ``count / by``, rounded up."""
+    return -(-count // by)
+
+
+class Scan2d(NamedTuple):
+    """Sequences over maps: the arguments of :func:`mmmsv.kernels.scan2d`, and those of a 1-D scan as one-row maps.
+
+    A sequence visits the tokens of a map along its routes; all sequences share one map, or each has a map of its own.
+
+    Args:
+        x: Map that all sequences share, ``(batch, H, W, D)``, or one for each, ``(batch, H, W, S, D)``.
+        dt: Low-rank step, ``(batch, H, W, S, R)``; without ``W_dt`` the step of each channel, ``(batch, H, W, S, D)``.
+        B: ``(batch, H, W, S, N)``.
+        C: ``(batch, H, W, S, N)``.
+        W_dt: ``(S, D, R)``.
+        b_dt: ``(S, D)``.
+        A: ``(S, D, N)``; weights are in the dtype of the state, S is 1 or the number of sequences.
+        Dskip: ``(S, D)``.
+        route_codes: Routes by their place in ``ROUTES``.
+        carry: Whether they are one sequence; otherwise each is a sequence.
+        merge: Whether y is summed over the routes.
+        softplus: Whether the step goes through a softplus, after ``b_dt`` was added.
+    """
+
+    x: Tensor
+    dt: Tensor
+    B: Tensor
+    C: Tensor
+    W_dt: Tensor | None
+    b_dt: Tensor | None
+    A: Tensor
+    Dskip: Tensor | None
+    route_codes: list[int]
+    carry: bool
+    merge: bool
+    softplus: bool
+
+    @property
+    def maps(self) -> Tensor:
+        """The maps, ``(batch, H, W, 1 or sequences, D)``."""
+        return self.x.unsqueeze(3) if self.x.dim() == 4 else self.x
+
+    @property
+    def sequences(self) -> tuple[tuple[Route, ...], ...]:
+        """The routes of each sequence."""
+        routes = tuple(ROUTES[code] for code in self.route_codes)
+        return (routes,) if self.carry else tuple((route,) for route in routes)
+
+    @property
+    def states_shape(self) -> tuple[int, ...]:
+        """Shape of the states before every 64th token, ``(batch, chunks, N, sequences * D)``."""
+        batch, height, width = self.x.shape[:3]
+        sequences, routes = (1, len(self.route_codes)) if self.carry else (len(self.route_codes), 1)
+        length, (_, channels, state) = height * width * routes, self.A.shape
+        return batch, ceil_div(length, CHUNK), state, sequences * channels
+
+    def map_dtype(self, summed: bool) -> torch.dtype:
+        """Return the dtype of a map that several routes may be summed in: that of x would be rounded after each."""
+        return self.A.dtype if summed and len(self.route_codes) > 1 else self.x.dtype
+
+    def new_merged(self, dtype: torch.dtype) -> Tensor:
+        """Make an uninitialised y that is summed over the routes, ``(batch, H, W, D)``."""
+        return self.x.new_empty((*self.x.shape[:3], self.x.shape[-1]), dtype=dtype)
+
+    def new_routes(self, dtype: torch.dtype) -> Tensor:
+        """Make an uninitialised map for each route, ``(batch, routes, H, W, D)``."""
+        (batch, height, width), channels, routes = self.x.shape[:3], self.x.shape[-1], len(self.route_codes)
+        if self.x.dim() == 4:
+            return self.x.new_empty(batch, routes, height, width, channels, dtype=dtype)
+        # As x has them, one beside the other: together they are the channels of a 1-D scan.
+        return self.x.new_empty(batch, height, width, routes, channels, dtype=dtype).permute(0, 3, 1, 2, 4)
+
+    def new_results(self) -> tuple[Tensor, Tensor]:
+        """Make an uninitialised y and what is kept: the states, flat."""
+        y = self.new_merged(self.x.dtype) if self.merge else self.new_routes(self.x.dtype)
+        # Flat: as an axis of its own, a number of chunks that happens to be 1 would be a special case to torch.export.
+        return y, self.A.new_empty(prod(self.states_shape))
+
+
+class DepthwiseConv(NamedTuple):
+    """Arguments of :func:`mmmsv.kernels.depthwise_conv`, weights in the dtype of sums; kernels keep nothing."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    stride: int
+    activation: str
+    residual: bool
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        """Shape of y."""
+        batch, height, width, channels = self.x.shape
+        return batch, ceil_div(height, self.stride), ceil_div(width, self.stride), channels
+
+    def new_results(self) -> tuple[Tensor, Tensor]:
+        """Make an uninitialised y and what is kept."""
+        return self.x.new_empty(self.y_shape), self.x.new_empty(0)
+
+
+class Gate(NamedTuple):
+    """Arguments of :func:`mmmsv.kernels.gate`, the weight in the dtype of sums; kernels keep nothing."""
+
+    y: Tensor
+    z: Tensor | None
+    weight: Tensor | None
+
+    def new_results(self) -> tuple[Tensor, Tensor]:
+        """Make an uninitialised result and what is kept."""
+        return self.y.new_empty(self.y.shape), self.y.new_empty(0)
+
+
+class MergeScales(NamedTuple):
+    """Arguments of :func:`mmmsv.kernels.merge_scales`, weights in the dtype of sums.
+
+    Kernels keep mean and inverse deviation of each token that goes through the norm.
+    """
+
+    full: Tensor
+    half: Tensor
+    weight: Tensor
+    bias: Tensor
+    eps: float
+    norm_first: bool
+
+    def new_results(self) -> tuple[Tensor, Tensor]:
+        """Make an uninitialised y and what is kept, flat."""
+        batch, routes, height, width, _ = self.half.shape
+        tokens = self.full.shape[1] * self.full.shape[2] + (routes * height * width if self.norm_first else 0)
+        return self.full.new_empty(self.full.shape), self.weight.new_empty(batch * tokens * 2)
+
+
+class Linear(NamedTuple):
+    """Arguments of :func:`mmmsv.kernels.linear`; kernels keep nothing."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def new_results(self) -> tuple[Tensor, Tensor]:
+        """Make an uninitialised y and what is kept."""
+        return self.x.new_empty((*self.x.shape[:-1], self.weight.shape[0])), self.x.new_empty(0)

@@ -1,0 +1,53 @@
+"""THE SHORTCUT past torch's dispatcher: when it may be taken. The private functions of torch that it needs are here.
+
+An op is two trips through the dispatcher in Python, about as long as its arithmetic on a small map. Where nothing
+observes a call, :mod:`.registration` calls the kernel directly, and backend ``torch`` takes oneDNN's product.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from mmmsv.compat.torch_versions import is_compiling, is_traced_early
+
+# Types of tensors that mean their memory.
+PLAIN = (Tensor, Parameter)
+
+
+def may_carry_tangents() -> bool:
+    """Return whether a forward-mode derivative is being computed."""
+    return forward_ad._current_level >= 0
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of torch.func, or a forward-mode derivative, is being computed."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or may_carry_tangents()
+
+
+def is_profiled() -> bool:
+    """Return whether a profiler is on, which shows only what comes through the dispatcher."""
+    return torch.autograd._profiler_enabled()
+
+
+def is_unobserved(*tensors: Tensor | None) -> bool:
+    """Return whether nothing observes a call, so that it may pass addresses on instead of tensors.
+
+    That is: no derivative of either kind, no program that is recorded, no counter or other mode, no transform of
+    torch.func, no subclass, and no tensor that represents another one, as a conjugate or as zeros without memory.
+    """
+    if (
+        is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or is_traced_early()
+        or is_transformed()
+    ):
+        return False
+    with_gradients = torch.is_grad_enabled()
+    for each in tensors:  # no generator: this comes before every op, and one would take as long as the rest
+        if each is not None and (
+            type(each) not in PLAIN or each.is_neg() or each._is_zerotensor() or (with_gradients and each.requires_grad)
+        ):
+            return False
+    return True

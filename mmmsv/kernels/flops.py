@@ -1,0 +1,72 @@
+"""What the ops cost, for counters of FLOPs, which give the arguments of an op with shapes in the place of tensors."""
+
+from math import prod
+from typing import NamedTuple
+
+import torch
+
+from mmmsv.compat.torch_versions import register_flop_formula
+
+from . import ops  # noqa: F401  which defines torch.ops.mmmsv
+from .arguments import DepthwiseConv, Scan2d, ceil_div
+
+
+class ScanSizes(NamedTuple):
+    """Sizes of a scan.
+
+    Args:
+        pairs: Tokens times channels, of all routes.
+        routes: Number of routes.
+        sets: Number of parameter sets.
+        rank: R of the low-rank step; 0 where the step is given.
+        state: N.
+        skip: Whether there is a skip weight, 0 or 1.
+    """
+
+    pairs: int
+    routes: int
+    sets: int
+    rank: int
+    state: int
+    skip: int
+
+    @classmethod
+    def of(cls, *arguments: object) -> "ScanSizes":
+        """Read the sizes off the arguments of ``mmmsv::scan2d``."""
+        scan = Scan2d(*arguments)
+        routes = len(scan.route_codes)
+        pairs = prod(scan.x) * (routes if len(scan.x) == 4 else 1)
+        sets, _, state = scan.A
+        return cls(pairs, routes, sets, scan.W_dt[2] if scan.W_dt else 0, state, int(scan.Dskip is not None))
+
+    @property
+    def recurrence(self) -> int:
+        """Operations of the recurrence, 9 L D N + L D a sequence (github.com/state-spaces/mamba, issue 110)."""
+        return self.pairs * (9 * self.state + 1)
+
+
+@register_flop_formula(torch.ops.mmmsv.scan2d)
+def _scan2d(*arguments: object, **_: object) -> int:
+    """Count the recurrence, and 2 R for the step of each pair."""
+    sizes = ScanSizes.of(*arguments)
+    return sizes.recurrence + 2 * sizes.pairs * sizes.rank
+
+
+@register_flop_formula(torch.ops.mmmsv.scan2d_backward)
+def _scan2d_backward(dy: tuple, kept: tuple, *arguments: object, **_: object) -> int:
+    """Count 23 a state element (7 to recompute h, 4 for the reverse scan, 12 for the gradients), 8 and 6 R a pair."""
+    sizes = ScanSizes.of(*arguments)
+    return sizes.pairs * (23 * sizes.state + 8 + 6 * sizes.rank)
+
+
+@register_flop_formula(torch.ops.mmmsv.depthwise_conv)
+def _depthwise_conv(*arguments: object, **_: object) -> int:
+    conv = DepthwiseConv(*arguments)
+    batch, height, width, _ = conv.x
+    return 2 * batch * ceil_div(height, conv.stride) * ceil_div(width, conv.stride) * prod(conv.weight)
+
+
+@register_flop_formula(torch.ops.mmmsv.depthwise_conv_backward)
+def _depthwise_conv_backward(dy: tuple, kept: tuple, *arguments: object, **_: object) -> int:
+    """Count what goes into the activation again, and the gradients of x and of the weight."""
+    return 3 * _depthwise_conv(*arguments)
