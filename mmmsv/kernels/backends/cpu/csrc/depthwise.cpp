@@ -1,5 +1,5 @@
 // Depthwise convolutions of channels-last maps with what stands around them, forward and backward: activation, bias and
-// the input added. Plain C interface (at the end), called by native_maps.py.
+// the input added. Plain C interface (at the end), called by fused.py.
 //
 //     p = b + sum_k W_k x_k  (+ x)        y = activation(p)
 //
@@ -13,13 +13,13 @@ namespace {
 // Columns that are computed together: each weight that is loaded serves them all. Maps of images of 224 and 448 pixels
 // are multiples of 7 wide; others waste a part of their last tile.
 constexpr int TILE = 7;
-constexpr int PITCH = 64;  // the most channels of a block (native_maps.py), a constant so that addresses are, too
+constexpr int PITCH = 64;  // the most channels of a block (fused.py), a constant so that addresses are, too
 }  // namespace
 
 extern "C" {
 
 struct DepthwiseConv {
-    int64_t dtype;  // of the maps: a place in DTYPES of native_library.py
+    int64_t dtype;  // of the maps: a place in DTYPES of library.py
     int64_t batch, height, width, channels, out_height, out_width;
     int64_t kernel, stride;        // 3 or 7, with half of it for padding; any
     int64_t activation, residual;  // of enum Activation; whether x is added to p, with stride 1 only

@@ -1,4 +1,4 @@
-// The gate of a map, forward and backward. Plain C interface (at the end), called by native_maps.py.
+// The gate of a map, forward and backward. Plain C interface (at the end), called by fused.py.
 //
 //     out = y * weight * silu(z)
 //
@@ -10,7 +10,7 @@
 extern "C" {
 
 struct Gate {
-    int64_t dtype;  // of the maps: a place in DTYPES of native_library.py
+    int64_t dtype;  // of the maps: a place in DTYPES of library.py
     int64_t batch, height, width, channels;
     int64_t parts;  // the rows of each image are cut into so many
     int64_t threads;

@@ -1,5 +1,5 @@
 // Where the two resolutions of MS2D meet, forward and backward. Plain C interface (at the end), called by
-// native_maps.py.
+// fused.py.
 //
 //     norm first:  y = LN(full) + bilinear(sum_routes LN(half_route))
 //     norm last:   y = LN(full + nearest(half))
@@ -14,7 +14,7 @@
 extern "C" {
 
 struct Merge {
-    int64_t dtype;  // of the maps: a place in DTYPES of native_library.py
+    int64_t dtype;  // of the maps: a place in DTYPES of library.py
     int64_t batch, height, width, half_height, half_width, channels, routes;
     int64_t norm_first;
     int64_t parts;  // that the rows of a map are cut into; backward, each sums its own gradients of the weights

@@ -78,7 +78,7 @@ void in_parallel(int64_t threads, int64_t tasks, Real* scratch, int64_t size, co
     }
 }
 
-// Call body(T) for the dtype of that place in DTYPES of native_library.py.
+// Call body(T) for the dtype of that place in DTYPES of library.py.
 template <class Body> auto with_dtype(int64_t dtype, const Body& body) {
     switch (dtype) {
         case 0: return body(f32{});

@@ -1,0 +1,179 @@
+// The selective scan on CPUs: what its forward pass (scan_forward.cpp) and its backward pass (scan_backward.cpp) share.
+// Plain C interface, called by scan.py.
+//
+// One recurrence for each image, sequence and channel; a sequence is a list of routes over a map, and a 1-D scan is one
+// row. Channels lie in the lanes of a register. Work is cut by image and by block of channels, so that all cores are
+// busy with a single image too; within such a task tokens are walked in order, CHUNK at a time.
+//
+//     step_t = softplus(W_dt dt_t + b_dt)    h_t = exp(step_t A) h_{t-1} + step_t B_t x_t    y_t = C_t h_t + Dskip x_t
+
+#pragma once
+
+#include "tasks.h"
+
+constexpr int CHUNK = 64;  // the state before each 64th token is kept for the backward pass (arguments.py)
+constexpr int TILE = 8;    // tokens whose steps are made together: each weight that is loaded serves them all
+
+extern "C" {
+
+// Something that each token has; strides in elements. The last axis (D, R or N) is contiguous.
+struct PerToken {
+    void* data;
+    int64_t batch, sequence, route, row, column;
+};
+
+struct Scan {
+    int64_t dtype;  // of x, dt, B, C, dy: a place in DTYPES of library.py
+    int64_t wide;   // y and dx are in the state's dtype instead
+    int64_t batch, height, width, channels, states, rank, sequences, routes;  // channels, routes: of one sequence
+    int64_t one_map;   // all sequences read the same map, so the gradients of its tokens are sums over them
+    int64_t merge;     // their outputs are summed too
+    int64_t shared;    // they share one parameter set
+    int64_t softplus;  // whether the step goes through one
+    int64_t blocks;    // the channels of a sequence are cut into so many
+    int64_t threads;
+    const int64_t* route_codes;  // (sequences, routes), places in ROUTES of routes.py
+    PerToken x, dt, B, C, y;     // dt: of rank R; with rank 0 the step before bias and softplus of each channel
+    // Weights of S sets in the state's dtype, channels padded to a multiple of 16 with zeros.
+    int64_t padded;                          // channels with their padding
+    const void *W_dt, *b_dt, *A, *Dskip;     // (S, R, padded), (S, padded), (S, N, padded), (S, padded)
+    void* kept;                              // states before each chunk, (batch, chunks, N, sequences * D)
+    // Backward only.
+    PerToken dy, dx, ddelta;                 // ddelta: with rank 0 only
+    int64_t padded_rank;                     // R rounded up to a multiple of 16
+    const void* W_dt_rows;                   // (S, padded, padded_rank)
+    int64_t groups;                          // of images; each sums its own gradients of the weights
+    void* token_parts;   // (blocks, batch, H * W, S, R + 2 N): of the gradients of dt, B, C
+    void* weight_parts;  // (groups, S, R + N + 2, padded), zeros: of those of W_dt, A, b_dt, Dskip
+    void* scratch;       // for each thread, as many numbers of the state's dtype as mmmsv_scan_scratch says
+};
+
+// How many numbers of the state's dtype each thread needs as scratch.
+EXPORT int64_t mmmsv_scan_scratch(const Scan* scan);
+
+}  // extern "C"
+
+inline int64_t tokens_of(const Scan& scan) { return scan.height * scan.width * scan.routes; }
+inline int64_t chunks_of(const Scan& scan) { return (tokens_of(scan) + CHUNK - 1) / CHUNK; }
+inline int64_t shared_width(const Scan& scan) { return scan.rank + 2 * scan.states; }
+inline int64_t sets_of(const Scan& scan) { return scan.shared ? 1 : scan.sequences; }
+inline int64_t set_of(const Scan& scan, int64_t sequence) { return scan.shared ? 0 : sequence; }
+
+// The weights of the channels of one parameter set, from one channel on.
+template <class Real> struct Weights {
+    const Real *W_dt, *b_dt, *A, *Dskip;
+
+    Weights(const Scan& scan, int64_t set, int64_t channel)
+        : W_dt(scan.rank ? (const Real*)scan.W_dt + set * scan.rank * scan.padded + channel : nullptr),
+          b_dt((const Real*)scan.b_dt + set * scan.padded + channel),
+          A((const Real*)scan.A + set * scan.states * scan.padded + channel),
+          Dskip((const Real*)scan.Dskip + set * scan.padded + channel) {}
+};
+
+// A walk over a map along the routes of one sequence.
+class Walk {
+public:
+    int64_t route, row, column;
+
+    Walk(const Scan& scan, int64_t sequence, int64_t token)
+        : height(scan.height), width(scan.width), codes(scan.route_codes + sequence * scan.routes) {
+        route = token / (height * width);
+        enter(token % (height * width));
+    }
+
+    void next() {
+        if (--left == 0) {
+            ++route;
+            return enter(0);
+        }
+        int64_t& minor = column_major ? row : column;
+        int64_t& major = column_major ? column : row;
+        minor += stride;
+        if (minor == minors || minor < 0) {
+            minor = stride > 0 ? 0 : minors - 1;
+            major += stride;
+        }
+    }
+
+private:
+    const int64_t height, width;
+    const int64_t* codes;
+    int64_t left, minors, stride;
+    bool column_major;
+
+    void enter(int64_t token) {
+        left = height * width - token;
+        const int64_t code = codes[route];
+        column_major = code & 1;
+        minors = column_major ? height : width;
+        stride = code & 2 ? -1 : 1;
+        const int64_t place = code & 2 ? left - 1 : token;
+        row = column_major ? place % height : place / width;
+        column = column_major ? place / height : place % width;
+    }
+};
+
+// The tokens of a chunk: where they lie, and what each has for all channels.
+template <class T> struct Chunk {
+    using Real = typename T::Real;
+    int64_t batch, sequence;
+    int count;
+    int64_t route[CHUNK], row[CHUNK], column[CHUNK];  // route: counted over all sequences
+    Real* shared;                                     // (R + 2 N, CHUNK): dt, B, C, in the state's dtype
+
+    void fill(const Scan& scan, int64_t index) {
+        count = std::min<int64_t>(CHUNK, tokens_of(scan) - index * CHUNK);
+        Walk walk(scan, sequence, index * CHUNK);
+        for (int t = 0;; walk.next()) {
+            route[t] = sequence * scan.routes + walk.route, row[t] = walk.row, column[t] = walk.column;
+            gather(shared + t, scan.dt, t, scan.rank);
+            gather(shared + t + scan.rank * CHUNK, scan.B, t, scan.states);
+            gather(shared + t + (scan.rank + scan.states) * CHUNK, scan.C, t, scan.states);
+            if (++t == count) break;
+        }
+    }
+
+    int64_t place(const PerToken& tensor, int t) const {
+        return batch * tensor.batch + sequence * tensor.sequence + route[t] * tensor.route + row[t] * tensor.row +
+               column[t] * tensor.column;
+    }
+
+    // Where each token's first channel of a block lies; nowhere where there is no such tensor.
+    template <class Stored>
+    void find(const PerToken& tensor, int64_t channel, typename Stored::Bits** places) const {
+        if (!tensor.data) return;
+        for (int t = 0; t < count; ++t) places[t] = (typename Stored::Bits*)tensor.data + place(tensor, t) + channel;
+    }
+
+private:
+    void gather(Real* to, const PerToken& tensor, int t, int64_t size) const {
+        const auto* from = (const typename T::Bits*)tensor.data + place(tensor, t);
+        for (int64_t i = 0; i < size; ++i) to[i * CHUNK] = read_one<T>(from + i);
+    }
+};
+
+// The steps of `count` tokens from t on, before the softplus.
+template <class T, bool full, int count, class Real = typename T::Real>
+INLINE void steps(const Scan& scan, const Real* shared, typename T::Bits* const* delta, int64_t offset, int lanes,
+                  const Weights<Real>& weights, Vec<Real>* step) {
+    for (int i = 0; i < count; ++i) step[i] = load(weights.b_dt);
+    if (scan.rank == 0)
+        for (int i = 0; i < count; ++i) step[i] += read<T, full>(delta[i] + offset, lanes);
+    for (int64_t r = 0; r < scan.rank; ++r) {
+        const Vec<Real> weight = load(weights.W_dt + r * scan.padded);
+        for (int i = 0; i < count; ++i) step[i] += shared[r * CHUNK + i] * weight;
+    }
+    // Padding times infinity is NaN, which sums over channels would spread.
+    if (!full)
+        for (int i = 0; i < count; ++i)
+            for (int lane = lanes; lane < Simd<Real>::width; ++lane) step[i][lane] = 0;
+}
+
+// Call body(T, Out): the dtypes of what is read, and of y or dx.
+template <class Body> void with_dtypes(const Scan& scan, const Body& body) {
+    with_dtype(scan.dtype, [&](auto T) {
+        if constexpr (sizeof(typename decltype(T)::Bits) < sizeof(float))
+            if (scan.wide) return body(T, f32{});
+        return body(T, T);
+    });
+}

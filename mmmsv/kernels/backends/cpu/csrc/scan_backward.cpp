@@ -1,0 +1,260 @@
+#include "scan.h"
+
+namespace {
+
+// What the backward pass of a task holds: rows of `width` lanes for the tokens of a chunk, one register at a time.
+template <class Real> struct Workspace {
+    static constexpr int width = Simd<Real>::width, row = CHUNK * width;
+    Real *shared, *wanted, *dstep, *dB, *dC;
+    Real *step, *slope, *x, *dy, *decay, *state, *gB, *dstep_rate;
+
+    // Of block.padded() = padded channels; returns how many numbers it takes, with base null to ask for that.
+    static int64_t size(const Scan& scan, int64_t padded) {
+        return CHUNK * shared_width(scan) + (scan.states + CHUNK) * padded + 2 * scan.states * row + 8 * row + width;
+    }
+
+    Workspace(const Scan& scan, int64_t padded, Real* base) {
+        const auto take = [&base](int64_t count) { return (base += count) - count; };
+        shared = take(CHUNK * shared_width(scan));
+        wanted = take(scan.states * padded);
+        dstep = take(CHUNK * padded);
+        dB = take(scan.states * row), dC = take(scan.states * row);
+        step = take(row), slope = take(row), x = take(row), dy = take(row), decay = take(row);
+        state = take(row + width), gB = take(row), dstep_rate = take(row);
+    }
+};
+
+// Read `count` tokens from t on, and make their steps again.
+template <class T, bool full, int count, class Real = typename T::Real>
+void backward_read(const Scan& scan, const Real* shared, int t, typename T::Bits* const* x_at,
+                   typename T::Bits* const* delta_at, typename T::Bits* const* dy_at, int64_t offset, int lanes,
+                   const Weights<Real>& weights, const Workspace<Real> work) {
+    constexpr int width = Simd<Real>::width;
+    Vec<Real> step[count];
+    steps<T, full, count>(scan, shared + t, delta_at + t, offset, lanes, weights, step);
+    const bool through_softplus = scan.softplus;
+    for (int i = 0; i < count; ++i) {
+        const int64_t at = (t + i) * width;
+        // The next register of channels comes soon; no prefetcher of the processor foresees it.
+        __builtin_prefetch(x_at[t + i] + offset + width);
+        __builtin_prefetch(dy_at[t + i] + offset + width);
+        store(work.slope + at, through_softplus ? sigmoid(step[i]) : splat<Real>(1));
+        store(work.step + at, through_softplus ? softplus(step[i]) : step[i]);
+        store(work.x + at, read<T, full>(x_at[t + i] + offset, lanes));
+        store(work.dy + at, read<T, full>(dy_at[t + i] + offset, lanes));
+        store(work.gB + at, Vec<Real>{});
+        store(work.dstep_rate + at, Vec<Real>{});
+    }
+}
+
+// State number n of one register of channels: from `state` forwards again, then g = dL/dh backwards from `wanted`.
+// Adds to dB, dC, gB = B g and dstep; returns its part of dA.
+template <class Real>
+INLINE Vec<Real> backward_state(const Scan& scan, int count, int64_t n, Vec<Real> state, Real* wanted, Vec<Real> A,
+                                const Workspace<Real> work) {
+    constexpr int width = Simd<Real>::width;
+    const int64_t states = scan.states;
+    const Real *B = work.shared + (scan.rank + n) * CHUNK, *C = B + scan.states * CHUNK;
+    const Vec<Real> rate = A * (Real)log2_e;
+    for (int t = 0; t < count; ++t) {
+        const Vec<Real> step = load(work.step + t * width), decay = exp2(step * rate);
+        store(work.decay + t * width, decay);
+        store(work.state + t * width, state);
+        state = decay * state + step * load(work.x + t * width) * B[t];
+    }
+    store(work.state + count * width, state);
+    Vec<Real> carried = load(wanted), dA{};  // carried: exp(step_{t+1} A) g_{t+1}
+    for (int t = count - 1; t >= 0; --t) {
+        const int64_t at = t * width, sum_at = (t * states + n) * width;
+        const Vec<Real> step = load(work.step + at), decay = load(work.decay + at), dy = load(work.dy + at);
+        const Vec<Real> g = carried + C[t] * dy;
+        carried = decay * g;
+        const Vec<Real> dexponent = carried * load(work.state + at);
+        store(work.dC + sum_at, load(work.dC + sum_at) + load(work.state + at + width) * dy);
+        store(work.dB + sum_at, load(work.dB + sum_at) + g * (step * load(work.x + at)));
+        store(work.gB + at, load(work.gB + at) + B[t] * g);
+        store(work.dstep_rate + at, load(work.dstep_rate + at) + dexponent * A);
+        dA += dexponent * step;
+    }
+    store(wanted, carried);
+    return dA;
+}
+
+// Add sum_t dstep_t dt_t[r] of `count` ranks from r on to the gradient of W_dt, (R, padded).
+template <int count, class Real>
+INLINE void add_dW_dt(const Scan& scan, int tokens, int64_t r, const Real* dstep, int64_t stride, const Real* shared,
+                      Real* dW_dt) {
+    Vec<Real> sum[count];
+    for (int i = 0; i < count; ++i) sum[i] = load(dW_dt + (r + i) * scan.padded);
+    for (int t = 0; t < tokens; ++t) {
+        const Vec<Real> own = load(dstep + t * stride);
+        for (int i = 0; i < count; ++i) sum[i] += shared[(r + i) * CHUNK + t] * own;
+    }
+    for (int i = 0; i < count; ++i) store(dW_dt + (r + i) * scan.padded, sum[i]);
+}
+
+// Add the gradients dt = W_dt^T dstep of `count` tokens from t on, summed over the channels of the block.
+template <int count, class Real>
+INLINE void add_ddt(const Scan& scan, const Real* W_dt_rows, const Real* dstep, int64_t channels, int64_t stride,
+                    Real* const* parts) {
+    constexpr int width = Simd<Real>::width;
+    for (int64_t r = 0; r < scan.rank; r += width) {
+        Vec<Real> sum[count] = {};
+        for (int64_t d = 0; d < channels; ++d) {
+            const Vec<Real> weight = load(W_dt_rows + d * scan.padded_rank + r);
+            for (int i = 0; i < count; ++i) sum[i] += dstep[i * stride + d] * weight;
+        }
+        const int lanes = std::min<int64_t>(width, scan.rank - r);
+        for (int i = 0; i < count; ++i)
+            for (int lane = 0; lane < lanes; ++lane) parts[i][r + lane] += sum[i][lane];
+    }
+}
+
+// Where the tokens of a chunk have the first channel of a block.
+template <class T, class Out> struct BackwardPlaces {
+    typename T::Bits *x[CHUNK], *delta[CHUNK], *dy[CHUNK], *ddelta[CHUNK];
+    typename Out::Bits* dx[CHUNK];
+
+    BackwardPlaces(const Scan& scan, const Chunk<T>& chunk, int64_t channel) {
+        chunk.template find<T>(scan.x, channel, x);
+        chunk.template find<T>(scan.dt, channel, delta);
+        chunk.template find<T>(scan.dy, channel, dy);
+        chunk.template find<T>(scan.ddelta, channel, ddelta);
+        chunk.template find<Out>(scan.dx, channel, dx);
+    }
+};
+
+// One register of channels, d of the block on, over a chunk: all gradients but those summed over channels, which it adds
+// to work.dB and work.dC or leaves to be made of work.dstep.
+template <class T, class Out, bool full, class Real = typename T::Real>
+void backward_register(const Scan& scan, const Block<Real>& block, const Chunk<T>& chunk,
+                       const BackwardPlaces<T, Out>& places, int64_t d, const Real* kept, const Workspace<Real> work,
+                       Real* weight_parts) {
+    constexpr int width = Simd<Real>::width;
+    const int64_t padded = block.padded(), set = set_of(scan, chunk.sequence), rank = scan.rank, states = scan.states;
+    const int count = chunk.count, lanes = block.lanes(block.begin + d);
+    const Weights<Real> weights(scan, set, block.begin + d);
+    int t = 0;
+    for (; t + TILE <= count; t += TILE)
+        backward_read<T, full, TILE>(scan, work.shared, t, places.x, places.delta, places.dy, d, lanes, weights, work);
+    for (; t < count; ++t)
+        backward_read<T, full, 1>(scan, work.shared, t, places.x, places.delta, places.dy, d, lanes, weights, work);
+
+    Real* dW_dt = weight_parts + set * (rank + states + 2) * scan.padded + block.begin + d;
+    Real *dA = dW_dt + rank * scan.padded, *db_dt = dA + states * scan.padded, *dDskip = db_dt + scan.padded;
+    for (int64_t n = 0; n < states; ++n) {
+        Vec<Real> start{};
+        memcpy(&start, kept + (n * scan.sequences + chunk.sequence) * scan.channels + block.begin + d,
+               lanes * sizeof(Real));
+        const Vec<Real> sum = backward_state(scan, count, n, start, work.wanted + n * padded + d,
+                                             load(weights.A + n * scan.padded), work);
+        store(dA + n * scan.padded, load(dA + n * scan.padded) + sum);
+    }
+
+    // The walk goes backwards: at each place of the map the last route comes first, and others add to what it left.
+    const int64_t last_route = scan.one_map ? scan.sequences * scan.routes - 1 : -1;
+    const Vec<Real> skip = load(weights.Dskip);
+    Vec<Real> bias_sum = load(db_dt), skip_sum = load(dDskip);
+    for (t = count - 1; t >= 0; --t) {
+        const int64_t at = t * width;
+        const Vec<Real> x = load(work.x + at), dy = load(work.dy + at), gB = load(work.gB + at);
+        const Vec<Real> dstep = (load(work.dstep_rate + at) + gB * x) * load(work.slope + at);
+        Vec<Real> dx = gB * load(work.step + at) + skip * dy;
+        if (last_route >= 0 && chunk.route[t] != last_route) dx += read<Out, full>(places.dx[t] + d, lanes);
+        write<Out, full>(places.dx[t] + d, dx, lanes);
+        if (rank == 0) write<T, full>(places.ddelta[t] + d, dstep, lanes);
+        store(work.dstep + t * padded + d, dstep);
+        bias_sum += dstep;
+        skip_sum += dy * x;
+    }
+    store(db_dt, bias_sum);
+    store(dDskip, skip_sum);
+    int64_t r = 0;
+    for (; r + 4 <= rank; r += 4) add_dW_dt<4>(scan, count, r, work.dstep + d, padded, work.shared, dW_dt);
+    for (; r < rank; ++r) add_dW_dt<1>(scan, count, r, work.dstep + d, padded, work.shared, dW_dt);
+}
+
+template <class T, class Out, class Real = typename T::Real>
+void backward_chunk(const Scan& scan, const Block<Real>& block, const Chunk<T>& chunk, const Real* kept,
+                    const Workspace<Real>& work, Real* weight_parts) {
+    constexpr int width = Simd<Real>::width;
+    const int64_t padded = block.padded(), set = set_of(scan, chunk.sequence);
+    const BackwardPlaces<T, Out> places(scan, chunk, block.begin);
+    for (int t = 0; t < chunk.count; ++t) {
+        __builtin_prefetch(places.x[t]);
+        __builtin_prefetch(places.dy[t]);
+    }
+    std::fill_n(work.dB, 2 * scan.states * work.row, Real(0));  // dC lies behind it
+    for (int64_t d = 0; d < block.channels(); d += width) {
+        const auto one = block.lanes(block.begin + d) == width ? backward_register<T, Out, true>
+                                                               : backward_register<T, Out, false>;
+        one(scan, block, chunk, places, d, kept, work, weight_parts);
+    }
+
+    // A token's dt, B and C serve all routes where these share their parameters: first the last route, as above.
+    const int64_t wide = shared_width(scan), sets = sets_of(scan), size = scan.height * scan.width;
+    const int64_t last_route = scan.sequences * scan.routes - 1;
+    Real* parts[CHUNK];
+    for (int t = chunk.count - 1; t >= 0; --t) {
+        const int64_t token = chunk.row[t] * scan.width + chunk.column[t];
+        parts[t] = (Real*)scan.token_parts +
+                   (((block.index * scan.batch + chunk.batch) * size + token) * sets + set) * wide;
+        if (!scan.shared || chunk.route[t] == last_route) std::fill_n(parts[t], wide, Real(0));
+        for (int64_t n = 0; n < scan.states; ++n) {
+            parts[t][scan.rank + n] += lane_sum(load(work.dB + (t * scan.states + n) * width));
+            parts[t][scan.rank + scan.states + n] += lane_sum(load(work.dC + (t * scan.states + n) * width));
+        }
+    }
+    const Real* rows = (const Real*)scan.W_dt_rows + (set * scan.padded + block.begin) * scan.padded_rank;
+    int t = 0;
+    for (; t + TILE <= chunk.count; t += TILE)
+        add_ddt<TILE>(scan, rows, work.dstep + t * padded, block.channels(), padded, parts + t);
+    for (; t < chunk.count; ++t) add_ddt<1>(scan, rows, work.dstep + t * padded, block.channels(), padded, parts + t);
+}
+
+template <class T, class Out, class Real = typename T::Real>
+void backward_task(const Scan& scan, int64_t group, const Block<Real>& block, Real* scratch) {
+    const int64_t chunks = chunks_of(scan);
+    const Workspace<Real> work(scan, block.padded(), scratch);
+    Chunk<T> chunk;
+    chunk.shared = work.shared;
+    Real* weight_parts =
+        (Real*)scan.weight_parts + group * sets_of(scan) * (scan.rank + scan.states + 2) * scan.padded;
+    const int64_t end = scan.batch * (group + 1) / scan.groups;
+    for (chunk.batch = scan.batch * group / scan.groups; chunk.batch < end; ++chunk.batch) {
+        for (chunk.sequence = scan.sequences - 1; chunk.sequence >= 0; --chunk.sequence) {
+            std::fill_n(work.wanted, scan.states * block.padded(), Real(0));
+            for (int64_t c = chunks - 1; c >= 0; --c) {
+                chunk.fill(scan, c);
+                const Real* kept =
+                    (const Real*)scan.kept + (chunk.batch * chunks + c) * scan.states * scan.sequences * scan.channels;
+                backward_chunk<T, Out>(scan, block, chunk, kept, work, weight_parts);
+            }
+        }
+    }
+}
+
+template <class Real> int64_t scratch_size(const Scan& scan) {
+    return Workspace<Real>::size(scan, Block<Real>::most_padded(scan.channels, scan.blocks));
+}
+
+}  // namespace
+
+extern "C" {
+
+EXPORT int64_t mmmsv_scan_scratch(const Scan* scan) {
+    return scan->dtype == 1 ? scratch_size<double>(*scan) : scratch_size<float>(*scan);
+}
+
+EXPORT void mmmsv_scan_backward(const Scan* scan) {
+    with_dtypes(*scan, [&](auto T, auto Out) {
+        using Real = typename decltype(T)::Real;
+        const auto task = [&](int64_t index, Real* scratch) {
+            const Block<Real> block(scan->channels, scan->blocks, index % scan->blocks);
+            backward_task<decltype(T), decltype(Out)>(*scan, index / scan->blocks, block, scratch);
+        };
+        in_parallel(scan->threads, scan->groups * scan->blocks, (Real*)scan->scratch, mmmsv_scan_scratch(scan), task);
+    });
+}
+
+}  // extern "C"

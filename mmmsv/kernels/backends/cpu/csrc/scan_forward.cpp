@@ -1,0 +1,88 @@
+#include "scan.h"
+
+namespace {
+
+// One register of channels, `count` tokens from t on.
+template <class T, class Out, bool full, int count, class Real = typename T::Real>
+void forward_tile(const Scan& scan, const Chunk<T>& chunk, int t, typename T::Bits* const* x_at,
+                  typename T::Bits* const* delta_at, typename Out::Bits* const* y_at, int64_t offset, int lanes,
+                  const Weights<Real>& weights, Real* state, int64_t state_stride, bool fetch) {
+    const Real* shared = chunk.shared + t;
+    Vec<Real> step[count], drive[count], y[count];
+    steps<T, full, count>(scan, shared, delta_at + t, offset, lanes, weights, step);
+    for (int i = 0; i < count; ++i) {
+        if (scan.softplus) step[i] = softplus(step[i]);
+        if (fetch) __builtin_prefetch(x_at[t + count + i] + offset);
+        const Vec<Real> x = read<T, full>(x_at[t + i] + offset, lanes);
+        drive[i] = step[i] * x;
+        y[i] = load(weights.Dskip) * x;
+    }
+    const Real *B = shared + scan.rank * CHUNK, *C = B + scan.states * CHUNK;
+    for (int64_t n = 0; n < scan.states; ++n) {
+        const Vec<Real> rate = load(weights.A + n * scan.padded) * (Real)log2_e;
+        Vec<Real> decay[count], h = load(state + n * state_stride);
+        for (int i = 0; i < count; ++i) decay[i] = exp2(step[i] * rate);
+        for (int i = 0; i < count; ++i) {
+            h = decay[i] * h + drive[i] * B[n * CHUNK + i];
+            y[i] += C[n * CHUNK + i] * h;
+        }
+        store(state + n * state_stride, h);
+    }
+    for (int i = 0; i < count; ++i) {
+        auto* to = y_at[t + i] + offset;
+        if (scan.merge && chunk.route[t + i]) y[i] += read<Out, full>(to, lanes);
+        write<Out, full>(to, y[i], lanes);
+    }
+}
+
+template <class T, class Out, class Real = typename T::Real>
+void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Real* scratch) {
+    const int64_t chunks = chunks_of(scan), padded = block.padded();
+    Chunk<T> chunk;
+    chunk.batch = batch, chunk.shared = scratch;
+    Real* state = scratch + CHUNK * shared_width(scan);
+    typename T::Bits *x_at[CHUNK + TILE], *delta_at[CHUNK];
+    typename Out::Bits* y_at[CHUNK];
+    // From main memory the next tile is fetched ahead: blocks of rows are no pattern that a processor foresees. From its
+    // caches that costs more than it brings.
+    const bool fetch = scan.height * scan.width * scan.channels * sizeof(typename T::Bits) > (16 << 20);
+    for (chunk.sequence = 0; chunk.sequence < scan.sequences; ++chunk.sequence) {
+        std::fill_n(state, scan.states * padded, Real(0));
+        for (int64_t c = 0; c < chunks; ++c) {
+            chunk.fill(scan, c);
+            chunk.template find<T>(scan.x, block.begin, x_at);
+            std::fill_n(x_at + chunk.count, TILE, x_at[chunk.count - 1]);
+            chunk.template find<T>(scan.dt, block.begin, delta_at);
+            chunk.template find<Out>(scan.y, block.begin, y_at);
+            Real* kept = (Real*)scan.kept + (batch * chunks + c) * scan.states * scan.sequences * scan.channels;
+            for (int64_t n = 0; n < scan.states; ++n)
+                std::copy_n(state + n * padded, block.channels(),
+                            kept + (n * scan.sequences + chunk.sequence) * scan.channels + block.begin);
+            for (int t = 0; t < chunk.count;) {
+                const bool whole = t + TILE <= chunk.count;
+                for (int64_t d = 0; d < block.channels(); d += block.width) {
+                    const Weights<Real> weights(scan, set_of(scan, chunk.sequence), block.begin + d);
+                    const int lanes = block.lanes(block.begin + d);
+                    const auto tile = !whole                ? forward_tile<T, Out, false, 1>
+                                      : lanes < block.width ? forward_tile<T, Out, false, TILE>
+                                                            : forward_tile<T, Out, true, TILE>;
+                    tile(scan, chunk, t, x_at, delta_at, y_at, d, lanes, weights, state + d, padded, fetch);
+                }
+                t += whole ? TILE : 1;
+            }
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" EXPORT void mmmsv_scan_forward(const Scan* scan) {
+    with_dtypes(*scan, [&](auto T, auto Out) {
+        using Real = typename decltype(T)::Real;
+        const auto task = [&](int64_t index, Real* scratch) {
+            const Block<Real> block(scan->channels, scan->blocks, index % scan->blocks);
+            forward_task<decltype(T), decltype(Out)>(*scan, index / scan->blocks, block, scratch);
+        };
+        in_parallel(scan->threads, scan->batch * scan->blocks, (Real*)scan->scratch, mmmsv_scan_scratch(scan), task);
+    });
+}
