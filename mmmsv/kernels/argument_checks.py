@@ -144,23 +144,22 @@ def check_map_shapes(
     op = "scan2d"
     channels = check_channels(op, "x", x)
     tokens = x.shape[:3]
-    of_x, of_A = f"for x {tuple(x.shape)}", f"for A {tuple(A.shape)}"
     if A.dim() != 3 or A.shape[0] == 0 or A.shape[1] != channels or A.shape[2] == 0:
-        raise _misshapen(op, "A", A, f"(S, D, N) = (S >= 1, {channels}, N >= 1) {of_x}")
+        raise _misshapen(op, "A", A, f"(S, D, N) = (S >= 1, {channels}, N >= 1) for x {tuple(x.shape)}")
     sets, _, state = A.shape
     if sets not in ((1,) if carry else (1, routes)):
         allowed = "1, since the state is carried over" if carry else f"1, or one for each route ({routes})"
         raise ValueError(f"{op}: A {tuple(A.shape)} holds {sets} parameter sets, expected {allowed}")
     if W_dt.dim() != 3 or W_dt.shape[:2] != A.shape[:2] or W_dt.shape[2] == 0:
-        raise _misshapen(op, "W_dt", W_dt, f"(S, D, R) = ({sets}, {channels}, R >= 1) {of_A}")
+        raise _misshapen(op, "W_dt", W_dt, f"(S, D, R) = ({sets}, {channels}, R >= 1) for A {tuple(A.shape)}")
     for name, weight in (("b_dt", b_dt), ("Dskip", Dskip)):
         if weight.shape != (sets, channels):
-            raise _misshapen(op, name, weight, f"(S, D) = {(sets, channels)} {of_A}")
+            raise _misshapen(op, name, weight, f"(S, D) = {(sets, channels)} for A {tuple(A.shape)}")
     for name, tensor, letter, last in (("dt", dt, "R", W_dt.shape[2]), ("B", B, "N", state), ("C", C, "N", state)):
         if tensor.shape != (*tokens, sets, last):
             weight_shape = f"W_dt {tuple(W_dt.shape)}" if letter == "R" else f"A {tuple(A.shape)}"
-            expected = f"(batch, H, W, S, {letter}) = {(*tokens, sets, last)} {of_x} and {weight_shape}"
-            raise _misshapen(op, name, tensor, expected)
+            expected = f"(batch, H, W, S, {letter}) = {(*tokens, sets, last)} for x {tuple(x.shape)}"
+            raise _misshapen(op, name, tensor, f"{expected} and {weight_shape}")
 
 
 def _misshapen(op: str, name: str, tensor: Tensor, expected: str) -> ValueError:

@@ -16,6 +16,7 @@ from .argument_checks import check_bool, check_channels, check_shape, check_tens
 # Beyond the kernels' size it has no use; scratch grows with it.
 _LARGEST_STRIDE = 64
 Activation = Literal["none", "silu", "gelu"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 def depthwise_conv(
@@ -58,11 +59,12 @@ def depthwise_conv(
         check_shape(op, "bias", bias, (channels,), "x", x)
     if type(stride) is not int or not 1 <= stride <= _LARGEST_STRIDE:
         raise ValueError(f"{op}: stride is {stride!r}, expected a whole number in 1..{_LARGEST_STRIDE}")
-    if not isinstance(activation, str) or activation not in get_args(Activation):
-        raise ValueError(f"{op}: activation is {activation!r}, expected one of {get_args(Activation)}")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ValueError(f"{op}: activation is {activation!r}, expected one of {ACTIVATIONS}")
     if residual and stride > 1:
         raise ValueError(f"{op}: residual needs a stride of 1, given is {stride}")
-    if composite := ops.depthwise_conv.composite(x):
+    composite = ops.depthwise_conv.composite(x)
+    if composite is not None:
         return composite(x, weight, bias, stride, activation, residual)
     weight, bias = weight.to(state_dtype(x)), None if bias is None else bias.to(state_dtype(x))
     return ops.depthwise_conv(x, weight, bias, stride, activation, residual)
@@ -95,7 +97,8 @@ def gate(y: Tensor, z: Tensor | None = None, weight: Tensor | None = None) -> Te
         check_shape(op, "weight", weight, (y.shape[0], channels), "y", y)
     if z is None and weight is None:
         return y
-    if composite := ops.gate.composite(y):
+    composite = ops.gate.composite(y)
+    if composite is not None:
         return composite(y, z, weight)
     y, z = one_dtype(op, maps) if z is not None else (y, None)
     return ops.gate(y, z, None if weight is None else weight.to(state_dtype(y)))
@@ -137,7 +140,8 @@ def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: 
         raise ValueError(f"{op}: half has {half.shape[1]} routes, expected one, their sum, where the norm comes last")
     for name, each in (("weight", weight), ("bias", bias)):
         check_shape(op, name, each, (channels,), "full", full)
-    if composite := ops.merge_scales.composite(full):
+    composite = ops.merge_scales.composite(full)
+    if composite is not None:
         return composite(full, half, weight, bias, eps, norm_first)
     full, half = one_dtype(op, maps)
     weight, bias = weight.to(state_dtype(full)), bias.to(state_dtype(full))

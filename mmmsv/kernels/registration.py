@@ -14,7 +14,7 @@ from torch.autograd.function import FunctionCtx
 
 from .backends.strides import laid_out_as
 from .bypass import is_profiled, is_unobserved, may_carry_tangents
-from .dispatch import Backend, Composite, Implementation, Kernel, select
+from .dispatch import BACKENDS, Backend, Composite, Implementation, Kernel, select
 
 # What a schema allows.
 Value: TypeAlias = Tensor | list[int] | float | str | None
@@ -52,7 +52,8 @@ class Op:
         pick: Callable[[Backend], Implementation | None],
     ) -> None:
         kinds = get_type_hints(arguments)
-        self._arguments, self._pick = arguments, pick
+        self._arguments, self._pick, self._pick_kernel = arguments, pick, _kernel_of(pick)
+        self._backend_of_composite = _backend_of_composite(pick)
         self._count = count = sum(kind in (Tensor, Tensor | None) for kind in kinds.values())
         schema = ", ".join(f"{_SCHEMA[kind]} {field}" for field, kind in kinds.items())
         self._op = _define(name, f"({schema}) -> (Tensor y, Tensor kept)")
@@ -64,7 +65,8 @@ class Op:
 
     def composite(self, x: Tensor) -> Composite | None:
         """Return the function of PyTorch's ops that computes the op for a tensor like x; None where a kernel does."""
-        return self._composite_on(x.device.type, torch.jit.is_tracing())
+        name = self._backend_of_composite(x.device.type, torch.jit.is_tracing())
+        return None if name is None else self._pick(BACKENDS[name])
 
     def __call__(self, x: Tensor, *others: Value) -> Tensor:
         """Compute y by a kernel."""
@@ -74,22 +76,8 @@ class Op:
             y, _ = self._op(x, *others)
         return y
 
-    @torch.compiler.assume_constant_result
-    def _composite_on(self, device_type: str, is_tracing: bool) -> Composite | None:
-        # A program that torch.jit records has torch's own ops, which counters of FLOPs and exporters know.
-        implementation = select(self._pick_composite if is_tracing else self._pick, torch.device(device_type))
-        return None if isinstance(implementation, Kernel) else implementation
-
     def _kernel(self, x: Tensor) -> Kernel:
         return select(self._pick_kernel, x.device)
-
-    def _pick_kernel(self, backend: Backend) -> Kernel | None:
-        implementation = self._pick(backend)
-        return implementation if isinstance(implementation, Kernel) else None
-
-    def _pick_composite(self, backend: Backend) -> Composite | None:
-        implementation = self._pick(backend)
-        return None if isinstance(implementation, Kernel) else implementation
 
     def _forward(self, x: Tensor, *others: Value) -> tuple[Tensor, Tensor]:
         y, kept = self._kernel(x).forward(self._arguments(x, *others))
@@ -110,6 +98,33 @@ class Op:
         return tuple(
             dy.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in values[: self._count]
         )
+
+
+def _kernel_of(pick: Callable[[Backend], Implementation | None]) -> Callable[[Backend], Kernel | None]:
+    """Return what reads an op off a backend, if that is a kernel."""
+
+    def pick_kernel(backend: Backend) -> Kernel | None:
+        implementation = pick(backend)
+        return implementation if isinstance(implementation, Kernel) else None
+
+    return pick_kernel
+
+
+def _backend_of_composite(pick: Callable[[Backend], Implementation | None]) -> Callable[[str, bool], str | None]:
+    """Return what names the backend whose composite computes an op; None where a kernel does."""
+
+    @torch.compiler.assume_constant_result  # which takes names, and neither methods nor functions for results
+    def name(device_type: str, is_tracing: bool) -> str | None:
+        def pick_backend(backend: Backend) -> Backend | None:
+            implementation = pick(backend)
+            # A program that torch.jit records has torch's own ops, which counters of FLOPs and exporters know.
+            is_ruled_out = implementation is None or (is_tracing and isinstance(implementation, Kernel))
+            return None if is_ruled_out else backend
+
+        backend = select(pick_backend, torch.device(device_type))
+        return None if isinstance(pick(backend), Kernel) else backend.name
+
+    return name
 
 
 def define_result_only(

@@ -1,14 +1,13 @@
 """The ops around the scans in C++: hands tensors to the library by their addresses."""
 
 import ctypes
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from ...argument_checks import state_dtype
 from ...arguments import DepthwiseConv, Gate, MergeScales, ceil_div
-from ...fused import Activation
+from ...fused import ACTIVATIONS
 from ..strides import last_axis_innermost
 from .library import DTYPES, GROUPS, LANES, in_huge_pages, loaded_library
 
@@ -127,7 +126,7 @@ def _describe_conv(conv: DepthwiseConv, y: Tensor) -> _DepthwiseConv:
         out_width=y.shape[2],
         kernel=weight.shape[2],
         stride=stride,
-        activation=get_args(Activation).index(activation),
+        activation=ACTIVATIONS.index(activation),
         residual=residual,
         x=_of(x),
         y=_of(y),
