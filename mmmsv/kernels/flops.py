@@ -1,14 +1,17 @@
 """What the ops cost, for counters of FLOPs, which give the arguments of an op with shapes in the place of tensors."""
 
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 from mmmsv.compat.torch_versions import register_flop_formula
 
 from . import ops  # noqa: F401  which defines torch.ops.mmmsv
-from .arguments import DepthwiseConv, Scan2d, ceil_div
+from .arguments import ceil_div
+
+# The argument of an op, or the shape of a tensor.
+Argument: TypeAlias = Any
 
 
 class ScanSizes(NamedTuple):
@@ -31,13 +34,12 @@ class ScanSizes(NamedTuple):
     skip: int
 
     @classmethod
-    def of(cls, *arguments: object) -> "ScanSizes":
+    def of(cls, *arguments: Argument) -> "ScanSizes":
         """Read the sizes off the arguments of ``mmmsv::scan2d``."""
-        scan = Scan2d(*arguments)
-        routes = len(scan.route_codes)
-        pairs = prod(scan.x) * (routes if len(scan.x) == 4 else 1)
-        sets, _, state = scan.A
-        return cls(pairs, routes, sets, scan.W_dt[2] if scan.W_dt else 0, state, int(scan.Dskip is not None))
+        x, _, _, _, W_dt, _, (sets, _, state), Dskip, route_codes, *_ = arguments
+        routes = len(route_codes)
+        pairs = prod(x) * (routes if len(x) == 4 else 1)
+        return cls(pairs, routes, sets, W_dt[2] if W_dt else 0, state, int(Dskip is not None))
 
     @property
     def recurrence(self) -> int:
@@ -46,27 +48,27 @@ class ScanSizes(NamedTuple):
 
 
 @register_flop_formula(torch.ops.mmmsv.scan2d)
-def _scan2d(*arguments: object, **_: object) -> int:
+def _scan2d(*arguments: Argument, **_: object) -> int:
     """Count the recurrence, and 2 R for the step of each pair."""
     sizes = ScanSizes.of(*arguments)
     return sizes.recurrence + 2 * sizes.pairs * sizes.rank
 
 
 @register_flop_formula(torch.ops.mmmsv.scan2d_backward)
-def _scan2d_backward(dy: tuple, kept: tuple, *arguments: object, **_: object) -> int:
+def _scan2d_backward(dy: tuple, kept: tuple, *arguments: Argument, **_: object) -> int:
     """Count 23 a state element (7 to recompute h, 4 for the reverse scan, 12 for the gradients), 8 and 6 R a pair."""
     sizes = ScanSizes.of(*arguments)
     return sizes.pairs * (23 * sizes.state + 8 + 6 * sizes.rank)
 
 
 @register_flop_formula(torch.ops.mmmsv.depthwise_conv)
-def _depthwise_conv(*arguments: object, **_: object) -> int:
-    conv = DepthwiseConv(*arguments)
-    batch, height, width, _ = conv.x
-    return 2 * batch * ceil_div(height, conv.stride) * ceil_div(width, conv.stride) * prod(conv.weight)
+def _depthwise_conv(
+    x: tuple[int, ...], weight: tuple[int, ...], bias: tuple | None, stride: int, *_: object, **__: object
+) -> int:
+    return 2 * x[0] * ceil_div(x[1], stride) * ceil_div(x[2], stride) * prod(weight)
 
 
 @register_flop_formula(torch.ops.mmmsv.depthwise_conv_backward)
-def _depthwise_conv_backward(dy: tuple, kept: tuple, *arguments: object, **_: object) -> int:
+def _depthwise_conv_backward(dy: tuple, kept: tuple, *arguments: Argument, **_: object) -> int:
     """Count what goes into the activation again, and the gradients of x and of the weight."""
     return 3 * _depthwise_conv(*arguments)

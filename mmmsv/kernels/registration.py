@@ -4,20 +4,21 @@ By dispatch key, as C++ extensions register theirs: of torch's ways, the one tha
 """
 
 from collections.abc import Callable
-from typing import NoReturn, Protocol, TypeAlias, get_type_hints
+from typing import Any, NoReturn, Protocol, TypeAlias, get_type_hints
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
 
 from .backends.strides import laid_out_as
 from .bypass import is_profiled, is_unobserved, may_carry_tangents
 from .dispatch import BACKENDS, Backend, Composite, Implementation, Kernel, select
 
-# What a schema allows.
-Value: TypeAlias = Tensor | list[int] | float | str | None
+# The argument of an op: what the schemas below allow.
+Value: TypeAlias = Any
+# What autograd functions keep, FunctionCtx, whose attributes have no types.
+Context: TypeAlias = Any
 _LIBRARY = torch.library.Library("mmmsv", "DEF")
 _SCHEMA = {
     Tensor: "Tensor",
@@ -66,7 +67,8 @@ class Op:
     def composite(self, x: Tensor) -> Composite | None:
         """Return the function of PyTorch's ops that computes the op for a tensor like x; None where a kernel does."""
         name = self._backend_of_composite(x.device.type, torch.jit.is_tracing())
-        return None if name is None else self._pick(BACKENDS[name])
+        implementation = None if name is None else self._pick(BACKENDS[name])
+        return None if isinstance(implementation, Kernel) else implementation
 
     def __call__(self, x: Tensor, *others: Value) -> Tensor:
         """Compute y by a kernel."""
@@ -166,7 +168,7 @@ def _define(name: str, signature: str) -> OpOverload:
 def _implement(
     op: OpOverload, compute: Callable[..., tuple], fake: Callable[..., tuple], function: type[Function], name: str
 ) -> None:
-    def with_gradients(*values: object) -> tuple[Tensor, ...]:
+    def with_gradients(*values: Value) -> tuple[Tensor, ...]:
         if _gradients_are_asked_for(values):
             return function.apply(*values)
         with torch._C._AutoDispatchBelowAutograd():
@@ -190,7 +192,7 @@ def _autograd_functions(
 
     class Differentiable(Function):
         @staticmethod
-        def forward(ctx: FunctionCtx, *values: object) -> tuple[Tensor, Tensor]:
+        def forward(ctx: Context, *values: Value) -> tuple[Tensor, Tensor]:
             with torch._C._AutoDispatchBelowAutograd():
                 y, kept = op(*values)
             ctx.options = values[count:]
@@ -200,22 +202,23 @@ def _autograd_functions(
             return y, kept
 
         @staticmethod
-        def backward(ctx: FunctionCtx, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Context, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+            dy, _ = gradients
             if dy is None:
                 return (None,) * (count + len(ctx.options))
             kept, *tensors = ctx.saved_tensors
-            gradients = backward_op(dy, kept, *tensors, *ctx.options)
-            given = (None if tensor is None else gradient for tensor, gradient in zip(tensors, gradients, strict=True))
+            computed = backward_op(dy, kept, *tensors, *ctx.options)
+            given = (None if tensor is None else gradient for tensor, gradient in zip(tensors, computed, strict=True))
             return (*given, *(None for _ in ctx.options))
 
     class DifferentiableOnce(Function):
         @staticmethod
-        def forward(ctx: FunctionCtx, *values: object) -> tuple[Tensor, ...]:
+        def forward(ctx: Context, *values: Value) -> tuple[Tensor, ...]:
             with torch._C._AutoDispatchBelowAutograd():
                 return backward_op(*values)
 
         @staticmethod
-        def backward(ctx: FunctionCtx, *_: Tensor) -> NoReturn:
+        def backward(ctx: Context, *_: Tensor) -> NoReturn:
             raise NotImplementedError(
                 f"{name} has first derivatives only; this asks for a second one (double backward)"
             )

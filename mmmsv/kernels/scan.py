@@ -74,8 +74,9 @@ def selective_scan(
     # Each group of channels is a sequence over a map of its own, which has one row.
     x, step = [tensor.unflatten(1, channels).permute(0, 3, 1, 2).unsqueeze(1) for tensor in (u, delta)]
     B, C = [tensor.permute(0, 3, 1, 2).unsqueeze(1) for tensor in (B, C)]
-    A, D, delta_bias = [
-        None if weight is None else weight.to(state_dtype(u)).unflatten(0, channels) for weight in (A, D, delta_bias)
+    A = A.to(state_dtype(u)).unflatten(0, channels)
+    D, delta_bias = [
+        None if weight is None else weight.to(state_dtype(u)).unflatten(0, channels) for weight in (D, delta_bias)
     ]
     y = ops.scan2d(x, step, B, C, None, delta_bias, A, D, [0] * groups, False, False, delta_softplus)
     y = y.squeeze(2).transpose(2, 3).flatten(1, 2)

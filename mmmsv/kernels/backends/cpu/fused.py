@@ -77,10 +77,6 @@ class _Merge(ctypes.Structure):
     ]
 
 
-def _rows(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else last_axis_innermost(tensor)
-
-
 def _dense(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
@@ -163,6 +159,11 @@ def depthwise_conv_backward(conv: DepthwiseConv, dy: Tensor, kept: Tensor) -> tu
     return dx, dweight, None if conv.bias is None else dbias
 
 
+def _as_read_gate(gate: Gate) -> Gate:
+    y, z, weight = gate
+    return Gate(last_axis_innermost(y), None if z is None else last_axis_innermost(z), _dense(weight))
+
+
 def _describe_gate(gate: Gate, out: Tensor) -> _Gate:
     y, z, weight = gate
     return _Gate(
@@ -178,14 +179,14 @@ def _describe_gate(gate: Gate, out: Tensor) -> _Gate:
 
 def gate(given: Gate) -> tuple[Tensor, Tensor]:
     """Compute the gated map; nothing is kept."""
-    given, (out, kept) = Gate(_rows(given.y), _rows(given.z), _dense(given.weight)), given.new_results()
+    given, (out, kept) = _as_read_gate(given), given.new_results()
     loaded_library().gate.forward(_describe_gate(given, in_huge_pages(out)), given.y)
     return out, kept
 
 
 def gate_backward(given: Gate, dout: Tensor, kept: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients of y, z and weight."""
-    y, z, weight = given = Gate(_rows(given.y), _rows(given.z), _dense(given.weight))
+    y, z, weight = given = _as_read_gate(given)
     dy, dz = _new_like(y), None if z is None else _new_like(z)
     dout = last_axis_innermost(dout.to(y.dtype))
     problem = _describe_gate(given, dout)
@@ -221,10 +222,8 @@ def _describe_merge(merge: MergeScales, y: Tensor, moments: Tensor) -> _Merge:
 
 def _as_read_merge(merge: MergeScales) -> MergeScales:
     """Return the arguments with tensors as the library reads them."""
-    full, half, weight, bias, *options = merge
-    return MergeScales(
-        last_axis_innermost(full), last_axis_innermost(half), weight.contiguous(), bias.contiguous(), *options
-    )
+    full, half = last_axis_innermost(merge.full), last_axis_innermost(merge.half)
+    return merge._replace(full=full, half=half, weight=merge.weight.contiguous(), bias=merge.bias.contiguous())
 
 
 def merge_scales(merge: MergeScales) -> tuple[Tensor, Tensor]:

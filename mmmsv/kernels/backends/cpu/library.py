@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ _HUGE, _PAGE, _MADV_HUGEPAGE = 4 << 20, mmap.PAGESIZE, 14
 _LARGEST_THAT_COUNTS = (32 << 20) - (64 << 10)
 
 
+# A function of ctypes, which has no types.
+CFunction: TypeAlias = Any
+
+
 class LibraryOp:
     """An op of the library, which takes its arguments as a struct.
 
@@ -40,7 +44,7 @@ class LibraryOp:
         scratch: Returns how many numbers of scratch each thread needs for either.
     """
 
-    def __init__(self, forward: Callable[..., int], backward: Callable[..., int], scratch: Callable[..., int]) -> None:
+    def __init__(self, forward: CFunction, backward: CFunction, scratch: CFunction) -> None:
         self._forward, self._backward, self._scratch = forward, backward, scratch
         self._scratch.restype = ctypes.c_int64
 
@@ -57,7 +61,7 @@ class LibraryOp:
         """Fill the gradients; arguments of :meth:`forward`."""
         self._run(self._backward, problem, sums)
 
-    def _run(self, function: Callable[..., int], problem: ctypes.Structure, sums: Tensor) -> None:
+    def _run(self, function: CFunction, problem: ctypes.Structure, sums: Tensor) -> None:
         address = ctypes.byref(problem)
         scratch = sums.new_empty(problem.threads * self._scratch(address))
         problem.scratch = scratch.data_ptr()

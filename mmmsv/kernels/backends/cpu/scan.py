@@ -68,8 +68,10 @@ class _Placed(NamedTuple):
     def of_routes(cls, tensor: Tensor) -> "_Placed":
         """Place ``(batch, routes, H, W, D)``, or ``(batch, H, W, D)``, which all routes share."""
         tensor = last_axis_innermost(tensor)
-        batch, *route, row, column, _ = tensor.stride()
-        return cls(tensor, batch, 0, *(route or (0,)), row, column)
+        batch, route, row, column, _ = (
+            tensor.stride() if tensor.dim() == 5 else (tensor.stride(0), 0, *tensor.stride()[1:])
+        )
+        return cls(tensor, batch, 0, route, row, column)
 
     @property
     def fields(self) -> tuple[int, ...]:
@@ -103,9 +105,9 @@ def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, .
     dy_at = _Placed.of_routes(dy.to(scan.x.dtype))
     problem.wide = dx.dtype != scan.x.dtype
     problem.dy, problem.dx, problem.kept = dy_at.fields, _Placed.of_sequences(dx).fields, states.data_ptr()
+    ddelta = in_huge_pages(scan.dt.new_empty(scan.dt.shape if scan.W_dt is None else 0))
     if scan.W_dt is None:
-        ddt = in_huge_pages(scan.dt.new_empty(scan.dt.shape))
-        problem.ddelta = _Placed.of_sequences(ddt).fields
+        problem.ddelta = _Placed.of_sequences(ddelta).fields
     else:
         rows = _padded(_padded(scan.W_dt, 2), 1)
         problem.W_dt_rows, problem.padded_rank = rows.data_ptr(), rows.shape[2]
@@ -114,12 +116,12 @@ def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, .
     problem.token_parts, problem.weight_parts, problem.groups = token_parts.data_ptr(), weight_parts.data_ptr(), groups
     loaded_library().scan.backward(problem, scan.A)
 
-    low_rank_ddt, dB, dC = token_parts.sum(0).split((rank, state, state), 4)
+    ddt, dB, dC = token_parts.sum(0).split((rank, state, state), 4)
     weights = weight_parts.sum(0)[..., :channels].transpose(1, 2)
     dW_dt, dA, db_dt, dDskip = weights.split((rank, state, 1, 1), 2)
     return (
         dx.view(scan.x.shape),
-        ddt if scan.W_dt is None else low_rank_ddt,
+        ddelta if scan.W_dt is None else ddt,
         dB,
         dC,
         None if scan.W_dt is None else dW_dt,

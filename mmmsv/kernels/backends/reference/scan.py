@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ...arguments import CHUNK
-from ..torch.unrolled import Sequences
+from ..torch.unrolled import Gradients, Sequences
 
 
 def forward(given: Sequences) -> tuple[Tensor, Tensor]:
@@ -18,7 +18,7 @@ def forward(given: Sequences) -> tuple[Tensor, Tensor]:
     return y.to(u.dtype), states[:, :-1:CHUNK].permute(0, 1, 4, 2, 3).flatten(3)
 
 
-def backward(given: Sequences, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
+def backward(given: Sequences, dy: Tensor, states: Tensor) -> Gradients:
     """Compute the gradients of the tensors, in their order.
 
     Computes all states again from the first token on: an oracle leaves nothing to others.

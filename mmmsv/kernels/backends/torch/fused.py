@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from torch import Tensor
+from torch import Size, Tensor
 from torch.nn.functional import conv2d, gelu, interpolate, layer_norm, silu
 
 ACTIVATIONS = {"none": lambda p: p, "silu": silu, "gelu": gelu}
@@ -34,7 +34,7 @@ def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: 
     return layer_norm(full + upsample(half.squeeze(1), size, "nearest"), weight.shape, weight, bias, eps)
 
 
-def upsample(x: Tensor, size: tuple[int, int], mode: Literal["bilinear", "nearest"]) -> Tensor:
+def upsample(x: Tensor, size: Size | tuple[int, int], mode: Literal["bilinear", "nearest"]) -> Tensor:
     """Bring a map ``(batch, h, w, D)`` to another size (H, W), corners not aligned; return ``(batch, H, W, D)``."""
     align_corners = False if mode == "bilinear" else None
     return interpolate(x.permute(0, 3, 1, 2), size, mode=mode, align_corners=align_corners).permute(0, 2, 3, 1)

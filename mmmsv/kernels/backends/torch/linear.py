@@ -77,4 +77,4 @@ def _is_compiled_for_the_result() -> bool:
 
 @torch.compiler.assume_constant_result
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ...arguments import CHUNK
-from .unrolled import Sequences
+from .unrolled import Gradients, Sequences
 
 # State elements worked on at once. Small enough for a CPU's last-level cache, large enough to hide launch costs.
 _ELEMENTS = 1 << 19
@@ -78,7 +78,7 @@ def forward(given: Sequences) -> tuple[Tensor, Tensor]:
     return y, torch.cat(kept, 1) if kept else state.flatten(2).unsqueeze(1)[:, :0]
 
 
-def backward(given: Sequences, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
+def backward(given: Sequences, dy: Tensor, states: Tensor) -> Gradients:
     """Compute the gradients of the tensors, in their order."""
     walk = _Walk(given)
     du, ddelta, dB, dC = (torch.empty_like(tensor) for tensor in given[:4])

@@ -5,7 +5,7 @@ For backends that scan sequences only. Each step copies the maps, unless each ha
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,9 +40,11 @@ class Sequences(NamedTuple):
 
 
 # Computes y, (batch, L, K, D), and the states before every 64th token, (batch, chunks, N, K * D).
-Forward = Callable[[Sequences], tuple[Tensor, Tensor]]
-# Computes, from dy and these states, the gradients of the first seven of Sequences, None for one that is not given.
-Backward = Callable[[Sequences, Tensor, Tensor], tuple[Tensor | None, ...]]
+Forward: TypeAlias = Callable[[Sequences], tuple[Tensor, Tensor]]
+# Of the first seven of Sequences, None for one that is not given.
+Gradients: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+# Computes, from dy and these states, the gradients.
+Backward: TypeAlias = Callable[[Sequences, Tensor, Tensor], Gradients]
 
 
 def kernel(forward: Forward, backward: Backward) -> Kernel:
@@ -55,17 +57,17 @@ def kernel(forward: Forward, backward: Backward) -> Kernel:
     def scan_maps_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
         dt = _unroll(scan, scan.dt)
         given = sequences_of(scan, dt)
-        gradients = backward(given, _unroll_gradient(scan, dy), states.view(scan.states_shape))
-        du, ddelta, dB, dC, dA, dskip, dbias = gradients
+        dy = _unroll_gradient(scan, dy)
+        du, ddelta, dB, dC, dA, dskip, dbias = backward(given, dy, states.view(scan.states_shape))
         dx = roll_up_all(scan, du, merge=True) if scan.x.dim() == 4 else du.unflatten(1, scan.x.shape[1:3])
         ddt, dW_dt = ddelta, None
         if scan.W_dt is not None:
-            ddelta = ddelta.to(scan.A.dtype)
             ddt = torch.einsum("blqd,qdr->blqr", ddelta, _each(scan, scan.W_dt))
             dW_dt = torch.einsum("blqd,blqr->qdr", ddelta, dt.to(ddelta.dtype))
+        sets = scan.A.shape[0]
         per_token = (_fold_sets(scan, gradient) for gradient in (ddt, dB, dC))
-        weights = ((dW_dt, scan.W_dt), (dbias, scan.b_dt), (dA, scan.A), (dskip, scan.Dskip))
-        return dx, *per_token, *(None if of is None else gradient.sum_to_size(of.shape) for gradient, of in weights)
+        per_set = (None if one is None else one.sum_to_size(sets, *one.shape[1:]) for one in (dW_dt, dbias, dA, dskip))
+        return dx, *per_token, *per_set
 
     return Kernel(scan_maps, scan_maps_backward)
 
@@ -78,8 +80,8 @@ def sequences_of(scan: Scan2d, dt: Tensor) -> Sequences:
     # What several routes share is summed over them, in the dtype of u, B and C: that of the state.
     dtype = scan.A.dtype if scan.x.dim() == 4 else scan.x.dtype
     u, B, C = (_unroll(scan, tensor).to(dtype) for tensor in (scan.maps, scan.B, scan.C))
-    A, skip, bias = (None if weight is None else _each(scan, weight) for weight in (scan.A, scan.Dskip, scan.b_dt))
-    return Sequences(u, delta, B, C, A, skip, bias, scan.softplus)
+    skip, bias = (None if weight is None else _each(scan, weight) for weight in (scan.Dskip, scan.b_dt))
+    return Sequences(u, delta, B, C, _each(scan, scan.A), skip, bias, scan.softplus)
 
 
 def roll_up_all(scan: Scan2d, tokens: Tensor, merge: bool) -> Tensor:

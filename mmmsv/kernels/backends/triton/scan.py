@@ -259,7 +259,8 @@ class _Problem:
             None if weight is None else weight.movedim(-1, 0).contiguous() if weight.dim() == 3 else weight.contiguous()
             for weight in (self.W_dt, self.bias, self.A, self.skip)
         )
-        return Inputs(*(_per_token(tensor) for tensor in (self.u, self.delta, self.B, self.C)), W_dt, bias, A, skip)
+        u, delta, B, C = (_per_token(tensor) for tensor in (self.u, self.delta, self.B, self.C))
+        return Inputs(u, delta, B, C, W_dt, bias, A, skip)
 
     def _constants(self, *others: Tensor) -> dict[str, object]:
         """Return what the kernels are compiled for that read the inputs, and read or write others like u."""
@@ -279,9 +280,14 @@ class _Problem:
 
 
 def _problem(scan: Scan2d) -> _Problem:
+    u, delta, B, C = (_for_routes(scan, tensor) for tensor in (scan.maps, scan.dt, scan.B, scan.C))
     return _Problem(
-        *scan.x.shape[1:3],
-        *(_for_routes(scan, tensor) for tensor in (scan.maps, scan.dt, scan.B, scan.C)),
+        height=scan.x.shape[1],
+        width=scan.x.shape[2],
+        u=u,
+        delta=delta,
+        B=B,
+        C=C,
         W_dt=scan.W_dt,
         bias=scan.b_dt,
         A=scan.A,
