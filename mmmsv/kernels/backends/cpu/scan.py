@@ -68,9 +68,10 @@ class _Placed(NamedTuple):
     def of_routes(cls, tensor: Tensor) -> "_Placed":
         """Place ``(batch, routes, H, W, D)``, or ``(batch, H, W, D)``, which all routes share."""
         tensor = last_axis_innermost(tensor)
-        batch, route, row, column, _ = (
-            tensor.stride() if tensor.dim() == 5 else (tensor.stride(0), 0, *tensor.stride()[1:])
-        )
+        if tensor.dim() == 4:
+            batch, row, column, _ = tensor.stride()
+            return cls(tensor, batch, 0, 0, row, column)
+        batch, route, row, column, _ = tensor.stride()
         return cls(tensor, batch, 0, route, row, column)
 
     @property
