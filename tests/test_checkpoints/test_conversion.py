@@ -101,6 +101,7 @@ def test_a_trained_model_goes_back(authors):
         (["--flat", "in.pth", "out.pth"], "--flat goes with --to-authors"),
         (["in.pth"], "the following arguments are required: DST"),
     ],
+    ids=["no file", "flat alone", "no destination"],
 )
 def test_bad_arguments(arguments, message):
     run = convert(*arguments)
@@ -118,6 +119,7 @@ def test_what_is_converted_already(authors):
 @pytest.mark.parametrize(
     ("destination", "message"),
     [("in.pth/out.pth", "cannot be written (File exists)"), ("x" * 300, "cannot be written (File name too long)")],
+    ids=["in a file", "long"],
 )
 def test_unwritable_destination(authors, destination, message):
     authors.save({"model": authors.weights}, "in.pth")
@@ -125,7 +127,7 @@ def test_unwritable_destination(authors, destination, message):
         save_named_by_hash({}, str(authors.folder / destination), "in.pth")
 
 
-@pytest.mark.parametrize("destination", ["", "new/"])
+@pytest.mark.parametrize("destination", ["", "new/"], ids=["there", "new"])
 def test_folder_as_destination(authors, destination):
     path = save_named_by_hash({}, f"{authors.folder}/{destination}", "https://host/msvmamba.pth?download=true")
     assert re.fullmatch(r"msvmamba-[0-9a-f]{8}\.pth", path.name)
@@ -164,6 +166,7 @@ def classifier_of(backbone):
             "block 0 of stage 0 has 7 parameter sets, which is no published choice of routes",
         ),
     ],
+    ids=["theirs", "backbone", "not whole", "two output norms", "neck", "six routes"],
 )
 def test_what_cannot_go_back(authors, state, message):
     path = authors.save({"state_dict": state(authors)})

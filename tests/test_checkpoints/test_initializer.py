@@ -95,7 +95,7 @@ def test_files_of_detectors(authors):
     assert loaded(model, authors.dense()) == model.state_dict().keys()
 
 
-@pytest.mark.parametrize("as_convolutions", [False, True])
+@pytest.mark.parametrize("as_convolutions", [False, True], ids=["linear", "convolutions"])
 def test_flat_layout(authors, as_convolutions):
     golden = load_golden("vmamba_s1.pt")
     weights = {

@@ -195,7 +195,7 @@ STOCK_INIT = [
 ]
 
 
-@pytest.mark.parametrize("stock", [False, True])
+@pytest.mark.parametrize("stock", [False, True], ids=["ours", "stock"])
 def test_step_sizes_survive_the_initialisation_of_a_classifier(stock):
     """Also with the rule for all linear layers that mmpretrain's classifiers bring along."""
     cfg = Config.fromfile(ROOT / "configs/cls/msvmamba_n_300e.py")
