@@ -20,14 +20,8 @@ from torch import Tensor, cat
 from mmmsv.models.arch import Arch, BlockArch
 
 # Modules, as ours: the authors'. The name of the tensor in them (weight, bias) is the same.
-_STEM = {
-    "patch": {"conv": "0", "norm": "2"},
-    "conv": {"conv1": "0", "norm1": "2", "conv2": "5", "norm2": "7"},
-}
-_DOWNSAMPLE = {
-    "merge": {"norm": "norm", "reduction": "reduction"},
-    "conv": {"conv": "1", "norm": "3"},
-}
+_STEM = {"patch": {"conv": "0", "norm": "2"}, "conv": {"conv1": "0", "norm1": "2", "conv2": "5", "norm2": "7"}}
+_DOWNSAMPLE = {"merge": {"norm": "norm", "reduction": "reduction"}, "conv": {"conv": "1", "norm": "3"}}
 _BLOCK = {
     "norm1": "norm",
     "norm2": "norm2",

@@ -5,19 +5,10 @@ from collections.abc import Callable
 import torch
 from torch.utils import flop_counter
 
-__all__ = [
-    "get_autocast_dtype",
-    "is_autocast_enabled",
-    "is_compiling",
-    "is_traced_early",
-    "may_be_exporting",
-    "register_flop_formula",
-]
-
 if torch.__version__ >= (2, 2):
-    from torch.compiler import is_compiling
+    from torch.compiler import is_compiling as is_compiling
 else:
-    from torch._dynamo import is_compiling
+    from torch._dynamo import is_compiling as is_compiling
 
 if hasattr(torch.compiler, "is_exporting"):
     may_be_exporting = torch.compiler.is_exporting

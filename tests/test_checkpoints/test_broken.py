@@ -15,6 +15,7 @@ from .refusals import assert_refused, refused
 
 NORM = "layers.0.blocks.0.norm.weight"
 PROJECTION = "layers.2.blocks.1.convFFN.linear1.weight"
+HEAD, HEAD_BIAS = "classifier.head.weight", "classifier.head.bias"
 
 
 def whole(checkpoint):
@@ -25,10 +26,19 @@ def changed(name, value):
     return lambda authors: authors.save({"model": {**authors.weights, name: value}})
 
 
-def without(name):
+def without(*names):
     return lambda authors: authors.save(
-        {"model": {key: authors.weights[key] for key in authors.weights if key != name}}
+        {"model": {name: value for name, value in authors.weights.items() if name not in names}}
     )
+
+
+def written(content):
+    def write(authors):
+        path = authors.folder / "file.pth"
+        path.write_bytes(content)
+        return path
+
+    return write
 
 
 def truncated(authors):
@@ -58,16 +68,6 @@ class Harmful:
         return self.call, (self.path if self.call is os.mkdir else f"__import__('os').mkdir({self.path!r})",)
 
 
-HEAD, HEAD_BIAS = "classifier.head.weight", "classifier.head.bias"
-
-
-def with_head(authors, weight=None, bias=None, **others):
-    """A classifier's file with another head, or with a part of one."""
-    rest = {name: value for name, value in authors.weights.items() if name not in (HEAD, HEAD_BIAS)}
-    head = {name: value for name, value in ((HEAD, weight), (HEAD_BIAS, bias)) if value is not None}
-    return authors.save({"model": {**rest, **head, **others}})
-
-
 def torchscript(authors):
     path = authors.folder / "file.pth"
     torch.jit.script(torch.nn.Linear(2, 2)).save(path)
@@ -75,21 +75,7 @@ def torchscript(authors):
 
 
 def harmful_pickle(authors):
-    path = authors.folder / "file.pth"
-    path.write_bytes(pickle.dumps({"model": Harmful(authors.folder)}, protocol=2))
-    return path
-
-
-def text(authors):
-    path = authors.folder / "file.pth"
-    path.write_text("<html><body>Sign in to Google Drive</body></html>")
-    return path
-
-
-def empty(authors):
-    path = authors.folder / "file.pth"
-    path.touch()
-    return path
+    return written(pickle.dumps({"model": Harmful(authors.folder)}, protocol=2))(authors)
 
 
 def photograph(_):
@@ -131,8 +117,11 @@ BROKEN = {
     ),
     "NaN": (with_nan, f"NaN or infinite values in {PROJECTION}"),
     "photograph": (photograph, r"begins with b'\\xff\\xd8.*so it is no PyTorch checkpoint"),
-    "empty": (empty, "is empty, so it is no PyTorch checkpoint"),
-    "text": (text, "begins with b'<html>.*, so it is no PyTorch checkpoint: but a web page"),
+    "empty": (written(b""), "is empty, so it is no PyTorch checkpoint"),
+    "text": (
+        written(b"<html><body>Sign in to Google Drive</body></html>"),
+        "begins with b'<html>.*, so it is no PyTorch checkpoint: but a web page",
+    ),
     "harmful pickle": (harmful_pickle, "holds more than tensors and plain data.*mkdir.*could run any code"),
     "harmful zip": (
         lambda authors: authors.save({"model": authors.weights, "config": Harmful(authors.folder)}),
@@ -143,10 +132,7 @@ BROKEN = {
         whole({"optimizer": {"lr": 1.0}, "epoch": 3}),
         "holds no weights: no tensors by name, also not in model_ema, model, state_dict, but optimizer, epoch",
     ),
-    "not a tensor": (
-        changed(NORM, [1.0]),
-        f"{NORM} among the weights should be tensors",
-    ),
+    "not a tensor": (changed(NORM, [1.0]), f"{NORM} among the weights should be tensors"),
     "integers": (
         changed(NORM, torch.ones(8, dtype=torch.int8)),
         f"holds torch.int8 in {NORM}, expected floating point",
@@ -180,35 +166,24 @@ BROKEN = {
         r"holds more than tensors and plain data \(argparse.Namespace\)",
     ),
     "TorchScript": (torchscript, "is a TorchScript archive, not weights"),
-    "sparse tensor": (
-        changed(NORM, torch.ones(8).to_sparse()),
-        f"a tensor of an unusual kind .*sparse.* in {NORM}",
-    ),
-    "8-bit floats": (
-        eight_bit_floats,
-        f"a tensor of an unusual kind .*float8.* in {NORM}",
-    ),
+    "sparse tensor": (changed(NORM, torch.ones(8).to_sparse()), f"a tensor of an unusual kind .*sparse.* in {NORM}"),
+    "8-bit floats": (eight_bit_floats, f"a tensor of an unusual kind .*float8.* in {NORM}"),
     "tensor without memory": (
         changed(NORM, torch.ones(8, device="meta")),
         f"a tensor of an unusual kind .*meta.* in {NORM}",
     ),
-    "head without bias": (
-        lambda authors: with_head(authors, torch.ones(10, 48)),
-        "1 missing: classifier.head.bias",
-    ),
-    "no head": (with_head, "2 missing: classifier.head.weight, classifier.head.bias"),
+    "head without bias": (without(HEAD_BIAS), "1 missing: classifier.head.bias"),
+    "no head": (without(HEAD, HEAD_BIAS), "2 missing: classifier.head.weight, classifier.head.bias"),
     "transposed head": (
-        lambda authors: with_head(authors, torch.ones(48, 10), torch.ones(10)),
+        changed(HEAD, torch.ones(48, 10)),
         r"classifier.head.weight \(\(48, 10\) in the checkpoint, \(10, 48\) in the model",
     ),
     "head of other channels": (
-        lambda authors: with_head(authors, torch.ones(10, 47), torch.ones(10)),
+        changed(HEAD, torch.ones(10, 47)),
         "1 of another shape: classifier.head.w",
     ),
     "more than a head": (
-        lambda authors: with_head(
-            authors, torch.ones(10, 48), torch.ones(10), **{"classifier.head.scale": torch.ones(1)}
-        ),
+        changed("classifier.head.scale", torch.ones(1)),
         "1 unexpected: classifier.head.scale",
     ),
     "detector without output norms": (
@@ -225,10 +200,7 @@ BROKEN = {
     ),
     "no such file": (lambda authors: authors.folder / "nothing.pth", "is not there; give the path"),
     "folder": (lambda authors: authors.folder, "is a folder; give the path"),
-    "both layouts": (
-        changed("layers.0.blocks.0.op.x_proj.weight", torch.ones(6, 8)),
-        "unexpected: .*x_proj_weight",
-    ),
+    "both layouts": (changed("layers.0.blocks.0.op.x_proj.weight", torch.ones(6, 8)), "unexpected: .*x_proj_weight"),
 }
 
 

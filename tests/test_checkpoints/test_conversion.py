@@ -16,6 +16,7 @@ from mmmsv.models import MSVMamba
 from tests.test_models.golden import FILES, load_golden
 
 from .test_initializer import NAME
+from .test_translation import assert_same
 
 SMALL = {"embed_dims": (8, 16, 32, 48), "depths": (1, 1, 1, 1)}
 TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
@@ -24,11 +25,6 @@ TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 def convert(*arguments):
     command = [sys.executable, TOOL, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def assert_same(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -4,7 +4,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader
 
 import mmmsv.registry  # noqa: F401  makes MMEngine's checkpoints load
@@ -27,13 +26,3 @@ def rewrite_pickle(path, change):
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in records.items():
             archive.writestr(name, change(data) if name.endswith("data.pkl") else data)
-
-
-class Regression(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.linear = torch.nn.Linear(3, 1)
-
-    def forward(self, inputs, target, mode="tensor"):
-        output = self.linear(inputs)
-        return {"loss": (output - target).square().mean()} if mode == "loss" else output

@@ -7,9 +7,20 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModel
 from mmengine.runner import Runner, load_checkpoint
 
-from .checkpoint_files import Regression, load, rewrite_pickle
+from .checkpoint_files import load, rewrite_pickle
+
+
+class Regression(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1)
+
+    def forward(self, inputs, target, mode="tensor"):
+        output = self.linear(inputs)
+        return {"loss": (output - target).square().mean()} if mode == "loss" else output
 
 
 class Points(torch.utils.data.Dataset):

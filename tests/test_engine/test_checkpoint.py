@@ -130,9 +130,7 @@ def test_killed_at_any_step_it_leaves_whole_checkpoints(tmp_path, monkeypatch, s
 
 
 @pytest.mark.parametrize(
-    "named",
-    [None, "", "\0" * 30, "epoch_3.pth", "epoch_4.pth"],
-    ids=["missing", "empty", "zeros", "torn", "gone"],
+    "named", [None, "", "\0" * 30, "epoch_3.pth", "epoch_4.pth"], ids=["missing", "empty", "zeros", "torn", "gone"]
 )
 def test_resumes_from_the_newest_whole_checkpoint(tmp_path, named):
     """After a run without this hook, killed while it wrote."""

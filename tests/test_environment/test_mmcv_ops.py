@@ -200,11 +200,7 @@ def test_missing_op_says_how_to_get_it(ops):
     assert op.__name__ == "deform_conv_forward"
     with pytest.raises(NotImplementedError) as error:
         op(torch.zeros(1), kW=3)
-    for part in (
-        "'deform_conv_forward'",
-        "make setup MMCV=compiled",
-        "pip install --no-build-isolation mmcv==2.1.0",
-    ):
+    for part in ("'deform_conv_forward'", "make setup MMCV=compiled", "pip install --no-build-isolation mmcv==2.1.0"):
         assert part in str(error.value)
 
 
