@@ -1,4 +1,4 @@
-"""Checkpoint files in MMEngine's layout, made of the authors', and the other way round."""
+"""Convert the authors' checkpoint files to MMEngine's layout, and the other way round."""
 
 import hashlib
 import io

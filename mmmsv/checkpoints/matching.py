@@ -1,4 +1,4 @@
-"""Fitting the authors' weights to a model: all of them, or an error that says what is wrong."""
+"""Fit the authors' weights to a model: all of them, or an error that says what is wrong."""
 
 import os
 from collections.abc import Iterable, Mapping

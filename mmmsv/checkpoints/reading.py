@@ -1,4 +1,4 @@
-"""Reading a checkpoint file: from a path or a URL, without running anything that it holds."""
+"""Read a checkpoint file, from a path or a URL, without running anything that it holds."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""The authors' names and shapes of the weights, and ours.
+"""Translate the authors' names and shapes of the weights into ours, and back.
 
 The authors of MSVMamba and of VMamba name weights after their modules. Both directions are pure functions of named
 tensors, so they also translate gradients, or shapes alone (tensors on the meta device). What differs besides names:
