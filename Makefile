@@ -15,8 +15,8 @@ PACKAGES    := -e '.[det,seg,cls,dev]'
 MMCV_LITE   := mmcv-lite
 # What pytest runs; nothing: all tests.
 TESTS       :=
-FORK_TESTS   := $(addprefix tests/test_,any_config checkpoints configs end_to_end environment/test_mmcv_ops.py packaging)
-OLDEST_TESTS := $(addprefix tests/test_,any_config checkpoints configs end_to_end environment kernels models)
+FORK_TESTS   := $(addprefix tests/test_,any_config checkpoints configs end_to_end engine environment/test_mmcv_ops.py packaging)
+OLDEST_TESTS := $(addprefix tests/test_,any_config checkpoints compat configs end_to_end engine environment kernels models)
 
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 # Tests at a time.

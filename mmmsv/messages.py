@@ -1,10 +1,37 @@
-"""Words that several messages share."""
+"""Lists that several messages share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+
+def shortened(names: Iterable[object], shown: int = 3) -> str:
+    """List the first of some names, with dots for the others."""
+    names = [str(name) for name in names]
+    return ", ".join([*names[:shown], "..."] if len(names) > shown else names)
 
 
 def first_of(names: Iterable[object], shown: int = 3) -> str:
     """List the first of some names, and say how many there are if that is not all."""
-    names = [str(name) for name in names]
-    more = f", ... ({len(names)} in all)" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+    names = list(names)
+    return shortened(names, shown) + (f" ({len(names)} in all)" if len(names) > shown else "")
+
+
+def list_mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], shown: int = 3) -> list[str]:
+    """List where weights and a model differ: a phrase for each kind of difference; empty where the weights fit.
+
+    Args:
+        expected: Names and tensors of the model.
+        given: Names and tensors of the weights.
+        shown: Number of names listed of each kind.
+    """
+    mismatches = {
+        "missing": [name for name in expected if name not in given],
+        "unexpected": [name for name in given if name not in expected],
+        "of another shape": [
+            f"{name} ({tuple(given[name].shape)} in the checkpoint, {tuple(tensor.shape)} in the model)"
+            for name, tensor in expected.items()
+            if name in given and given[name].shape != tensor.shape
+        ],
+    }
+    return [f"{len(names)} {kind}: {shortened(names, shown)}" for kind, names in mismatches.items() if names]

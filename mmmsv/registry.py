@@ -4,27 +4,20 @@
 ``custom_imports`` is needed.
 """
 
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import LOOPS as MMENGINE_LOOPS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
-from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
-from mmengine.registry import Registry
+from mmengine import registry
 
 from .compat.mmengine_checkpoints import allow_mmengine_checkpoints
 
-MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmmsv", locations=["mmmsv.models"])
-WEIGHT_INITIALIZERS = Registry(
-    "weight initializer", parent=MMENGINE_WEIGHT_INITIALIZERS, scope="mmmsv", locations=["mmmsv.checkpoints"]
-)
-HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmmsv", locations=["mmmsv.engine"])
-LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope="mmmsv", locations=["mmmsv.engine"])
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    "optimizer wrapper constructor",
-    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-    scope="mmmsv",
-    locations=["mmmsv.engine"],
-)
+
+def _child(parent: registry.Registry, location: str) -> registry.Registry:
+    return registry.Registry(parent.name, parent=parent, scope="mmmsv", locations=[location])
+
+
+MODELS = _child(registry.MODELS, "mmmsv.models")
+WEIGHT_INITIALIZERS = _child(registry.WEIGHT_INITIALIZERS, "mmmsv.checkpoints")
+HOOKS = _child(registry.HOOKS, "mmmsv.engine")
+LOOPS = _child(registry.LOOPS, "mmmsv.engine")
+OPTIM_WRAPPER_CONSTRUCTORS = _child(registry.OPTIM_WRAPPER_CONSTRUCTORS, "mmmsv.engine")
 
 # Here, because whoever names a type of this package passes here before a checkpoint is read.
 allow_mmengine_checkpoints()

@@ -1,6 +1,7 @@
 """Who imports whom: kernels <- models <- checkpoints, analysis <- tools, and never the other way (docs/design.md)."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,13 @@ OPENMMLAB = {"mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain", "mim"}
 # Folder: top-level packages that its files may not import.
 ABOVE = {"mmmsv.checkpoints", "mmmsv.analysis", "mmmsv.engine", "tools"}
 FORBIDDEN = {
-    "mmmsv/kernels": {*OPENMMLAB, *ABOVE, "mmmsv.models", "mmmsv.registry", "torchvision"},
+    "mmmsv/compat": {*OPENMMLAB - {"mmengine"}, *ABOVE, "mmmsv.models", "mmmsv.kernels", "mmmsv.registry"},
+    "mmmsv/kernels": {
+        *OPENMMLAB,
+        *ABOVE,
+        *(f"mmmsv.{name}" for name in ("models", "registry", "compat.weights_only", "compat.mmengine_checkpoints")),
+        "torchvision",
+    },
     "mmmsv/models": {*OPENMMLAB - {"mmengine"}, *ABOVE},
     "mmmsv/checkpoints": {*OPENMMLAB - {"mmengine"}, *ABOVE - {"mmmsv.checkpoints"}, "mmmsv.kernels"},
     "mmmsv/analysis": {*OPENMMLAB - {"mmengine"}, *ABOVE - {"mmmsv.analysis"}},
@@ -40,10 +47,16 @@ def test_imports_go_one_way(folder):
     files = sorted((ROOT / folder).rglob("*.py"))
     assert files
     for path in files:
-        below = path.parent.relative_to(ROOT / folder).parts
-        for name in imported(path, ".".join(("mmmsv", Path(folder).name, *below))):
+        for name in imported(path, ".".join(path.parent.relative_to(ROOT).parts)):
             broken = [ban for ban in FORBIDDEN[folder] if name == ban or name.startswith(f"{ban}.")]
             assert not broken, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_the_shelf_of_the_kernels_needs_torch_alone():
+    compat = ROOT / "mmmsv/compat"
+    assert imported(compat / "__init__.py", "mmmsv.compat") == set()
+    modules = imported(compat / "torch_versions.py", "mmmsv.compat")
+    assert {module.partition(".")[0] for module in modules} - sys.stdlib_module_names == {"torch"}
 
 
 def test_models_reach_the_kernels_by_their_public_names():

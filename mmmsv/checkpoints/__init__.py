@@ -1,4 +1,4 @@
-"""The authors' checkpoints: read, translated to the names used here and back, and loaded whole or not at all."""
+"""Read the authors' checkpoints, translate them to the names used here and back, and load them whole or not at all."""
 
 from .initializer import AuthorsCheckpoint
 

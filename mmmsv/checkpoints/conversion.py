@@ -1,4 +1,4 @@
-"""Checkpoint files in MMEngine's layout, made of the authors', and the other way round."""
+"""Convert the authors' checkpoint files to MMEngine's layout, and the other way round."""
 
 import hashlib
 import io
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from mmmsv import __version__
+from mmmsv.messages import list_mismatches
 from mmmsv.models import MSVMamba
 from mmmsv.models.arch import Arch
-from mmmsv.models.mismatches import list_misfits
+from mmmsv.whole_files import write_whole
 
 from .infer_arch import infer_arch, name_of
 from .matching import BACKBONE_NAMES, Match, has_our_names, is_classifier, match, of_backbone
@@ -71,8 +72,8 @@ def to_authors_file(source: str | os.PathLike, flat: bool = False) -> tuple[dict
     stages = [i for i in range(len(arch.depths)) if f"backbone.out_norms.{i}.weight" in weights]
     expected = _backbone(weights, arch, stages)
     ours = {name: value for name, value in weights.items() if name.startswith("backbone.")}
-    if misfits := list_misfits(expected, ours):
-        raise ValueError(f"{source} is not whole: {'; '.join(misfits)}")
+    if mismatches := list_mismatches(expected, ours):
+        raise ValueError(f"{source} is not whole: {'; '.join(mismatches)}")
     is_head = "head.fc.weight" in weights
     theirs = _copied(to_authors(weights, arch, is_head, flat))
     _match_alone(theirs, f"{source}, written as the authors do,")  # what could not come back is not written
@@ -104,13 +105,7 @@ def save_named_by_hash(checkpoint: Mapping[str, object], destination: str, sourc
         if path.is_dir() or destination.endswith("/"):
             path = path / _file_name(source)
         named = path.with_name(f"{path.stem}-{hashlib.sha256(content).hexdigest()[:8]}{path.suffix or '.pth'}")
-        named.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = named.with_name(f".{named.stem[-8:]}.{os.getpid()}")
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(named)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(named, content)
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"{destination} cannot be written ({reason}); give the path of a file, or a folder") from error

@@ -1,4 +1,4 @@
-"""Which arch weights are of, told by their names and shapes."""
+"""Infer the arch of weights from their names and shapes."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -19,9 +19,9 @@ _BLOCK = re.compile(r"(?:layers|stages)\.(\d+)\.blocks\.(\d+)\.")
 
 
 def infer_arch(weights: Mapping[str, Tensor]) -> Arch:
-    """Tell the arch of a backbone from its weights.
+    """Infer the arch of a backbone from its weights.
 
-    Not all is in the shapes. The stem tells the family, and with it where the norms stand; the directions of F routes
+    Not all is in the shapes. The stem shows the family, and with it where the norms are; the directions of F routes
     over the full map, and of the others over the half map, four in all, are taken to be the published ones, and the
     stride of the half map 2.
 
@@ -29,7 +29,7 @@ def infer_arch(weights: Mapping[str, Tensor]) -> Arch:
         weights: Of a backbone, in the authors' layout or ours, without a prefix.
 
     Raises:
-        ValueError: They lack what tells it, or are of no arch that the authors have a layout for.
+        ValueError: They lack what shows it, or are of no arch that the authors have a layout for.
     """
     # By (stage, block): shapes under our names, but for the tensors of the scans.
     shapes: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}

@@ -1,4 +1,4 @@
-"""The weight initializer that loads the authors' checkpoints."""
+"""Initialise weights from the authors' checkpoints."""
 
 import os
 from collections.abc import Collection, Mapping

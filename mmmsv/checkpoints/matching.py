@@ -1,4 +1,4 @@
-"""Fitting the authors' weights to a model: all of them, or an error that says what is wrong."""
+"""Fit the authors' weights to a model: all of them, or an error that says what is wrong."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmmsv.messages import list_mismatches
 from mmmsv.models.arch import Arch
-from mmmsv.models.mismatches import list_misfits
 
 from .infer_arch import infer_arch, name_of
 from .translation import as_linear, from_authors, is_flat, to_authors
@@ -90,11 +90,11 @@ def match(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], arch: Arch
         expected = of_backbone(expected)
     expected = _linear(expected, prefixed)
     used = {name: value for name, value in given.items() if name not in unused or name.startswith(_HEAD)}
-    if list_misfits(expected, used):
+    if list_mismatches(expected, used):
         advice, shown = _advice(expected, used, arch)
         raise ValueError(
             f"{source} does not fit {name_of(arch)}, and nothing of it was taken. "
-            f"{'; '.join(list_misfits(expected, used, shown))}. {advice}"
+            f"{'; '.join(list_mismatches(expected, used, shown))}. {advice}"
         )
     _check_kind(of_backbone(used), arch, source)
     used = {name: value for name, value in used.items() if name not in unused}
@@ -122,7 +122,7 @@ def _leftovers_of_classifier(
 ) -> tuple[set[str], set[str]]:
     """List what the model alone has, and what the file alone has, and may have."""
     ours = {name.replace(_OUR_HEAD, _HEAD): value for name, value in model.items() if name.startswith(_OUR_HEAD)}
-    same_head = bool(ours) and not list_misfits(_head(weights, arch), ours)
+    same_head = bool(ours) and not list_mismatches(_head(weights, arch), ours)
     last_norm = f"backbone.out_norms.{len(arch.depths) - 1}."
     kept = (_BACKBONE, _OUR_HEAD) if same_head else (_BACKBONE,)
     fresh = {

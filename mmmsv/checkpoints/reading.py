@@ -1,4 +1,4 @@
-"""Reading a checkpoint file: from a path or a URL, without running anything that it holds."""
+"""Read a checkpoint file, from a path or a URL, without running anything that it holds."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ import torch
 from mmengine.dist import barrier, is_main_process
 from torch import Tensor
 
-from mmmsv.compat.plain_loading import load_plain
+from mmmsv.compat.weights_only import load_weights_only
 from mmmsv.messages import first_of
 
 # Of the weights that a file holds several times, the first of these.
@@ -70,7 +70,7 @@ def _read(path: Path) -> Mapping[str, object]:
     _check_start(path)
     try:
         # VMamba's training writes its settings beside the weights: a dict, which comes out as one.
-        checkpoint = load_plain(path, also=[(OrderedDict, "yacs.config.CfgNode")])
+        checkpoint = load_weights_only(path, also=[(OrderedDict, "yacs.config.CfgNode")])
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The authors' names and shapes of the weights, and ours.
+"""Translate the authors' names and shapes of the weights into ours, and back.
 
 The authors of MSVMamba and of VMamba name weights after their modules. Both directions are pure functions of named
 tensors, so they also translate gradients, or shapes alone (tensors on the meta device). What differs besides names:
@@ -20,14 +20,8 @@ from torch import Tensor, cat
 from mmmsv.models.arch import Arch, BlockArch
 
 # Modules, as ours: the authors'. The name of the tensor in them (weight, bias) is the same.
-_STEM = {
-    "patch": {"conv": "0", "norm": "2"},
-    "conv": {"conv1": "0", "norm1": "2", "conv2": "5", "norm2": "7"},
-}
-_DOWNSAMPLE = {
-    "merge": {"norm": "norm", "reduction": "reduction"},
-    "conv": {"conv": "1", "norm": "3"},
-}
+_STEM = {"patch": {"conv": "0", "norm": "2"}, "conv": {"conv1": "0", "norm1": "2", "conv2": "5", "norm2": "7"}}
+_DOWNSAMPLE = {"merge": {"norm": "norm", "reduction": "reduction"}, "conv": {"conv": "1", "norm": "3"}}
 _BLOCK = {
     "norm1": "norm",
     "norm2": "norm2",

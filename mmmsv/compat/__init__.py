@@ -1,0 +1,9 @@
+"""Code that older versions of torch and MMEngine need, each file with the version that makes it superfluous.
+
+- ``torch_versions``: functions that torch named differently, or did not have. It goes when torch 2.7 is the oldest one
+  supported. It imports torch alone, since :mod:`mmmsv.kernels` uses it; hence this file imports nothing.
+- ``weights_only``: ``torch.load(weights_only=True)`` as torch 2.6 does it. Two of its lines remain when that is the
+  oldest torch supported.
+- ``mmengine_checkpoints``: what MMEngine's checkpoints hold, for ``weights_only``. It goes when MMEngine's own
+  checkpoints load that way.
+"""

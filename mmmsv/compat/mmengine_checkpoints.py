@@ -28,12 +28,7 @@ from mmengine.optim import OneCycleParamScheduler
 from mmengine.runner import checkpoint
 
 # The methods that every HistoryBuffer registers for itself, and with which it is pickled.
-_STATISTICS: dict[str, Callable] = {
-    "min": HistoryBuffer.min,
-    "max": HistoryBuffer.max,
-    "current": HistoryBuffer.current,
-    "mean": HistoryBuffer.mean,
-}
+_STATISTICS: dict[str, Callable] = {name: getattr(HistoryBuffer, name) for name in ("min", "max", "current", "mean")}
 # Booleans, integers, floats, complex numbers, strings and bytes: types whose values are nothing but their bytes.
 _PLAIN_TYPE = re.compile(r"[biufcUS][0-9]{1,9}")
 
@@ -147,10 +142,7 @@ class _OneCycle:
 
 _METHODS: dict[type, dict[str, Callable]] = {
     _HistoryBuffer: _STATISTICS,
-    _OneCycle: {
-        "_annealing_cos": OneCycleParamScheduler._annealing_cos,
-        "_annealing_linear": OneCycleParamScheduler._annealing_linear,
-    },
+    _OneCycle: {name: getattr(OneCycleParamScheduler, name) for name in ("_annealing_cos", "_annealing_linear")},
 }
 
 

@@ -1,42 +1,33 @@
-"""What old versions of torch call otherwise, or do not tell: once 2.7 is the oldest one supported, this file goes."""
+"""Provide functions of torch under one name, whatever the version: needed until 2.7 is the oldest one supported."""
 
 from collections.abc import Callable
 
 import torch
 from torch.utils import flop_counter
 
-__all__ = [
-    "get_autocast_dtype",
-    "is_autocast_enabled",
-    "is_compiling",
-    "is_traced_early",
-    "may_be_exporting",
-    "register_flop_formula",
-]
-
 if torch.__version__ >= (2, 2):
-    from torch.compiler import is_compiling
+    from torch.compiler import is_compiling as is_compiling
 else:
-    from torch._dynamo import is_compiling
+    from torch._dynamo import is_compiling as is_compiling
 
 if hasattr(torch.compiler, "is_exporting"):
     may_be_exporting = torch.compiler.is_exporting
 else:
 
     def may_be_exporting() -> bool:
-        """Tell whether what is compiled may be exported: it may, for torch does not say so before 2.7."""
+        """Return True: before 2.7 torch does not say whether what it compiles is exported."""
         return True
 
 
 if hasattr(torch._ops, "_len_torch_dispatch_stack_pre_dispatch"):
 
     def is_traced_early() -> bool:
-        """Tell whether ``make_fx(pre_dispatch=True)`` records: its modes stand on a stack of their own."""
+        """Return whether ``make_fx(pre_dispatch=True)`` records: its modes are on a stack of their own."""
         return torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
 else:
 
     def is_traced_early() -> bool:
-        """Tell that nothing is recorded before the dispatcher: that came with torch 2.2."""
+        """Return False: recording before the dispatcher came with torch 2.2."""
         return False
 
 
@@ -47,7 +38,7 @@ if torch.__version__ >= (2, 4):
 else:
 
     def is_autocast_enabled(device_type: str) -> bool:
-        """Tell whether autocast is on for CPUs or for GPUs."""
+        """Return whether autocast is on for CPUs or for GPUs."""
         return torch.is_autocast_cpu_enabled() if device_type == "cpu" else torch.is_autocast_enabled()
 
     def get_autocast_dtype(device_type: str) -> torch.dtype:

@@ -1,8 +1,6 @@
 """What training and testing do beyond MMEngine: data and checkpoints are checked, resumed runs are repeatable."""
 
-from .channels import ChannelFitHook
-from .checkpoints import CheckpointHook
-from .hooks import CheckpointFitHook, SeedEpochHook
+from .hooks import ChannelFitHook, CheckpointFitHook, CheckpointHook, SeedEpochHook
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 from .optim import LayerDecayOptimWrapperConstructor
 

@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay."""
+"""Lower the learning rate from layer to layer, from the heads to the stem."""
 
 from collections import Counter
 from functools import partial
@@ -57,13 +57,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _decay(self, groups: list[dict], model: nn.Module) -> None:
         inside = hasattr(model, "backbone")
-        teller = model.backbone if inside else model
-        if not hasattr(teller, "get_layer_depth"):
+        owner = model.backbone if inside else model
+        if not hasattr(owner, "get_layer_depth"):
             raise ValueError(
-                f"{type(self).__name__}: {type(teller).__name__} has no get_layer_depth, which tells the layer of a "
+                f"{type(self).__name__}: {type(owner).__name__} has no get_layer_depth, which tells the layer of a "
                 "parameter; the backbones of mmmsv and many of mmpretrain have one"
             )
-        layer_of = partial(teller.get_layer_depth, prefix="backbone.") if inside else teller.get_layer_depth
+        layer_of = partial(owner.get_layer_depth, prefix="backbone.") if inside else owner.get_layer_depth
         names = {parameter: name for name, parameter in model.named_parameters()}
         scales, sizes = {}, Counter()
         for group in groups:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .arch import Arch, resolve_arch
 from .blocks import Stage, build_block
-from .mismatches import refuse_misfit
+from .mismatches import refuse_mismatches
 from .resolution import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
 
 _STEMS = {"patch": PatchEmbed, "conv": ConvStem}
@@ -83,7 +83,7 @@ class VisionMamba(BaseModule):
             self.stages.append(Stage(downsample, blocks, with_cp))
         self.out_norms = nn.ModuleDict({str(i): nn.LayerNorm(dims[i]) for i in self.out_indices})
         # By its name before torch 2.5, which later ones keep; there it lost the underscore.
-        self._register_load_state_dict_pre_hook(refuse_misfit, with_module=True)
+        self._register_load_state_dict_pre_hook(refuse_mismatches, with_module=True)
         self.train()
 
     @property

@@ -1,4 +1,4 @@
-"""Whether weights fit a backbone."""
+"""Refuse weights that do not fit a backbone."""
 
 import logging
 from collections.abc import Mapping
@@ -6,32 +6,10 @@ from collections.abc import Mapping
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-
-def list_misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], shown: int | None = 3) -> list[str]:
-    """List what is wrong with weights: a phrase for each kind of fault; empty where they fit.
-
-    Args:
-        expected: Names and tensors of the model.
-        given: Names and tensors of the weights.
-        shown: Names told of each kind; all, if None.
-    """
-    faults = {
-        "missing": [name for name in expected if name not in given],
-        "unexpected": [name for name in given if name not in expected],
-        "of another shape": [
-            f"{name} ({tuple(given[name].shape)} in the checkpoint, {tuple(tensor.shape)} in the model)"
-            for name, tensor in expected.items()
-            if name in given and given[name].shape != tensor.shape
-        ],
-    }
-    return [
-        f"{len(names)} {fault}: {', '.join(names[:shown])}{', ...' if names[:shown] != names else ''}"
-        for fault, names in faults.items()
-        if names
-    ]
+from mmmsv.messages import list_mismatches
 
 
-def refuse_misfit(
+def refuse_mismatches(
     model: nn.Module,
     state_dict: dict[str, Tensor],
     prefix: str,
@@ -54,17 +32,17 @@ def refuse_misfit(
     ours = model.state_dict()
     theirs = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     output_norms = [name for name in ours.keys() ^ theirs.keys() if name.startswith("out_norms.")]
-    misfits = list_misfits(
+    mismatches = list_mismatches(
         *({name: value for name, value in side.items() if name not in output_norms} for side in (ours, theirs))
     )
-    if misfits:
+    if mismatches:
         raise ValueError(
             f"the checkpoint does not fit {type(model).__name__} with embed_dims {model.arch.embed_dims} and depths "
-            f"{model.arch.depths}; nothing was loaded. {'; '.join(misfits)}. {_advice(state_dict, theirs)}"
+            f"{model.arch.depths}; nothing was loaded. {'; '.join(mismatches)}. {_advice(state_dict, theirs)}"
         )
     if output_norms:
-        told = ", ".join(sorted(output_norms))
-        message = f"{type(model).__name__}: not in both the checkpoint and the model, so left alone: {told}"
+        names = ", ".join(sorted(output_norms))
+        message = f"{type(model).__name__}: not in both the checkpoint and the model, so left alone: {names}"
         print_log(message, "current", logging.WARNING)
 
 

@@ -8,7 +8,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner import save_checkpoint
 from torch import nn
 
-from mmmsv.engine.channels import channel_faults
+from mmmsv.engine.hooks.channel_fit import channel_faults
 from mmmsv.models import MSVMamba
 from tests.test_models.gradients import without_gradient
 

@@ -16,6 +16,7 @@ from mmmsv.models import MSVMamba
 from tests.test_models.golden import FILES, load_golden
 
 from .test_initializer import NAME
+from .test_translation import assert_same
 
 SMALL = {"embed_dims": (8, 16, 32, 48), "depths": (1, 1, 1, 1)}
 TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
@@ -24,11 +25,6 @@ TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 def convert(*arguments):
     command = [sys.executable, TOOL, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def assert_same(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -101,6 +97,7 @@ def test_a_trained_model_goes_back(authors):
         (["--flat", "in.pth", "out.pth"], "--flat goes with --to-authors"),
         (["in.pth"], "the following arguments are required: DST"),
     ],
+    ids=["no file", "flat alone", "no destination"],
 )
 def test_bad_arguments(arguments, message):
     run = convert(*arguments)
@@ -118,6 +115,7 @@ def test_what_is_converted_already(authors):
 @pytest.mark.parametrize(
     ("destination", "message"),
     [("in.pth/out.pth", "cannot be written (File exists)"), ("x" * 300, "cannot be written (File name too long)")],
+    ids=["in a file", "long"],
 )
 def test_unwritable_destination(authors, destination, message):
     authors.save({"model": authors.weights}, "in.pth")
@@ -125,7 +123,7 @@ def test_unwritable_destination(authors, destination, message):
         save_named_by_hash({}, str(authors.folder / destination), "in.pth")
 
 
-@pytest.mark.parametrize("destination", ["", "new/"])
+@pytest.mark.parametrize("destination", ["", "new/"], ids=["there", "new"])
 def test_folder_as_destination(authors, destination):
     path = save_named_by_hash({}, f"{authors.folder}/{destination}", "https://host/msvmamba.pth?download=true")
     assert re.fullmatch(r"msvmamba-[0-9a-f]{8}\.pth", path.name)
@@ -164,6 +162,7 @@ def classifier_of(backbone):
             "block 0 of stage 0 has 7 parameter sets, which is no published choice of routes",
         ),
     ],
+    ids=["theirs", "backbone", "not whole", "two output norms", "neck", "six routes"],
 )
 def test_what_cannot_go_back(authors, state, message):
     path = authors.save({"state_dict": state(authors)})

@@ -34,7 +34,7 @@ def test_there_and_back_from_the_authors_files(name):
     assert_same(to_authors(from_authors(dense, arch), arch, False, is_flat(dense)), dense)
 
 
-@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("flat", [False, True], ids=["stacked", "flat"])
 @pytest.mark.parametrize(
     "arch",
     [
@@ -45,6 +45,7 @@ def test_there_and_back_from_the_authors_files(name):
         {"fusion": "norm_last", "ffn_norm": "post", "stem": "conv", "downsample": "conv", "ffn": "none", "se": False},
         {"stages": [{"ffn": "mlp"}, {"half_routes": ()}, {}, {"full_routes": ("row", "col")}]},
     ],
+    ids=["default", "three full routes", "half map alone", "full map alone", "norm last", "mixed stages"],
 )
 def test_there_and_back_from_ours(arch, flat):
     torch.manual_seed(0)

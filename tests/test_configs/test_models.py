@@ -8,9 +8,12 @@ from functools import cache
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import convert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
+
+from tests.test_engine.small_runs import CONFIG, SMALL, small_classifier, small_run
 
 from .zoo import ARCHS, CONFIGS, ROOT, build, load, name
 
@@ -195,7 +198,7 @@ STOCK_INIT = [
 ]
 
 
-@pytest.mark.parametrize("stock", [False, True])
+@pytest.mark.parametrize("stock", [False, True], ids=["ours", "stock"])
 def test_step_sizes_survive_the_initialisation_of_a_classifier(stock):
     """Also with the rule for all linear layers that mmpretrain's classifiers bring along."""
     cfg = Config.fromfile(ROOT / "configs/cls/msvmamba_n_300e.py")
@@ -244,3 +247,24 @@ def test_name_resolves_without_custom_imports(library):
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split()[-1] == "mmmsv.models.msvmamba"
+
+
+def test_one_epoch_is_enough(tmp_path):
+    """The bundled schedules may be cut short, as for a first try."""
+    runner = small_classifier(tmp_path, param_scheduler=Config.fromfile(CONFIG).param_scheduler)
+    runner.train()
+    assert runner.epoch == 1
+
+
+@pytest.mark.parametrize("library", ["mmdet", "mmseg", "mmpretrain"])
+def test_every_parameter_gets_a_gradient(tmp_path, library):
+    """So that distributed training needs no ``find_unused_parameters``; nor does SyncBN touch the backbone."""
+    runner = small_run(SMALL / f"{library}.py", tmp_path)
+    model = runner.model
+    data = next(iter(runner.build_dataloader(runner.cfg.train_dataloader)))
+    loss, _ = model.parse_losses(model(**model.data_preprocessor(data, True), mode="loss"))
+    loss.backward()
+    assert [name for name, param in model.named_parameters() if param.requires_grad and param.grad is None] == []
+
+    before = [type(module) for module in model.backbone.modules()]
+    assert [type(module) for module in convert_sync_batchnorm(model, "torch").backbone.modules()] == before

@@ -64,11 +64,7 @@ def test_samples(path):
     assert len(test["inputs"] if isinstance(test["inputs"], list) else [test["inputs"]]) == views
 
 
-MEASURED = {
-    "mmdet": ("metrics", ["bbox", "segm"]),
-    "mmseg": ("metrics", ["mIoU"]),
-    "mmpretrain": ("topk", (1, 5)),
-}
+MEASURED = {"mmdet": ("metrics", ["bbox", "segm"]), "mmseg": ("metrics", ["mIoU"]), "mmpretrain": ("topk", (1, 5))}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)

@@ -98,7 +98,7 @@ def test_nms_keeps_the_order_of_equal_scores():
     assert nms(boxes, scores, 0.5)[1].tolist() == _greedy_nms(boxes, scores, 0.5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_nms_takes_other_dtypes(dtype):
     boxes = RECORDED["nms"][0]["boxes"].round().to(dtype)
     scores = RECORDED["nms"][0]["scores"]
@@ -149,7 +149,7 @@ def test_roi_align_takes_any_strides(layout):
     torch.testing.assert_close(strided.grad, expected_grad, **TOLERANCE[torch.float32])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_roi_align_computes_half_precision_in_float32(dtype):
     features, rois, options, _, _ = _inputs()
     features, rois = features.to(dtype), rois.to(dtype)
@@ -200,11 +200,7 @@ def test_missing_op_says_how_to_get_it(ops):
     assert op.__name__ == "deform_conv_forward"
     with pytest.raises(NotImplementedError) as error:
         op(torch.zeros(1), kW=3)
-    for part in (
-        "'deform_conv_forward'",
-        "make setup MMCV=compiled",
-        "pip install --no-build-isolation mmcv==2.1.0",
-    ):
+    for part in ("'deform_conv_forward'", "make setup MMCV=compiled", "pip install --no-build-isolation mmcv==2.1.0"):
         assert part in str(error.value)
 
 

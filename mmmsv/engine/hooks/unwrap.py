@@ -1,4 +1,4 @@
-"""The model inside its wrappers."""
+"""Take a model out of its wrappers."""
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn

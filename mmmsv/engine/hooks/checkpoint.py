@@ -1,6 +1,5 @@
-"""Checkpoints that survive a killed run: a file is whole, or it is not there."""
+"""Save checkpoints that survive a killed run: a file is whole, or it is not there."""
 
-import contextlib
 import os
 import re
 import zipfile
@@ -13,41 +12,17 @@ from mmengine.runner import Runner
 
 from mmmsv.messages import first_of
 from mmmsv.registry import HOOKS
+from mmmsv.whole_files import UNFINISHED, write_whole
 
 _BACKEND = "mmmsv_whole_files"
-_UNFINISHED = ".mmmsv-unfinished"
-
-
-def write_whole(path: str | Path, content: bytes) -> None:
-    """Write a file that appears at once; a process killed meanwhile leaves what was there before.
-
-    Args:
-        path: Where, on a local file system. The content first goes to ``path`` + ``.mmmsv-unfinished``.
-        content: What.
-    """
-    path = Path(path)
-    unfinished = path.with_name(path.name + _UNFINISHED)
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        # Else the name could reach the disk before the content does, and a power cut leave an empty file.
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    if hasattr(os, "O_DIRECTORY"):  # Windows opens no folders.
-        folder = os.open(path.parent, os.O_DIRECTORY)
-        # The file is in place; some network file systems cannot flush a folder.
-        with contextlib.suppress(OSError):
-            os.fsync(folder)
-        os.close(folder)
 
 
 @register_backend(_BACKEND)
 class WholeFileBackend(LocalBackend):
-    """MMEngine's local storage, but that files are written by :func:`write_whole`."""
+    """Store files as MMEngine's local storage does, but each whole or not at all."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write ``obj`` to ``filepath``; its folder is made if it is missing."""
-        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
         write_whole(filepath, obj)
 
 
@@ -58,8 +33,8 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
     MMEngine removes the oldest checkpoint before it writes the next, and writes that in place, and then
     ``last_checkpoint``, which ``--resume`` reads. A run killed meanwhile leaves a torn file, an empty
     ``last_checkpoint`` or, with ``max_keep_ckpts=1``, no checkpoint at all. Here a file appears whole
-    (:func:`write_whole`), then ``last_checkpoint`` names it, and then what it replaces is removed; likewise the best
-    checkpoints of ``save_best``, of which a kill may leave one too many. Files on a remote storage
+    (:func:`~mmmsv.whole_files.write_whole`), then ``last_checkpoint`` names it, and then what it replaces is removed;
+    likewise the best checkpoints of ``save_best``, of which a kill may leave one too many. Files on a remote storage
     (``out_dir='s3://...'``), or given the deprecated ``file_client_args``, are written in MMEngine's way.
 
     A run that is to go on from the last checkpoint takes the one in ``last_checkpoint``. If that is torn or gone, as
@@ -116,7 +91,7 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
         super().before_train(runner)
         if is_main_process():
             for folder in {str(runner.work_dir), str(self.out_dir)}:
-                for unfinished in Path(folder).glob(f"*{_UNFINISHED}"):
+                for unfinished in Path(folder).glob(f"*{UNFINISHED}"):
                     unfinished.unlink()
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:

@@ -1,7 +1,7 @@
-"""Loading plain data alone, also with torch before 2.6, whose ``weights_only`` takes no list of what is safe.
+"""Load plain data alone, also with torch before 2.6, whose ``weights_only`` takes no list of what is safe.
 
 There it also runs TorchScript archives, and cannot build what MMEngine puts into its checkpoints. Once 2.6 is the
-oldest torch that is supported, this file is the first two lines of :func:`load_plain`.
+oldest torch that is supported, this file is the first two lines of :func:`load_weights_only`.
 """
 
 import pickle
@@ -17,7 +17,7 @@ from torch import serialization
 from .mmengine_checkpoints import SAFE_GLOBALS, TAKES_SAFE_GLOBALS
 
 
-def load_plain(path: Path, also: Sequence[tuple[type, str]] = ()) -> object:
+def load_weights_only(path: Path, also: Sequence[tuple[type, str]] = ()) -> object:
     """Load a checkpoint to the CPU: tensors, containers, numbers, strings, and what MMEngine puts beside weights.
 
     Args:

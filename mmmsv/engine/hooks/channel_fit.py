@@ -1,4 +1,4 @@
-"""Whether neck and heads take the maps that the backbone gives, asked before anything is trained or tested."""
+"""Refuse necks and heads that do not take the maps of the backbone, before anything is trained or tested."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from mmengine.runner import Runner
 
 from mmmsv.registry import HOOKS
 
-from .wrappers import unwrap
+from .unwrap import unwrap
 
 # Heads that read the maps of the backbone where there is no neck, in mmdet, mmseg and mmpretrain.
 _HEADS = ("rpn_head", "bbox_head", "panoptic_head", "decode_head", "auxiliary_head", "head")
@@ -46,7 +46,7 @@ def channel_faults(model: Mapping, maps: Sequence[int]) -> list[str]:
         maps: Channels of each map.
 
     Returns:
-        A phrase for each misfit, with the value that would fit.
+        A phrase for each mismatch, with the value that would fit.
     """
     necks = _parts(model, "neck")
     # The second of several necks sees the maps of the first.

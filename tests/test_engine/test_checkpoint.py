@@ -13,6 +13,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import MessageHub
 
 from mmmsv.engine import CheckpointHook
+from mmmsv.whole_files import write_whole
 
 
 def _runner(work_dir: Path, resume: bool = False) -> SimpleNamespace:
@@ -61,6 +62,16 @@ def test_keeps_what_it_is_told_to_keep(tmp_path):
     assert _last(tmp_path)["epoch"] == 3
 
 
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "new/file"
+    write_whole(path, b"old")
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, b"new")
+    assert _names(path.parent) == {"file"}
+    assert path.read_bytes() == b"old"
+
+
 class Killed(BaseException):
     """What no code catches."""
 
@@ -77,7 +88,8 @@ def test_killed_at_any_step_it_leaves_whole_checkpoints(tmp_path, monkeypatch, s
             def counted(path, *args, **kwargs):
                 if len(done) == survived:
                     raise Killed
-                done.append(name)
+                if name != "unlink":  # which tidies up, and a killed process does not
+                    done.append(name)
                 return operation(path, *args, **kwargs)
 
             return counted
@@ -85,7 +97,7 @@ def test_killed_at_any_step_it_leaves_whole_checkpoints(tmp_path, monkeypatch, s
         folder.mkdir()
         hook = CheckpointHook(max_keep_ckpts=1, save_best=save_best)
         with monkeypatch.context() as patch:
-            for name in ("fsync", "replace", "remove"):
+            for name in ("fsync", "replace", "remove", "unlink"):
                 patch.setattr(os, name, count(name, getattr(os, name)))
             _train(hook, _runner(folder), [{"mAP": score} for score in (0.1, 0.2, 0.3)])
         return done
@@ -118,9 +130,7 @@ def test_killed_at_any_step_it_leaves_whole_checkpoints(tmp_path, monkeypatch, s
 
 
 @pytest.mark.parametrize(
-    "named",
-    [None, "", "\0" * 30, "epoch_3.pth", "epoch_4.pth"],
-    ids=["missing", "empty", "zeros", "torn", "gone"],
+    "named", [None, "", "\0" * 30, "epoch_3.pth", "epoch_4.pth"], ids=["missing", "empty", "zeros", "torn", "gone"]
 )
 def test_resumes_from_the_newest_whole_checkpoint(tmp_path, named):
     """After a run without this hook, killed while it wrote."""

@@ -1,0 +1,83 @@
+"""Refuse a checkpoint that does not fit the model."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import BaseLoop, Runner
+from torch import Tensor, nn
+
+from mmmsv.messages import list_mismatches
+from mmmsv.registry import HOOKS
+
+from .unwrap import unwrap
+
+
+@HOOKS.register_module()
+class CheckpointFitHook(Hook):
+    """Refuse a checkpoint that does not fit the model, when testing and when resuming.
+
+    MMEngine logs a warning and goes on with random weights. Fine-tuning (``load_from`` without ``resume``) is left to
+    MMEngine, because there heads may differ. It has to come before hooks that load weights themselves, as ``EMAHook``
+    does: ``priority='HIGH'``.
+
+    Raises:
+        ValueError: Tensors are missing, unexpected or of another shape; the model is as it was.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        # Both loops are configs until train() or test() builds the one that it runs.
+        training = isinstance(runner._train_loop, BaseLoop)
+        if training and not runner._resume:
+            return
+        model = unwrap(runner.model)
+        if mismatches := list_loading_mismatches(model, checkpoint.get("state_dict", checkpoint)):
+            task = "resumed from" if training else "tested"
+            raise ValueError(
+                f"this checkpoint does not fit {type(model).__name__} and cannot be {task}; nothing was loaded:\n"
+                + "\n".join(f"  {mismatch}" for mismatch in mismatches)
+                + "\nGive the config that the checkpoint was trained with (arch, channels, number of classes)."
+            )
+
+
+def list_loading_mismatches(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
+    """List why weights would not load into a model; the model is not changed.
+
+    The weights are loaded into a copy of the model without storage, so that whatever the model itself converts at
+    loading is converted here too.
+
+    Args:
+        model: The model.
+        state_dict: Its supposed weights; a ``module.`` before all names is ignored, as in MMEngine.
+
+    Returns:
+        A phrase for each kind of mismatch (missing, unexpected, of another shape); empty where the weights fit.
+    """
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    storageless = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors.values()}
+    trial = copy.deepcopy(model, dict(storageless))
+    weights = OrderedDict(
+        (name.removeprefix("module."), value.to("meta") if isinstance(value, Tensor) else value)
+        for name, value in state_dict.items()
+    )
+    # The versions of the modules that wrote it, by which some of them rename what they find.
+    weights._metadata = getattr(state_dict, "_metadata", {})
+    names = []
+    trial.register_load_state_dict_post_hook(lambda _, missing_and_unexpected: names.append(missing_and_unexpected))
+    try:
+        trial.load_state_dict(weights)
+    except RuntimeError as error:
+        missing, unexpected = names[0] if names else ([], [])
+        others = tensors.keys() - {*missing, *unexpected}
+        # What was loaded was written to, which PyTorch counts in the version of a tensor.
+        refused = [
+            name
+            for name, value in weights.items()
+            if name in others and isinstance(value, Tensor) and not storageless[id(tensors[name])]._version
+        ]
+        expected = {name: tensors.get(name) for name in (*missing, *refused)}
+        given = {name: weights.get(name) for name in (*unexpected, *refused)}
+        return list_mismatches(expected, given) or [str(error)]
+    return []

@@ -1,0 +1,123 @@
+"""Reading and downloading checkpoint files, whatever is in them."""
+
+import functools
+import http.server
+import pickle
+import sys
+import threading
+import types
+from random import Random
+
+import pytest
+import torch
+
+from mmmsv.checkpoints import AuthorsCheckpoint
+from mmmsv.checkpoints.reading import read_checkpoint, weights_of
+
+from .refusals import refused
+
+
+def test_settings_of_vmambas_training_are_read_as_plain_data(authors, monkeypatch):
+    """Its files hold a yacs CfgNode beside the weights: harmless, and refusing it would refuse the file."""
+    CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    package, module = types.ModuleType("yacs"), types.ModuleType("yacs.config")
+    package.config, module.CfgNode = module, CfgNode
+    monkeypatch.setitem(sys.modules, "yacs", package)
+    monkeypatch.setitem(sys.modules, "yacs.config", module)
+    settings = CfgNode(MODEL=CfgNode(DROP_PATH_RATE=0.2))
+    settings.__dict__["__immutable__"] = True
+    path = authors.save({"model": authors.weights, "config": settings})
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    AuthorsCheckpoint(path)(authors.model())
+    with pytest.raises(pickle.UnpicklingError):  # allowed while it is read, and no longer
+        torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "pickle"])
+def test_bytes_lost_or_changed_anywhere(authors, zipped):
+    """Whatever torch trips over, the message is one line; bytes inside a tensor cannot be noticed."""
+    path, random = authors.folder / "file.pth", Random(0)
+    torch.save({"model": dict(list(authors.weights.items())[:8])}, path, _use_new_zipfile_serialization=zipped)
+    whole, messages = path.read_bytes(), []
+    for attempt in range(60):
+        content = bytearray(whole)
+        if attempt % 3:
+            for place in random.choices(range(len(content)), k=attempt):
+                content[place] = random.randrange(256)
+        else:
+            content = content[: random.randrange(len(content))]
+        path.write_bytes(content)
+        try:
+            weights_of(read_checkpoint(path), path)
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 30
+    assert not any("\n" in message for message in messages)
+
+
+class TestDownload:
+    @pytest.fixture
+    def served(self, authors, tmp_path, monkeypatch):
+        """A server on this machine, and an empty folder for what torch.hub keeps."""
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *_):
+                """Say nothing."""
+
+        folder = tmp_path / "served"
+        folder.mkdir()
+        authors.folder = folder
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        server.server_close()
+
+    def test_is_kept(self, authors, served):
+        path = authors.save({"model": authors.weights}, "msvmamba.pth")
+        AuthorsCheckpoint(f"{served}/msvmamba.pth")(authors.model())
+        path.unlink()
+        model = authors.model(out_indices=(3,))
+        AuthorsCheckpoint(f"{served}/msvmamba.pth")(model)
+        assert torch.equal(model.stem.conv1.weight, authors.weights["patch_embed.0.weight"])
+
+    def test_files_of_one_name_are_two(self, authors, served):
+        for folder, offset in (("a", 0), ("b", 1)):
+            (authors.folder / folder).mkdir()
+            authors.save({"model": {k: v + offset for k, v in authors.weights.items()}}, f"{folder}/checkpoint.pth")
+            model = authors.model(out_indices=(3,))
+            AuthorsCheckpoint(f"{served}/{folder}/checkpoint.pth")(model)
+            assert torch.equal(model.stem.conv1.weight, authors.weights["patch_embed.0.weight"] + offset)
+
+    def test_what_was_cut_short_is_fetched_again(self, authors, served):
+        path = authors.save({"model": authors.weights}, "msvmamba.pth")
+        whole = path.read_bytes()
+        path.write_bytes(whole[:5000])
+        with pytest.raises(ValueError, match="cut off or damaged"):
+            AuthorsCheckpoint(f"{served}/msvmamba.pth")(authors.model())
+        path.write_bytes(whole)
+        AuthorsCheckpoint(f"{served}/msvmamba.pth")(authors.model())
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            ("/nothing.pth", r"nothing.pth could not be downloaded \(HTTP Error 404: File not found\)"),
+            ("/with space.pth", "could not be downloaded .*can't contain control characters"),
+            ("", "is no URL of a file: it names none"),
+        ],
+        ids=["no file", "no path", "no name"],
+    )
+    def test_not_there(self, authors, served, path, message):
+        with refused(message):
+            AuthorsCheckpoint(served + path)(authors.model())
+
+
+@pytest.mark.parametrize(
+    "path", ["http://[::1/x.pth", "~nobody-of-this-name/x.pth", "x" * 5000], ids=["URL", "home", "long"]
+)
+def test_paths_that_are_none(authors, path):
+    with pytest.raises(ValueError, match=r"is no URL of a file|is not there|cannot be looked for") as error:
+        AuthorsCheckpoint(path)(authors.model())
+    assert "\n" not in str(error.value)
