@@ -17,13 +17,16 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 5e-3, to
 
 _DEVICES = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
-# The device that each backend is tested on, the processor if it can run there, and the backends that can run at all.
-_RUNS_ON = {name: [d for d in _DEVICES if backend.why_not(d) is None] for name, backend in BACKENDS.items()}
-RUNNABLE = [name for name, devices in _RUNS_ON.items() if devices]
+def _devices_of(backend: str) -> list[torch.device]:
+    return [device for device in _DEVICES if BACKENDS[backend].why_not(device) is None]
 
 
 def device_of(backend: str) -> torch.device:
-    return _RUNS_ON[backend][0]
+    """Return the device that a backend is tested on, the processor if it can run there."""
+    return _devices_of(backend)[0]
+
+
+RUNNABLE = [name for name in BACKENDS if _devices_of(name)]
 
 
 def scan_inputs(

@@ -8,7 +8,7 @@ register(
         "triton",
         scan.why_not,
         automatic_for=("cuda",),
-        priority=10,
+        priority=20,
         scan2d=Kernel(scan.forward, scan.backward),
     )
 )
