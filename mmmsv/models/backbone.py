@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from .arch import Arch, resolve_arch
 from .blocks import Stage, build_block
+from .layers import Norm
 from .mismatches import refuse_misfit
+from .recompute import RecomputingModule
 from .resolution import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
 
 _STEMS = {"patch": PatchEmbed, "conv": ConvStem}
@@ -53,6 +55,7 @@ class VisionMamba(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        recompute: bool = True,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -63,7 +66,7 @@ class VisionMamba(BaseModule):
         for option, rate in (("drop_path_rate", drop_path_rate), ("ffn_drop_rate", ffn_drop_rate)):
             if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
                 raise ValueError(f"{name}: {option} is {rate!r}, expected a number in [0, 1)")
-        for option, flag in (("norm_eval", norm_eval), ("with_cp", with_cp)):
+        for option, flag in (("norm_eval", norm_eval), ("with_cp", with_cp), ("recompute", recompute)):
             if type(flag) is not bool:
                 raise TypeError(f"{name}: {option} is {flag!r}, expected True or False")
         if type(in_channels) is not int or in_channels < 1:
@@ -81,7 +84,10 @@ class VisionMamba(BaseModule):
             downsample = _DOWNSAMPLES[self.arch.downsample](dims[i - 1], dim) if i else None
             blocks = [build_block(dim, block, ffn_drop_rate, rate) for rate in islice(rates, depth)]
             self.stages.append(Stage(downsample, blocks, with_cp))
-        self.out_norms = nn.ModuleDict({str(i): nn.LayerNorm(dims[i]) for i in self.out_indices})
+        self.out_norms = nn.ModuleDict({str(i): Norm(dims[i]) for i in self.out_indices})
+        for module in self.modules():
+            if isinstance(module, RecomputingModule):
+                module.recompute = recompute
         # By its name before torch 2.5, which later ones keep; there it lost the underscore.
         self._register_load_state_dict_pre_hook(refuse_misfit, with_module=True)
         self.train()
@@ -124,7 +130,7 @@ class VisionMamba(BaseModule):
             part.requires_grad_(False)
         if mode and self.norm_eval:
             for module in self.modules():
-                if isinstance(module, nn.LayerNorm):
+                if isinstance(module, Norm):
                     module.eval()
         return self
 
