@@ -1,4 +1,4 @@
-"""The backbone that MSVMamba and VMamba share; their arch entries say what it is composed of."""
+"""The backbone that MSVMamba and VMamba share, composed as an :class:`~mmmsv.models.arch.Arch` says."""
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -21,13 +21,13 @@ _DOWNSAMPLES = {"merge": PatchMerging, "conv": ConvDownsample}
 class VisionMamba(BaseModule):
     """A hierarchical vision Mamba: ``stem -> stage 0 -> downsample -> stage 1 -> downsample -> stage 2 -> ...``.
 
-    Feature maps are taken behind the blocks of each stage, each through a LayerNorm of its own.
+    Feature maps are taken after the blocks of each stage, each through a norm of its own.
 
     Args:
         arch: Name of one of :attr:`archs`, or settings of your own (:func:`~mmmsv.models.arch.resolve_arch`).
         in_channels: Channels of the image.
         out_indices: Stages whose maps are returned, in ascending order; strides 4, 8, 16, 32. All stages if not given.
-            Stages behind the last of them are not run, and frozen.
+            Stages after the last of them are not run, and frozen.
         drop_path_rate: Drop path rate of the last block, in [0, 1); it rises linearly from 0 in the first.
         ffn_drop_rate: Dropout in the FFNs, in [0, 1).
         frozen_stages: -1 freezes nothing, 0 the stem, ``k`` also the first ``k`` stages, norms included;
@@ -35,6 +35,9 @@ class VisionMamba(BaseModule):
         norm_eval: Keep every norm in evaluation mode while training. Accepted because stock configs set it for batch
             norms; a LayerNorm has no running statistics, so the numbers do not change.
         with_cp: Recompute each block in the backward pass: less memory, about a third more time.
+        recompute: Recompute the gate, the norm after the scans and the input of ``fc2`` in the backward pass. A block
+            of ``'tiny'`` then keeps 14 maps of its input's size on a CPU, not 22 (17, not 31, where PyTorch's own ops
+            run), and a training step there takes about 8 % longer.
         init_cfg: MMEngine's initialisation config: ``dict(type='Pretrained', checkpoint=PATH)`` for its checkpoints,
             ``dict(type='mmmsv.AuthorsCheckpoint', checkpoint=PATH_OR_URL)`` for those of the authors.
 
@@ -135,11 +138,11 @@ class VisionMamba(BaseModule):
         return self
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
-        """Tell how deep a parameter stands, for layer-wise learning-rate decay.
+        """Return the layer of a parameter, for layer-wise learning-rate decay.
 
         The stem is layer 0, and the blocks are the layers 1, 2, ... through all stages; a downsampling belongs to the
-        first block behind it. The last layer is whatever stands behind the blocks: output norms, which are new where
-        a classifier becomes a detector, and what is not of the backbone. Stages that are not run do not count.
+        first block after it. The last layer is whatever comes after the blocks: output norms, which are new where a
+        classifier becomes a detector, and what is not of the backbone. Stages that are not run do not count.
 
         Args:
             param_name: Name of the parameter, in the backbone or in a model around it.

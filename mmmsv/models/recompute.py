@@ -47,51 +47,38 @@ def recompute(function: Callable[..., Tensor], module: nn.Module, *inputs: Tenso
     """
     if not is_grad_enabled() or is_compiling() or is_tracing() or _RECOMPUTED.get():
         return function(module, *inputs)
-    weights = _Weights(module)
-
-    def call(*inputs: Tensor | Size) -> Tensor:
-        before = _RECOMPUTED.set(True)
-        try:
-            return weights.call(function, *inputs)
-        finally:
-            _RECOMPUTED.reset(before)
-
-    return checkpoint(call, *inputs, use_reentrant=False)
+    return checkpoint(_WithWeights(function, module).call, *inputs, use_reentrant=False)
 
 
-class _Weights:
-    """The weights that a module has now."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.tensors = dict(module.named_parameters())
-        self.versions = self._versions()
-
-    def call(self, function: Callable[..., Tensor], *inputs: Tensor | Size) -> Tensor:
-        """Call ``function(module, *inputs)`` with these weights, whichever the module has by then."""
-        for name, before, now in zip(self.tensors, self.versions, self._versions(), strict=True):
-            if before != now:
-                raise RuntimeError(
-                    f"{type(self.module).__name__}: its {name} was changed in place between the forward pass and the "
-                    "backward pass, which computes part of the forward pass again; change weights after backward()"
-                )
-        present = dict(self.module.named_parameters())
-        if all(present.get(name) is tensor for name, tensor in self.tensors.items()):
-            return function(self.module, *inputs)
-        named = {f"module.{name}": tensor for name, tensor in self.tensors.items()}
-        return functional_call(_Call(function, self.module), named, inputs)
-
-    def _versions(self) -> list[int]:
-        # Tensors made in inference mode have no version; autograd does not allow in-place changes to them.
-        return [0 if tensor.is_inference() else tensor._version for tensor in self.tensors.values()]
-
-
-class _Call(nn.Module):
-    """``function(module, *inputs)`` as a module, which is what ``functional_call`` takes."""
+class _WithWeights(nn.Module):
+    """``function(module, *inputs)`` with the weights that the module has now, whichever it has when this is called."""
 
     def __init__(self, function: Callable[..., Tensor], module: nn.Module) -> None:
         super().__init__()
         self.function, self.module = function, module
+        self.weights = dict(self.named_parameters())
+        self.versions = self._versions()
+
+    def call(self, *inputs: Tensor | Size) -> Tensor:
+        for name, before, now in zip(self.weights, self.versions, self._versions(), strict=True):
+            if before != now:
+                name = name.removeprefix("module.")
+                raise RuntimeError(
+                    f"{type(self.module).__name__}: its {name} was changed in place between the forward pass and the "
+                    "backward pass, which computes part of the forward pass again; change weights after backward()"
+                )
+        present = dict(self.named_parameters())
+        token = _RECOMPUTED.set(True)
+        try:
+            if all(present.get(name) is weight for name, weight in self.weights.items()):
+                return self.forward(*inputs)
+            return functional_call(self, self.weights, inputs)
+        finally:
+            _RECOMPUTED.reset(token)
 
     def forward(self, *inputs: Tensor | Size) -> Tensor:
         return self.function(self.module, *inputs)
+
+    def _versions(self) -> list[int]:
+        # Tensors made in inference mode have no version; autograd does not allow in-place changes to them.
+        return [0 if weight.is_inference() else weight._version for weight in self.weights.values()]

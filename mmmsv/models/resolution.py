@@ -1,4 +1,4 @@
-"""What changes the resolution: the stem in front, and the downsampling between stages."""
+"""Layers that lower the resolution: the stems, and the downsampling between stages."""
 
 from typing import ClassVar
 
