@@ -1,4 +1,4 @@
-"""The backbone that MSVMamba and VMamba share; their arch entries say what it is composed of."""
+"""The backbone that MSVMamba and VMamba share, composed as an :class:`~mmmsv.models.arch.Arch` says."""
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from .arch import Arch, resolve_arch
 from .blocks import Stage, build_block
+from .layers import Norm
 from .mismatches import refuse_mismatches
+from .recompute import RecomputingModule
 from .resolution import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
 
 _STEMS = {"patch": PatchEmbed, "conv": ConvStem}
@@ -19,13 +21,13 @@ _DOWNSAMPLES = {"merge": PatchMerging, "conv": ConvDownsample}
 class VisionMamba(BaseModule):
     """A hierarchical vision Mamba: ``stem -> stage 0 -> downsample -> stage 1 -> downsample -> stage 2 -> ...``.
 
-    Feature maps are taken behind the blocks of each stage, each through a LayerNorm of its own.
+    Feature maps are taken after the blocks of each stage, each through a norm of its own.
 
     Args:
         arch: Name of one of :attr:`archs`, or settings of your own (:func:`~mmmsv.models.arch.resolve_arch`).
         in_channels: Channels of the image.
         out_indices: Stages whose maps are returned, in ascending order; strides 4, 8, 16, 32. All stages if not given.
-            Stages behind the last of them are not run, and frozen.
+            Stages after the last of them are not run, and frozen.
         drop_path_rate: Drop path rate of the last block, in [0, 1); it rises linearly from 0 in the first.
         ffn_drop_rate: Dropout in the FFNs, in [0, 1).
         frozen_stages: -1 freezes nothing, 0 the stem, ``k`` also the first ``k`` stages, norms included;
@@ -33,6 +35,9 @@ class VisionMamba(BaseModule):
         norm_eval: Keep every norm in evaluation mode while training. Accepted because stock configs set it for batch
             norms; a LayerNorm has no running statistics, so the numbers do not change.
         with_cp: Recompute each block in the backward pass: less memory, about a third more time.
+        recompute: Recompute the gate, the norm after the scans and the input of ``fc2`` in the backward pass. A block
+            of ``'tiny'`` then keeps 14 maps of its input's size on a CPU, not 22 (17, not 31, where PyTorch's own ops
+            run), and a training step there takes about 8 % longer.
         init_cfg: MMEngine's initialisation config: ``dict(type='Pretrained', checkpoint=PATH)`` for its checkpoints,
             ``dict(type='mmmsv.AuthorsCheckpoint', checkpoint=PATH_OR_URL)`` for those of the authors.
 
@@ -53,6 +58,7 @@ class VisionMamba(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        recompute: bool = True,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -63,7 +69,7 @@ class VisionMamba(BaseModule):
         for option, rate in (("drop_path_rate", drop_path_rate), ("ffn_drop_rate", ffn_drop_rate)):
             if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
                 raise ValueError(f"{name}: {option} is {rate!r}, expected a number in [0, 1)")
-        for option, flag in (("norm_eval", norm_eval), ("with_cp", with_cp)):
+        for option, flag in (("norm_eval", norm_eval), ("with_cp", with_cp), ("recompute", recompute)):
             if type(flag) is not bool:
                 raise TypeError(f"{name}: {option} is {flag!r}, expected True or False")
         if type(in_channels) is not int or in_channels < 1:
@@ -81,7 +87,10 @@ class VisionMamba(BaseModule):
             downsample = _DOWNSAMPLES[self.arch.downsample](dims[i - 1], dim) if i else None
             blocks = [build_block(dim, block, ffn_drop_rate, rate) for rate in islice(rates, depth)]
             self.stages.append(Stage(downsample, blocks, with_cp))
-        self.out_norms = nn.ModuleDict({str(i): nn.LayerNorm(dims[i]) for i in self.out_indices})
+        self.out_norms = nn.ModuleDict({str(i): Norm(dims[i]) for i in self.out_indices})
+        for module in self.modules():
+            if isinstance(module, RecomputingModule):
+                module.recompute = recompute
         # By its name before torch 2.5, which later ones keep; there it lost the underscore.
         self._register_load_state_dict_pre_hook(refuse_mismatches, with_module=True)
         self.train()
@@ -124,16 +133,16 @@ class VisionMamba(BaseModule):
             part.requires_grad_(False)
         if mode and self.norm_eval:
             for module in self.modules():
-                if isinstance(module, nn.LayerNorm):
+                if isinstance(module, Norm):
                     module.eval()
         return self
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
-        """Tell how deep a parameter stands, for layer-wise learning-rate decay.
+        """Return the layer of a parameter, for layer-wise learning-rate decay.
 
         The stem is layer 0, and the blocks are the layers 1, 2, ... through all stages; a downsampling belongs to the
-        first block behind it. The last layer is whatever stands behind the blocks: output norms, which are new where
-        a classifier becomes a detector, and what is not of the backbone. Stages that are not run do not count.
+        first block after it. The last layer is whatever comes after the blocks: output norms, which are new where a
+        classifier becomes a detector, and what is not of the backbone. Stages that are not run do not count.
 
         Args:
             param_name: Name of the parameter, in the backbone or in a model around it.

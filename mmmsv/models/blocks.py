@@ -7,8 +7,9 @@ from torchvision.ops import StochasticDepth
 
 from .arch import BlockArch
 from .ffn import MLP, ConvFFN
-from .layers import recompute
+from .layers import Norm
 from .ms2d import Scan2D, build_scan
+from .recompute import recompute
 from .resolution import ConvDownsample, PatchMerging
 
 
@@ -26,7 +27,7 @@ class VSSBlock(nn.Module):
 
     def __init__(self, dim: int, scan: Scan2D, drop_path_rate: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = Norm(dim)
         self.scan = scan
         self.drop_path = StochasticDepth(drop_path_rate, mode="row")
 
@@ -50,7 +51,7 @@ class MS3Block(VSSBlock):
 
     def __init__(self, dim: int, scan: Scan2D, ffn: ConvFFN | MLP, drop_path_rate: float) -> None:
         super().__init__(dim, scan, drop_path_rate)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = Norm(dim)
         self.ffn = ffn
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ def build_block(dim: int, arch: BlockArch, ffn_drop_rate: float, drop_path_rate:
 
 
 class Stage(nn.Module):
-    """The blocks of one resolution, behind the downsampling that leads to it.
+    """Run the blocks of one resolution, after the downsampling that leads to it.
 
     Args:
         downsample: From the map of the stage before to this one's; none in the first stage.
@@ -103,5 +104,9 @@ class Stage(nn.Module):
         if self.downsample is not None:
             x = self.downsample(x)
         for block in self.blocks:
-            x = recompute(block, block, x) if self.with_cp else block(x)
+            x = recompute(_call, block, x) if self.with_cp else block(x)
         return x
+
+
+def _call(block: VSSBlock, x: Tensor) -> Tensor:
+    return block(x)

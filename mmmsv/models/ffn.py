@@ -3,10 +3,11 @@
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from .layers import DepthwiseConv2d, Linear, draw_projection, recompute
+from .layers import DepthwiseConv2d, Linear, draw_projection
+from .recompute import RecomputingModule, recomputed
 
 
-class ConvFFN(nn.Module):
+class ConvFFN(RecomputingModule):
     """A feed-forward net that mixes neighbours: ``fc2(gelu(h + DWConv3x3(h)))`` with ``h = fc1(x)``.
 
     ``fc1`` and ``fc2`` are the paper's 1 x 1 convolutions, and keep the initial values of convolutions.
@@ -30,10 +31,12 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        return self.drop(recompute(self, self._mix_and_project, self.fc1(x)))
+        return self.drop(self.mix_and_project(self.fc1(x)))
 
-    def _mix_and_project(self, x: Tensor) -> Tensor:
-        return self.fc2(self.drop(self.dwconv(x)))
+    @recomputed
+    def mix_and_project(self, h: Tensor) -> Tensor:
+        """Compute ``fc2(gelu(h + DWConv3x3(h)))`` of ``h``, ``(B, H, W, ratio * C)``."""
+        return self.fc2(self.drop(self.dwconv(h)))
 
 
 class MLP(nn.Module):

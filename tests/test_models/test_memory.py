@@ -6,7 +6,7 @@ from torch import nn
 
 from mmmsv.analysis.speed.memory import kept_for_backward
 from mmmsv.models import MSVMamba
-from mmmsv.models.layers import _RECOMPUTED
+from mmmsv.models.recompute import _RECOMPUTED
 
 DIM = 32
 # By arch: how many maps as large as the block's input. Four are so: the input, the sum behind the scan, and what comes
@@ -98,6 +98,24 @@ def test_each_part_runs_twice_at_most(with_cp):
     model.stages[0].blocks[0].ffn.dwconv.register_forward_hook(lambda *_: calls.append(1))
     model(torch.randn(1, 3, 32, 32))[0].sum().backward()
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("arch", KEPT)
+def test_without_recomputation(arch):
+    """A block keeps more, each part runs once, and the gradients are the same."""
+    x = torch.randn(2, 56, 56, DIM)
+    gradients, kept = [], []
+    for recompute in (True, False):
+        torch.manual_seed(0)
+        block, calls = backbone(arch, 1, recompute=recompute).stages[0].blocks[0], []
+        kept.append(kept_for_backward(block, x))
+        for part in (block.ffn.dwconv, block.scan.out_norm):
+            part.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        gradients.append(torch.autograd.grad(block(x).square().sum(), list(block.parameters())))
+        assert len(calls) == (4 if recompute else 2)
+    assert kept[1] > 1.3 * kept[0]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -7,7 +7,9 @@ from torch.nn.functional import conv2d, interpolate, layer_norm, silu, softplus
 from torch.nn.utils.prune import l1_unstructured
 
 from mmmsv.models.arch import BlockArch
-from mmmsv.models.ms2d import MS2D, SS2D, HalfSS2D, MS2DNormLast, build_scan
+from mmmsv.models.fusion import NormFirstFusion, NormLastFusion, UpsampledNorm
+from mmmsv.models.layers import Norm
+from mmmsv.models.ms2d import MS2D, SS2D, HalfSS2D, build_scan
 
 ROUTES = ("row", "col", "row_rev", "col_rev")
 
@@ -51,17 +53,19 @@ def test_half_ss2d(fusion, mode, stride):
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind"),
+    ("settings", "kind", "norm"),
     [
-        ({}, MS2D),
-        ({"fusion": "norm_last"}, MS2DNormLast),
-        ({"half_routes": ()}, SS2D),
-        ({"half_routes": (), "fusion": "norm_last"}, SS2D),
-        ({"full_routes": ()}, HalfSS2D),
+        ({}, MS2D, NormFirstFusion),
+        ({"fusion": "norm_last"}, MS2D, NormLastFusion),
+        ({"half_routes": ()}, SS2D, Norm),
+        ({"half_routes": (), "fusion": "norm_last"}, SS2D, Norm),
+        ({"full_routes": ()}, HalfSS2D, UpsampledNorm),
     ],
 )
-def test_kind_of_scan(settings, kind):
-    assert type(build_scan(8, BlockArch(**settings))) is kind
+def test_kind_of_scan(settings, kind, norm):
+    scan = build_scan(8, BlockArch(**settings))
+    assert type(scan) is kind
+    assert type(scan.out_norm) is norm
 
 
 class LowRank(nn.Module):
