@@ -1,4 +1,4 @@
-"""The models that are measured, by name: our archs, and torchvision's classifiers as their peers."""
+"""Build the models that are measured by name: our archs, and torchvision's classifiers as baselines."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..flops import BACKBONES, build_classifier
 
-PEERS = ("convnext_tiny", "swin_t", "resnet50")
+BASELINES = ("convnext_tiny", "swin_t", "resnet50")
 _OURS, _TORCHVISION = next(iter(BACKBONES)), "torchvision"
 # They return several logits in training.
 _WITH_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
@@ -16,10 +16,10 @@ _LAYERS = ("resnet", "resnext", "wide_resnet")
 
 
 class Stages(nn.Module):
-    """The four stages of a peer, their maps ``(B, C, H, W)`` contiguous, as a detector takes them and as ours are.
+    """Return the maps of a baseline's four stages, ``(B, C, H, W)`` and contiguous, as a detector takes them.
 
     Args:
-        stages: The parts, each behind the other.
+        stages: The parts, in their order.
         channels_last: Whether their maps are ``(B, H, W, C)``.
     """
 
@@ -49,9 +49,7 @@ def full_name(name: str) -> str:
     if family in BACKBONES:
         known = [*BACKBONES[family].archs]
     elif family == _TORCHVISION:
-        known = [
-            peer for peer in torchvision.models.list_models(torchvision.models) if peer not in _WITH_AUXILIARY_HEADS
-        ]
+        known = sorted({*torchvision.models.list_models(torchvision.models)} - _WITH_AUXILIARY_HEADS)
     else:
         raise ValueError(
             f"there is no {family!r} to take {name!r} from; choose {', '.join((*BACKBONES, _TORCHVISION))}"
