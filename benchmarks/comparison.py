@@ -22,8 +22,8 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 Key = tuple[str, str]  # the name of an implementation, or COPY, and what of it is timed
 
 
-class Scan:
-    """The inputs of a case, and a gradient of y."""
+class Call:
+    """A case with its inputs, and a gradient of y."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
         self.case = case
@@ -77,17 +77,17 @@ class Comparison:
 
 def compare(case: Case, them: Sequence[Implementation], device: torch.device, seconds: float) -> Comparison:
     """Check each implementation against the first one, then time them, and a plain copy, in turns."""
-    scan, first = Scan(case, device), them[0]
-    found = Comparison(str(case), case.pairs, case.moved * scan.inputs[0].element_size())
-    candidates: dict[Key, Candidate] = {(COPY, FORWARD): scan.copy()}
+    call, first = Call(case, device), them[0]
+    found = Comparison(str(case), case.pairs, case.moved * call.inputs[0].element_size())
+    candidates: dict[Key, Candidate] = {(COPY, FORWARD): call.copy()}
     with first.active():
-        expected = scan.results(first)
+        expected = call.results(first)
     for one in them:
-        if reason := _why_not_timed(found, one, scan, expected):
+        if reason := _why_not_timed(found, one, call, expected):
             found.reasons[one.name] = reason
             continue
         modes = (FORWARD, BACKWARD, BOTH) if one is first else (FORWARD, BOTH)
-        candidates |= {(one.name, mode): scan.candidate(one, mode) for mode in modes}
+        candidates |= {(one.name, mode): call.candidate(one, mode) for mode in modes}
     found.timings = time_all(candidates, device, seconds)
     return found
 
@@ -129,14 +129,14 @@ def extra_memory(name: str, case: Case, device: str) -> float:
     """
     where = torch.device(device)
     implementation = next(one for one in implementations(where) if one.name == name)
-    scan = Scan(case, where)
+    call = Call(case, where)
     with implementation.active():
-        Scan(case.tiny(), where).results(implementation)  # what a first call loads and starts
-        extra = rise(partial(scan.results, implementation), where)
-    return extra / (scan.inputs[0].numel() * scan.inputs[0].element_size())
+        Call(case.tiny(), where).results(implementation)  # what a first call loads and starts
+        extra = rise(partial(call.results, implementation), where)
+    return extra / (call.inputs[0].numel() * call.inputs[0].element_size())
 
 
-def as_markdown(name: str, others: Sequence[str], rows: Sequence[Comparison]) -> str:
+def comparison_tables(name: str, others: Sequence[str], rows: Sequence[Comparison]) -> str:
     """Write the times of ``name``, the ratio of each other one to it, and how far the others are from it."""
     parts = [
         f"`{name}`. GB/s count what the forward pass has to move at least: x once for each route (of a sequence u and "
@@ -170,16 +170,16 @@ def duration(timing: Timing) -> str:
     return spread([scale * seconds for seconds in timing.samples], f" {unit}")
 
 
-def _why_not_timed(found: Comparison, one: Implementation, scan: Scan, expected: tuple[Tensor, ...]) -> str | None:
+def _why_not_timed(found: Comparison, one: Implementation, call: Call, expected: tuple[Tensor, ...]) -> str | None:
     """Note how far an implementation is from what is expected; return why its time would mean nothing, if so."""
     try:
         with one.active():
-            results = scan.results(one)
+            results = call.results(one)
     except FAILURES as error:
         return explain(error)
     found.differences[one.name] = max(map(_relative_difference, results, expected))
     # So written that NaN disagrees.
-    if not found.differences[one.name] <= _TOLERANCE[scan.case.dtype]:
+    if not found.differences[one.name] <= _TOLERANCE[call.case.dtype]:
         return f"refused, differs by {found.differences[one.name]:.1g}"
     return None
 

@@ -22,7 +22,18 @@ from mmmsv.analysis.speed.timing import Candidate
 
 from .baselines import Implementation, implementations
 from .cases import Case, MapCase, SequenceCase
-from .comparison import BACKWARD, BOTH, FORWARD, Scan, as_markdown, compare, duration, extra_memory, time_all, total
+from .comparison import (
+    BACKWARD,
+    BOTH,
+    FORWARD,
+    Call,
+    compare,
+    comparison_tables,
+    duration,
+    extra_memory,
+    time_all,
+    total,
+)
 
 RESULTS = Path(__file__).parent / "results"
 LEGEND = (
@@ -84,12 +95,12 @@ class Bench:
         rows = [compare(case, self.them, self.device, self.seconds) for case in self.chosen(cases)]
         if times:
             rows.append(total(label, rows, times))
-        return as_markdown(self.names[0], self.names[1:], rows)
+        return comparison_tables(self.names[0], self.names[1:], rows)
 
     def candidates(self, cases: Iterable[Case], modes: Sequence[str]) -> dict[tuple[Case, str], Candidate]:
         """Make candidates of the first implementation, by case and mode; to be timed in turns."""
-        scans = [Scan(case, self.device) for case in cases]
-        return {(scan.case, mode): scan.candidate(self.them[0], mode) for scan in scans for mode in modes}
+        calls = [Call(case, self.device) for case in cases]
+        return {(call.case, mode): call.candidate(self.them[0], mode) for call in calls for mode in modes}
 
 
 def main() -> None:
@@ -108,13 +119,13 @@ def main() -> None:
     output = args.output or RESULTS / f"{machine.name(device)}.md"
 
     started = time.monotonic()
-    text = report(device, args.quick)
+    text = measure_all(device, args.quick)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text)
     log(f"{output}, after {time.monotonic() - started:.0f} s")
 
 
-def report(device: torch.device, quick: bool) -> str:
+def measure_all(device: torch.device, quick: bool) -> str:
     """Measure everything; return it as Markdown."""
     facts = machine.facts(device)
     them = implementations(device)

@@ -29,7 +29,7 @@ from mmmsv.kernels.backends.triton import kernels as triton_kernels
 
 from .baselines import implementations
 from .cases import Case, MapCase, SequenceCase
-from .comparison import Scan
+from .comparison import Call
 
 CAPABILITIES = (80, 90)
 CPU = torch.device("cpu")
@@ -99,7 +99,7 @@ def usages(case: Case, capability: int) -> Iterator[tuple[object, ...]]:
         with patch.dict(BACKENDS, triton=runnable):
             triton = next(one for one in implementations(CPU) if one.name == "triton")
             with triton.active():
-                Scan(case, CPU).results(triton)
+                Call(case, CPU).results(triton)
     finally:
         for kernel in kernels:
             del kernel.run

@@ -26,7 +26,7 @@ LEGEND = (
     "both were tried, is how many times as fast compiling made a model, in turns of that model alone. *peak* is all "
     "memory that the model needs, *beyond weights* is that without parameters and buffers. Weights are random."
 )
-STEP = {
+STEPS = {
     "inference": "Evaluation mode, `torch.inference_mode()`.",
     "training": "A step: forward, {loss}, backward, AdamW as torch makes it by default, `zero_grad`; no data loading, "
     "no loss scaling.",
@@ -83,7 +83,7 @@ def as_markdown(facts: Mapping[str, str], rows: Sequence[Row]) -> str:
         of_kind = [row for row in rows if row.step.kind == kind]
         loss = "gradients of the four maps" if of_kind[0].step.maps else "cross-entropy"
         what = " Models return the maps of their four stages." if of_kind[0].step.maps else ""
-        sections.append(f"## {kind.capitalize()}\n\n{STEP[kind].format(loss=loss)}{what}")
+        sections.append(f"## {kind.capitalize()}\n\n{STEPS[kind].format(loss=loss)}{what}")
         for batch in dict.fromkeys(row.step.batch for row in of_kind):
             rows_of_batch = [row for row in of_kind if row.step.batch == batch]
             sections.append(f"### {kind.capitalize()}, batch {batch}\n\n{rows_table(rows_of_batch)}")
