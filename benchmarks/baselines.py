@@ -36,7 +36,7 @@ class Implementation:
     active: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
-def implementations(device: torch.device) -> list[Implementation]:
+def list_implementations(device: torch.device) -> list[Implementation]:
     """Return all of them, the backend that is taken automatically on ``device`` first."""
     reasons = {name: backend.why_not(device) for name, backend in BACKENDS.items()}
     fastest = next(name for name, reason in reasons.items() if not reason)

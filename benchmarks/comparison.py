@@ -11,7 +11,7 @@ from mmmsv.analysis.speed.markdown import number, spread, table
 from mmmsv.analysis.speed.memory import rise
 from mmmsv.analysis.speed.timing import FAILURES, Candidate, K, Timing, explain, take_turns
 
-from .baselines import Implementation, implementations
+from .baselines import Implementation, list_implementations
 from .cases import Case
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
@@ -32,15 +32,15 @@ class Call:
 
     def results(self, implementation: Implementation) -> tuple[Tensor, ...]:
         """Return y and the gradients of all inputs."""
-        y = self.case.run(implementation, self.inputs)
-        return (y.detach(), *torch.autograd.grad(y, self.inputs, self.dy))
+        with implementation.active():
+            return self._forward_backward(implementation)
 
     def candidate(self, implementation: Implementation, mode: str) -> Candidate:
         """Make a candidate: the forward pass without autograd, the backward pass on a kept graph, or both."""
         if mode == FORWARD:
             call = torch.no_grad()(partial(self.case.run, implementation, self.inputs))
         elif mode == BOTH:
-            call = partial(self.results, implementation)
+            call = partial(self._forward_backward, implementation)
         else:
             with implementation.active():
                 y = self.case.run(implementation, self.inputs)
@@ -51,6 +51,10 @@ class Call:
         """Make a candidate that reads and writes as many numbers as the case does at least: half of them each."""
         source = self.inputs[0].new_ones(self.case.moved // 2)
         return Candidate(partial(torch.empty_like(source).copy_, source))
+
+    def _forward_backward(self, implementation: Implementation) -> tuple[Tensor, ...]:
+        y = self.case.run(implementation, self.inputs)
+        return (y.detach(), *torch.autograd.grad(y, self.inputs, self.dy))
 
 
 @dataclass
@@ -75,14 +79,13 @@ class Comparison:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def compare(case: Case, them: Sequence[Implementation], device: torch.device, seconds: float) -> Comparison:
+def compare(case: Case, implementations: Sequence[Implementation], device: torch.device, seconds: float) -> Comparison:
     """Check each implementation against the first one, then time them, and a plain copy, in turns."""
-    call, first = Call(case, device), them[0]
+    call, first = Call(case, device), implementations[0]
     found = Comparison(str(case), case.pairs, case.moved * call.inputs[0].element_size())
     candidates: dict[Key, Candidate] = {(COPY, FORWARD): call.copy()}
-    with first.active():
-        expected = call.results(first)
-    for one in them:
+    expected = call.results(first)
+    for one in implementations:
         if reason := _why_not_timed(found, one, call, expected):
             found.reasons[one.name] = reason
             continue
@@ -128,15 +131,14 @@ def extra_memory(name: str, case: Case, device: str) -> float:
         OSError: The system does not report it (anything but Linux, some containers).
     """
     where = torch.device(device)
-    implementation = next(one for one in implementations(where) if one.name == name)
+    implementation = next(one for one in list_implementations(where) if one.name == name)
     call = Call(case, where)
-    with implementation.active():
-        Call(case.tiny(), where).results(implementation)  # what a first call loads and starts
-        extra = rise(partial(call.results, implementation), where)
+    Call(case.tiny(), where).results(implementation)  # what a first call loads and starts
+    extra = rise(partial(call.results, implementation), where)
     return extra / (call.inputs[0].numel() * call.inputs[0].element_size())
 
 
-def comparison_tables(name: str, others: Sequence[str], rows: Sequence[Comparison]) -> str:
+def tables_of(name: str, others: Sequence[str], rows: Sequence[Comparison]) -> str:
     """Write the times of ``name``, the ratio of each other one to it, and how far the others are from it."""
     parts = [
         f"`{name}`. GB/s count what the forward pass has to move at least: x once for each route (of a sequence u and "
@@ -173,8 +175,7 @@ def duration(timing: Timing) -> str:
 def _why_not_timed(found: Comparison, one: Implementation, call: Call, expected: tuple[Tensor, ...]) -> str | None:
     """Note how far an implementation is from what is expected; return why its time would mean nothing, if so."""
     try:
-        with one.active():
-            results = call.results(one)
+        results = call.results(one)
     except FAILURES as error:
         return explain(error)
     found.differences[one.name] = max(map(_relative_difference, results, expected))

@@ -20,20 +20,9 @@ from mmmsv.analysis.speed.markdown import number, spread, table
 from mmmsv.analysis.speed.memory import child_process, measure_in
 from mmmsv.analysis.speed.timing import Candidate
 
-from .baselines import Implementation, implementations
+from .baselines import Implementation, list_implementations
 from .cases import Case, MapCase, SequenceCase
-from .comparison import (
-    BACKWARD,
-    BOTH,
-    FORWARD,
-    Call,
-    compare,
-    comparison_tables,
-    duration,
-    extra_memory,
-    time_all,
-    total,
-)
+from .comparison import BACKWARD, BOTH, FORWARD, Call, compare, duration, extra_memory, tables_of, time_all, total
 
 RESULTS = Path(__file__).parent / "results"
 LEGEND = (
@@ -55,12 +44,12 @@ class Bench:
 
     Args:
         device: That everything runs on.
-        them: The implementations that can run there, the one that the others are compared with first.
+        implementations: Those that can run there, the one that the others are compared with first.
         quick: Whether tiny cases are measured in the place of those of a table.
     """
 
     device: torch.device
-    them: Sequence[Implementation]
+    implementations: Sequence[Implementation]
     quick: bool
 
     @property
@@ -75,7 +64,7 @@ class Bench:
 
     @property
     def names(self) -> list[str]:
-        return [one.name for one in self.them]
+        return [one.name for one in self.implementations]
 
     @property
     def stages(self) -> list[MapCase]:
@@ -92,15 +81,19 @@ class Bench:
 
     def compare(self, cases: Iterable[Case], times: Sequence[int] = (), label: str = "") -> str:
         """Compare all implementations; add a row for the sum of the cases, each as often as ``times`` says."""
-        rows = [compare(case, self.them, self.device, self.seconds) for case in self.chosen(cases)]
+        rows = [compare(case, self.implementations, self.device, self.seconds) for case in self.chosen(cases)]
         if times:
             rows.append(total(label, rows, times))
-        return comparison_tables(self.names[0], self.names[1:], rows)
+        return tables_of(self.names[0], self.names[1:], rows)
 
     def candidates(self, cases: Iterable[Case], modes: Sequence[str]) -> dict[tuple[Case, str], Candidate]:
         """Make candidates of the first implementation, by case and mode; to be timed in turns."""
-        calls = [Call(case, self.device) for case in cases]
-        return {(call.case, mode): call.candidate(self.them[0], mode) for call in calls for mode in modes}
+        first, candidates = self.implementations[0], {}
+        for case in cases:
+            call = Call(case, self.device)
+            call.results(first)  # what has to be compiled for it is, before any time is taken
+            candidates |= {(case, mode): call.candidate(first, mode) for mode in modes}
+        return candidates
 
 
 def main() -> None:
@@ -128,9 +121,9 @@ def main() -> None:
 def measure_all(device: torch.device, quick: bool) -> str:
     """Measure everything; return it as Markdown."""
     facts = machine.facts(device)
-    them = implementations(device)
-    bench = Bench(device, [one for one in them if not one.why_not], quick)
-    compared = ((one.name, one.what, f"no: {one.why_not}" if one.why_not else "yes") for one in them)
+    everything = list_implementations(device)
+    bench = Bench(device, [one for one in everything if not one.why_not], quick)
+    compared = ((one.name, one.what, f"no: {one.why_not}" if one.why_not else "yes") for one in everything)
     sections = [
         f"# The selective scan on {machine.name(device)}{' (--quick: tiny sizes, no measurement)' if quick else ''}",
         table(("", ""), facts.items()),

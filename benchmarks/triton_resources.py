@@ -27,7 +27,7 @@ from mmmsv.analysis.speed.markdown import table
 from mmmsv.kernels import BACKENDS
 from mmmsv.kernels.backends.triton import kernels as triton_kernels
 
-from .baselines import implementations
+from .baselines import list_implementations
 from .cases import Case, MapCase, SequenceCase
 from .comparison import Call
 
@@ -97,9 +97,8 @@ def usages(case: Case, capability: int) -> Iterator[tuple[object, ...]]:
         kernel.run = partial(compile_only, kernel)
     try:
         with patch.dict(BACKENDS, triton=runnable):
-            triton = next(one for one in implementations(CPU) if one.name == "triton")
-            with triton.active():
-                Call(case, CPU).results(triton)
+            triton = next(one for one in list_implementations(CPU) if one.name == "triton")
+            Call(case, CPU).results(triton)
     finally:
         for kernel in kernels:
             del kernel.run

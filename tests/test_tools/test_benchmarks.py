@@ -5,14 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from mmmsv.kernels import BACKENDS, __main__
 
-ROOT = Path(__file__).parents[2]
+from .load import ROOT, tables_of
+
 # Title of a section: how many tables it has.
 TABLES = {
     "MSVMamba-Tiny at 224": 3,
@@ -36,14 +36,6 @@ def run(*arguments, **environment):
         capture_output=True,
         text=True,
     )
-
-
-def tables_of(text):
-    """The tables of a section, each a list of rows, the header first."""
-    blocks = re.findall(r"(?:^\|.*\|\n?)+", text, re.MULTILINE)
-    tables = [[[cell.strip() for cell in line.strip("|").split("|")] for line in b.splitlines()] for b in blocks]
-    assert all(len(row) == len(table[0]) for table in tables for row in table)
-    return [[header, *rows] for header, _, *rows in tables]
 
 
 @pytest.fixture(scope="module")

@@ -21,18 +21,16 @@ from mmmsv.analysis.speed.timing import Timing, quantile
 from mmmsv.analysis.speed.workload import Peak, Step, Variant
 from mmmsv.kernels import dispatch
 
-from .load import ROOT, load_tool
+from .load import ROOT, load_tool, tables_of
 
 CPU = torch.device("cpu")
 INFERENCE = Step(64, 64, 1, False, "float32", False)
 OURS, BASELINE = "MSVMamba:nano", "torchvision:resnet18"
 
 
-def tables_of(text):
+def groups_of(text):
     """The rows of each table, by the names of its columns; the facts have none, and are left out."""
-    blocks = re.findall(r"(?:^\|.*\|\n?)+", text, re.MULTILINE)
-    tables = [[[cell.strip() for cell in line.strip("|").split("|")] for line in b.splitlines()] for b in blocks]
-    return [[dict(zip(header, row, strict=True)) for row in rows] for header, _, *rows in tables if header[0]]
+    return [[dict(zip(header, row, strict=True)) for row in rows] for header, *rows in tables_of(text) if header[0]]
 
 
 def arguments(*more):
@@ -64,7 +62,7 @@ def test_command_line_with_memory():
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    ((row,),) = tables_of(done.stdout)
+    ((row,),) = groups_of(done.stdout)
     assert (row["H x W"], row["layout, mode"], row["time / first"]) == ("64 x 64", "contiguous, eager", "1")
     # Gradients and the two states of AdamW are beyond the weights, which are 4 bytes a parameter.
     weights = 4e6 * float(row["parameters, M"]) / 2**20
@@ -77,7 +75,7 @@ def test_json_has_what_the_tables_show(run):
     output, _, out = run
     assert (out / "throughput.md").read_text() == output
     rows = json.loads((out / "throughput.json").read_text())["rows"]
-    shown = [row for table in tables_of(output) for row in table]
+    shown = [row for table in groups_of(output) for row in table]
     assert [(row["kind"], row["model"], row["height"], row["width"]) for row in rows] == [
         (kind, model, *size)
         for kind in ("inference", "training")
@@ -185,7 +183,7 @@ def test_report_of_what_failed(run):
         Row(BASELINE, INFERENCE, reason="out of memory"),
     ]
     text = report.as_markdown({"processor": "none"}, rows)
-    ours, baseline = tables_of(text)[0]
+    ours, baseline = groups_of(text)[0]
     assert (ours["images/s"], ours["latency, ms"], ours["peak, MiB"]) == ("2", "500", "-")
     assert (baseline["images/s"], baseline["latency, ms"], baseline["layout, mode"]) == ("failed", "-", "-")
     assert "resnet18, 64 x 64: failed, out of memory." in text
@@ -196,10 +194,10 @@ def test_report_of_what_failed(run):
 def test_report_of_compiling():
     """What did not run in both modes has no gain, and alone no column."""
     rows = [row_of(OURS, INFERENCE, 1.0, gain_of_compiling=gain) for gain in ((2.0,) * 3, (1.5,) * 3, ())]
-    (cells,) = tables_of(report.as_markdown({"processor": "none"}, rows))
+    (cells,) = groups_of(report.as_markdown({"processor": "none"}, rows))
     assert [row["eager / compiled"] for row in cells] == ["2 (2-2)", "1.5 (1.5-1.5)", "-"]
     assert report.as_json({}, rows)["rows"][0]["eager_over_compiled_median"] == 2.0
-    (cells,) = tables_of(report.as_markdown({"processor": "none"}, rows[2:]))
+    (cells,) = groups_of(report.as_markdown({"processor": "none"}, rows[2:]))
     assert "eager / compiled" not in cells[0]
 
 

@@ -43,29 +43,19 @@ def full_name(name: str) -> str:
     Raises:
         ValueError: There is no such model.
     """
-    family, colon, arch = name.partition(":")
-    if not colon:
-        family, arch = (_OURS if name in BACKBONES[_OURS].archs else _TORCHVISION), name
-    if family in BACKBONES:
-        known = [*BACKBONES[family].archs]
-    elif family == _TORCHVISION:
-        known = sorted({*torchvision.models.list_models(torchvision.models)} - _WITH_AUXILIARY_HEADS)
-    else:
+    archs = {family: [*backbone.archs] for family, backbone in BACKBONES.items()}
+    ours = [f"{family}:{arch}".removeprefix(f"{_OURS}:") for family, its in archs.items() for arch in its]
+    archs[_TORCHVISION] = sorted({*torchvision.models.list_models(torchvision.models)} - _WITH_AUXILIARY_HEADS)
+    family, _, arch = name.rpartition(":")
+    family = family or (_OURS if arch in archs[_OURS] else _TORCHVISION)
+    if family not in archs:
+        raise ValueError(f"there is no {family!r} to take {name!r} from; choose {', '.join(archs)}")
+    if arch not in archs[family]:
         raise ValueError(
-            f"there is no {family!r} to take {name!r} from; choose {', '.join((*BACKBONES, _TORCHVISION))}"
-        )
-    if arch not in known:
-        raise ValueError(
-            f"there is no model {name!r}; choose one of {', '.join(_ours())}, or a classifier of "
-            f"torchvision such as 'resnet50' (not {' or '.join(sorted(_WITH_AUXILIARY_HEADS))}, which train otherwise)"
+            f"there is no model {name!r}; choose one of {', '.join(ours)}, or a classifier of torchvision such as "
+            f"'resnet50' (not {' or '.join(sorted(_WITH_AUXILIARY_HEADS))}, which train otherwise)"
         )
     return f"{family}:{arch}"
-
-
-def _ours() -> list[str]:
-    """As short as they may be given."""
-    prefixes = {family: "" if family == _OURS else f"{family}:" for family in BACKBONES}
-    return [f"{prefix}{arch}" for family, prefix in prefixes.items() for arch in BACKBONES[family].archs]
 
 
 def short_name(name: str) -> str:
