@@ -64,7 +64,7 @@ lint: setup
 # What the extra `bench` asks for is one of the implementations compared: without it, its column is left out.
 bench: setup
 	-$(PIP) install --no-deps -c $(CONSTRAINTS) mambapy
-	$(VENV)/bin/python benchmarks/scan.py
+	$(VENV)/bin/python -m benchmarks.scan
 
 clean:
 	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis work_dirs build *.egg-info mmmsv/kernels/backends/cpu/_cpu_* packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info

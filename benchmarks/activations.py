@@ -1,7 +1,7 @@
 """Count the memory that models keep for their backward pass, on fake tensors: no GPU is needed to count that of one.
 
-    .venv/bin/python benchmarks/activations.py                          # 2 x 800 x 1280 in bfloat16, as on a GPU
-    .venv/bin/python benchmarks/activations.py --device cpu --dtype float32 --batch 8 --size 224 224
+    python -m benchmarks.activations                          # 2 x 800 x 1280 in bfloat16, as on a GPU
+    python -m benchmarks.activations --device cpu --dtype float32 --batch 8 --size 224 224
 
 What is counted are the tensors that autograd saves, each memory once, without weights: no images, no workspaces, no
 fragmentation. What is counted for a GPU is of the ops that run there; no kernel runs.
@@ -19,11 +19,15 @@ from mmmsv.analysis.speed.memory import kept_for_backward
 from mmmsv.analysis.speed.models import build, full_name, short_name
 from mmmsv.models import MSVMamba
 
-_PEERS = ("swin_t", "convnext_tiny")
+_BASELINES = ("swin_t", "convnext_tiny")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.activations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("arch", nargs="?", default="tiny", choices=[*MSVMamba.archs], help="of MSVMamba (%(default)s)")
     parser.add_argument("--batch", type=int, default=2, help="images (%(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1280), metavar=("H", "W"), help="of the image")
@@ -33,7 +37,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     rows = []
-    for name in map(full_name, (args.arch, *_PEERS)):
+    for name in map(full_name, (args.arch, *_BASELINES)):
         with FakeTensorMode(allow_non_fake_inputs=True), torch.device(args.device):
             model, image = build(name, maps=True).train(), torch.empty(args.batch, 3, *args.size)
             with _autocast(args.device, args.dtype):

@@ -1,4 +1,4 @@
-"""What is scanned: the shapes that the tables measure, and the inputs of each."""
+"""Make what is scanned: calls of both ops, with the strides and the values of their arguments in a model."""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from mmmsv.kernels import Route
-from mmmsv.kernels.routes import ROUTES
-from mmmsv.kernels.scan_arguments import Scan1d, Scan2d
 
-Scan = Scan1d | Scan2d
+from .baselines import Implementation
+
+Inputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class MapCase:
-    """A call of ``scan2d``; ``times`` is how many of a network's blocks make it."""
+    """A call of ``scan2d``."""
 
     batch: int
     height: int
@@ -27,7 +27,6 @@ class MapCase:
     carry: bool = False
     merge: bool = True
     dtype: torch.dtype = torch.float32
-    times: int = 1
 
     def __str__(self) -> str:
         how = f"{len(self.routes)} routes, {'one sequence' if self.carry else 'merged'}" if len(self.routes) > 1 else ""
@@ -43,29 +42,19 @@ class MapCase:
         """Numbers that any implementation reads and writes: x once for each route, and y."""
         return self.pairs + (self.pairs // len(self.routes) if self.merge else self.pairs)
 
-    @property
-    def vector(self) -> int:
-        """Numbers of the state: what is scanned side by side."""
-        return self.channels * self.state
-
-    @property
-    def length(self) -> int:
-        """Tokens that are scanned one after the other."""
-        return self.height * self.width * (len(self.routes) if self.carry else 1)
-
     def tiny(self) -> "MapCase":
         """Return a case of the same kind that takes next to no time."""
         sides = {"height": max(2, self.height // 7), "width": max(2, self.width // 7)}
         return replace(self, batch=min(self.batch, 2), channels=max(8, self.channels // 24), **sides)
 
-    def scan(self, device: torch.device) -> Scan2d:
-        """Make the inputs, leaves that require gradients: dt, B and C views of one tensor, as the model makes them."""
+    def inputs(self, device: torch.device) -> Inputs:
+        """Draw the inputs, leaves that require gradients: dt, B and C views of one tensor, as the model makes them."""
         draw = _Draw(device)
         sets = 1 if self.carry else len(self.routes)
         tokens = (self.batch, self.height, self.width)
         sizes = (self.rank, self.state, self.state)
         dt, B, C = draw.normal(*tokens, sets, sum(sizes)).to(self.dtype).split(sizes, -1)
-        tensors = (
+        return _leaves(
             draw.normal(*tokens, self.channels).to(self.dtype),
             dt,
             B,
@@ -75,8 +64,15 @@ class MapCase:
             draw.decay_rate(sets, self.channels, self.state),
             draw.normal(sets, self.channels),
         )
-        codes = tuple(ROUTES.index(route) for route in self.routes)
-        return Scan2d(*(tensor.detach().requires_grad_() for tensor in tensors), codes, self.carry, self.merge)
+
+    def output_gradient(self, inputs: Inputs) -> Tensor:
+        """Draw a gradient of y."""
+        batch, *sizes = inputs[0].shape
+        return inputs[0].new_empty(batch, *(() if self.merge else (len(self.routes),)), *sizes).normal_()
+
+    def run(self, implementation: Implementation, inputs: Inputs) -> Tensor:
+        """Compute y."""
+        return implementation.scan2d(*inputs, self.routes, self.carry, self.merge)
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,6 @@ class SequenceCase:
     state: int
     channels_last: bool
     dtype: torch.dtype = torch.float32
-    times: int = 1
 
     def __str__(self) -> str:
         how = "channels-last" if self.channels_last else "contiguous"
@@ -105,19 +100,14 @@ class SequenceCase:
         """Numbers that any implementation reads and writes: u, delta and y."""
         return 3 * self.pairs
 
-    @property
-    def vector(self) -> int:
-        """Numbers of the state: what is scanned side by side."""
-        return self.channels * self.state
-
     def tiny(self) -> "SequenceCase":
         """Return a case of the same kind that takes next to no time."""
         return replace(self, batch=min(self.batch, 2), channels=8, length=max(16, self.length // 32))
 
-    def scan(self, device: torch.device) -> Scan1d:
-        """Make the inputs, leaves that require gradients."""
+    def inputs(self, device: torch.device) -> Inputs:
+        """Draw the inputs, leaves that require gradients."""
         draw = _Draw(device)
-        tensors = (
+        return _leaves(
             self._per_token(draw),
             self._per_token(draw),
             draw.decay_rate(self.channels, self.state),
@@ -126,7 +116,14 @@ class SequenceCase:
             draw.normal(self.channels),
             draw.step_bias(self.channels),
         )
-        return Scan1d(*(tensor.detach().requires_grad_() for tensor in tensors), True)
+
+    def output_gradient(self, inputs: Inputs) -> Tensor:
+        """Draw a gradient of y."""
+        return torch.randn_like(inputs[0])
+
+    def run(self, implementation: Implementation, inputs: Inputs) -> Tensor:
+        """Compute y."""
+        return implementation.selective_scan(*inputs)
 
     def _per_token(self, draw: "_Draw") -> Tensor:
         if self.channels_last:
@@ -135,13 +132,6 @@ class SequenceCase:
 
 
 Case = MapCase | SequenceCase
-
-
-def output_gradient(scan: Scan) -> Tensor:
-    """Draw a gradient of y."""
-    if isinstance(scan, Scan1d):
-        return torch.randn_like(scan.u)
-    return torch.randn(scan.y_shape, device=scan.x.device, dtype=scan.x.dtype)
 
 
 class _Draw:
@@ -163,6 +153,10 @@ class _Draw:
     def decay_rate(self, *shape: int) -> Tensor:
         """-1, ..., -N."""
         return -torch.arange(1.0, shape[-1] + 1, device=self.device).expand(shape).contiguous()
+
+
+def _leaves(*tensors: Tensor) -> Inputs:
+    return tuple(tensor.detach().requires_grad_() for tensor in tensors)
 
 
 def _label(sizes: tuple[int, ...], state: int, dtype: torch.dtype, how: str) -> str:

@@ -1,6 +1,8 @@
 """Measure the selective scan and write the tables to benchmarks/results/<machine>.md; benchmarks/README.md says more.
 
-Nothing here passes or fails on a time: the tables are for reading. What each has to say stands above it.
+    python -m benchmarks.scan --quick --output quick.md    # tiny sizes: does it all work?
+
+Nothing here passes or fails on a time: the tables are for reading. What each shows is said above it.
 """
 
 import argparse
@@ -8,22 +10,19 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from cases import Case, MapCase, SequenceCase, output_gradient
-from cells import case_tables, per_pair, ratio, span
-from measure import BACKWARD, BOTH, FORWARD, Bench, Row, candidate, measure, results, total
-from memory import extra_memory
-from peers import Peer, peers
 
 from mmmsv.analysis.speed import machine
-from mmmsv.analysis.speed.markdown import number, table
-from mmmsv.analysis.speed.memory import child_process
+from mmmsv.analysis.speed.markdown import number, spread, table
+from mmmsv.analysis.speed.memory import child_process, measure_in
 from mmmsv.analysis.speed.timing import Candidate
+
+from .baselines import Implementation, list_implementations
+from .cases import Case, MapCase, SequenceCase
+from .comparison import BACKWARD, BOTH, FORWARD, Call, compare, duration, extra_memory, tables_of, time_all, total
 
 RESULTS = Path(__file__).parent / "results"
 LEGEND = (
@@ -33,27 +32,74 @@ LEGEND = (
     "public function, with its checks. A *pair* is one channel of one token on one route. *Forward* runs without "
     "autograd, *backward* on a kept graph, *forward+backward* makes the graph too."
 )
-# Of MSVMamba-Tiny at 224: side of the full map, channels, rank of the step, blocks.
-TINY = ((56, 192, 6, 1), (28, 384, 12, 2), (14, 768, 24, 9), (7, 1536, 48, 2))
+# Of MSVMamba-Tiny at 224: side of the full map, channels and rank of the step of each stage, and its blocks.
+STAGES, BLOCKS = ((56, 192, 6), (28, 384, 12), (14, 768, 24), (7, 1536, 48)), (1, 2, 9, 2)
 HALF = {"routes": ("row_rev", "col", "col_rev"), "carry": True, "merge": False}
 FOUR = ("row", "col", "row_rev", "col_rev")
 
 
-class Plan(NamedTuple):
-    """The cases of each table."""
+@dataclass(frozen=True)
+class Bench:
+    """What all tables share.
 
-    stages: tuple[MapCase, ...]
-    detection: tuple[MapCase, ...]
-    lengths: tuple[MapCase, ...]
-    vmamba: tuple[MapCase, ...]
-    dtypes: tuple[MapCase, ...]
-    threads: tuple[MapCase, ...]
-    memory: tuple[MapCase, ...]
-    sequences: tuple[SequenceCase, ...]
+    Args:
+        device: That everything runs on.
+        implementations: Those that can run there, the one that the others are compared with first.
+        quick: Whether tiny cases are measured in the place of those of a table.
+    """
+
+    device: torch.device
+    implementations: Sequence[Implementation]
+    quick: bool
+
+    @property
+    def gpu(self) -> bool:
+        """Whether cases should be large, and of bfloat16."""
+        return self.device.type == "cuda"
+
+    @property
+    def seconds(self) -> float:
+        """How long the rounds of a case may take."""
+        return 0.03 if self.quick else 2.0
+
+    @property
+    def names(self) -> list[str]:
+        return [one.name for one in self.implementations]
+
+    @property
+    def stages(self) -> list[MapCase]:
+        """The scans of the full maps of MSVMamba-Tiny: one image on a CPU, on a GPU as many as fill it."""
+        batch, dtype = (128, torch.bfloat16) if self.gpu else (1, torch.float32)
+        return [MapCase(batch, side, side, channels, rank, dtype=dtype) for side, channels, rank in STAGES]
+
+    def chosen(self, cases: Iterable[Case]) -> Iterator[Case]:
+        """Yield the cases to measure, and print each."""
+        for case in cases:
+            case = case.tiny() if self.quick else case
+            log(f"  {case}")
+            yield case
+
+    def compare(self, cases: Iterable[Case], times: Sequence[int] = (), label: str = "") -> str:
+        """Compare all implementations; add a row for the sum of the cases, each as often as ``times`` says."""
+        rows = [compare(case, self.implementations, self.device, self.seconds) for case in self.chosen(cases)]
+        if times:
+            rows.append(total(label, rows, times))
+        return tables_of(self.names[0], self.names[1:], rows)
+
+    def candidates(self, cases: Iterable[Case], modes: Sequence[str]) -> dict[tuple[Case, str], Candidate]:
+        """Make candidates of the first implementation, by case and mode; to be timed in turns."""
+        first, candidates = self.implementations[0], {}
+        for case in cases:
+            call = Call(case, self.device)
+            call.results(first)  # what has to be compiled for it is, before any time is taken
+            candidates |= {(case, mode): call.candidate(first, mode) for mode in modes}
+        return candidates
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, help="file to write, instead of that of this machine")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, which show that all works and nothing else")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
@@ -66,58 +112,29 @@ def main() -> None:
     output = args.output or RESULTS / f"{machine.name(device)}.md"
 
     started = time.monotonic()
-    text = report(device, args.quick)
+    text = measure_all(device, args.quick)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text)
-    progress(f"{output}, after {time.monotonic() - started:.0f} s")
+    log(f"{output}, after {time.monotonic() - started:.0f} s")
 
 
-def report(device: torch.device, quick: bool) -> str:
+def measure_all(device: torch.device, quick: bool) -> str:
     """Measure everything; return it as Markdown."""
     facts = machine.facts(device)
-    reasons = {peer: peer.why_not(device) for peer in peers(device)}
-    bench = Bench(device, [peer for peer, reason in reasons.items() if not reason], 0.03 if quick else 2.0)
-    cases = plan(device, quick)
+    everything = list_implementations(device)
+    bench = Bench(device, [one for one in everything if not one.why_not], quick)
+    compared = ((one.name, one.what, f"no: {one.why_not}" if one.why_not else "yes") for one in everything)
     sections = [
         f"# The selective scan on {machine.name(device)}{' (--quick: tiny sizes, no measurement)' if quick else ''}",
         table(("", ""), facts.items()),
         LEGEND,
-        f"## What is compared\n\n{peer_table(reasons)}",
+        f"## What is compared\n\n{table(('name', 'what', 'runs here'), compared)}",
     ]
     for title, make in TABLES.items():
         if device.type == "cpu" or make is not thread_table:
-            progress(title)
-            sections.append(f"## {title}\n\n{make(bench, cases)}")
+            log(title)
+            sections.append(f"## {title}\n\n{make(bench)}")
     return "\n\n".join(sections) + "\n"
-
-
-def plan(device: torch.device, quick: bool) -> Plan:
-    """Choose sizes that fill the device: one image and float32 on a CPU, batches and bfloat16 on a GPU."""
-    gpu = device.type == "cuda"
-    dtype = torch.bfloat16 if gpu else torch.float32
-    full = [MapCase(128 if gpu else 1, side, side, *sizes, dtype=dtype, times=n) for side, *sizes, n in TINY]
-    detection = MapCase(2 if gpu else 1, 200, 320, *TINY[0][1:3], dtype=dtype)
-    first, third = full[0], full[2]
-    vmamba = {"batch": 8 if gpu else 1, "state": 16, "routes": FOUR}
-    sequence = SequenceCase(first.batch, 192, 3136, 1, True, dtype)
-    cases = Plan(
-        stages=tuple(case for whole in full for case in (whole, half_map(whole))),
-        detection=(detection, half_map(detection)),
-        lengths=tuple(
-            replace(first, batch=16 if gpu else 1, height=side, width=side) for side in (14, 28, 56, 112, 224, 512)
-        ),
-        vmamba=(replace(first, **vmamba), replace(third, **vmamba)),
-        dtypes=tuple(full),
-        threads=tuple(replace(case, batch=batch) for batch in (1, 8) for case in (first, third)),
-        memory=(first, detection),
-        sequences=tuple(
-            replace(sequence, state=state, channels_last=layout) for state in (1, 16) for layout in (True, False)
-        ),
-    )
-    if not quick:
-        return cases
-    # Memory is counted in pages: a tiny case would show none.
-    return Plan(*(tuple(case.tiny() for case in group) for group in cases))._replace(memory=cases.memory[:1])
 
 
 def half_map(whole: MapCase) -> MapCase:
@@ -125,99 +142,115 @@ def half_map(whole: MapCase) -> MapCase:
     return replace(whole, height=(whole.height + 1) // 2, width=(whole.width + 1) // 2, **HALF)
 
 
-def stage_table(bench: Bench, cases: Plan) -> str:
-    rows = measure_all(bench, cases.stages)
-    blocks = sum(case.times for case in cases.stages) // 2
-    rows.append(total(f"all of the network: {blocks} blocks", rows, (case.times for case in cases.stages)))
+def detection(bench: Bench) -> MapCase:
+    """Return the first stage's scan for an image of 1280 x 800."""
+    return replace(bench.stages[0], batch=2 if bench.gpu else 1, height=200, width=320)
+
+
+def stage_table(bench: Bench) -> str:
+    cases = [case for whole in bench.stages for case in (whole, half_map(whole))]
+    times = [blocks for blocks in BLOCKS for _ in range(2)]
     return (
         "The scans of MSVMamba-Tiny for images of 224 x 224, stage by stage: one route over the full map, three over "
-        f"that of half the sides, carried from one to the next.\n\n{case_tables(bench.names, rows)}"
-    )
+        "that of half the sides, carried from one to the next.\n\n"
+    ) + bench.compare(cases, times, f"all of the network: {sum(BLOCKS)} blocks")
 
 
-def detection_table(bench: Bench, cases: Plan) -> str:
-    rows = measure_all(bench, cases.detection)
-    return f"The scans of stage 1 for an image of 1280 x 800.\n\n{case_tables(bench.names, rows)}"
+def detection_table(bench: Bench) -> str:
+    whole = detection(bench)
+    return "The scans of stage 1 for an image of 1280 x 800.\n\n" + bench.compare((whole, half_map(whole)))
 
 
-def vmamba_table(bench: Bench, cases: Plan) -> str:
-    rows = measure_all(bench, cases.vmamba)
-    return f"Four routes with a parameter set each, summed, and 16 states.\n\n{case_tables(bench.names, rows)}"
-
-
-def sequence_table(bench: Bench, cases: Plan) -> str:
-    rows = measure_all(bench, cases.sequences)
-    return (
-        "`selective_scan` of sequences (batch x D x L), with the full step of each channel as an input.\n\n"
-        f"{case_tables(bench.names, rows)}"
-    )
-
-
-def length_table(bench: Bench, cases: Plan) -> str:
-    modes = (FORWARD, BACKWARD)
-    timings = bench.interleave(of_the_first(bench, cases.lengths, modes))
-    body = [
-        (str(case), case.length, *(per_pair(timings[case, mode], case.pairs) for mode in modes))
-        for case in cases.lengths
-    ]
-    spread = []
+def length_table(bench: Bench) -> str:
+    sides, modes = (14, 28, 56, 112, 224, 512), (FORWARD, BACKWARD)
+    first = replace(bench.stages[0], batch=16 if bench.gpu else 1)
+    cases = list(bench.chosen(replace(first, height=side, width=side) for side in sides))
+    timings = time_all(bench.candidates(cases, modes), bench.device, bench.seconds)
+    costs = {key: [1e9 * seconds / key[0].pairs for seconds in its.samples] for key, its in timings.items()}
+    body = [(str(case), case.height * case.width, *(spread(costs[case, mode]) for mode in modes)) for case in cases]
+    growth = []
     for mode in modes:
-        costs = [timings[case, mode].median / case.pairs for case in cases.lengths]
-        spread.append(f"{100 * (max(costs) / min(costs) - 1):.0f} %")
+        medians = [timings[case, mode].median / case.pairs for case in cases]
+        growth.append(f"{100 * (max(medians) / min(medians) - 1):.0f} %")
     return (
-        f"Does the cost of a pair grow with the length? `{bench.first.name}`, ns per pair, all maps in turns.\n\n"
-    ) + table(("scan", "tokens", *modes), [*body, ("largest / smallest - 1", "", *spread)])
+        f"Does the cost of a pair grow with the length? `{bench.names[0]}`, ns per pair, all maps in turns.\n\n"
+    ) + table(("scan", "tokens", *modes), [*body, ("largest / smallest - 1", "", *growth)])
 
 
-def dtype_table(bench: Bench, cases: Plan) -> str:
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+def vmamba_table(bench: Bench) -> str:
+    first, _, third, _ = bench.stages
+    cases = [replace(case, batch=8 if bench.gpu else 1, state=16, routes=FOUR) for case in (first, third)]
+    return "Four routes with a parameter set each, summed, and 16 states.\n\n" + bench.compare(cases)
+
+
+def dtype_table(bench: Bench) -> str:
+    dtypes, modes = (torch.float32, torch.bfloat16, torch.float16), (FORWARD, BOTH)
     body = []
-    for case in cases.dtypes:
+    for case in bench.chosen(bench.stages):
         variants = [replace(case, dtype=dtype) for dtype in dtypes]
-        timings = bench.interleave(of_the_first(bench, variants, (FORWARD, BOTH)))
-        for mode in (FORWARD, BOTH):
+        timings = time_all(bench.candidates(variants, modes), bench.device, bench.seconds)
+        for mode in modes:
             single, *halves = (timings[variant, mode] for variant in variants)
-            body.append((str(variants[0]), mode, span(single), *(ratio(half, single) for half in halves)))
+            body.append((str(variants[0]), mode, duration(single), *(spread(half.ratio(single)) for half in halves)))
     return (
-        f"The time of `{bench.first.name}` in float32, and the ratio to it of the other dtypes of x. The state is "
+        f"The time of `{bench.names[0]}` in float32, and the ratio to it of the other dtypes of x. The state is "
         "float32 in all.\n\n"
     ) + table(("scan", "", "float32", "bfloat16 / float32", "float16 / float32"), body)
 
 
-def thread_table(bench: Bench, cases: Plan) -> str:
-    most = torch.get_num_threads()
+def thread_table(bench: Bench) -> str:
+    most, modes = torch.get_num_threads(), (FORWARD, BOTH)
     counts = sorted({2**power for power in range(most.bit_length())} | {most})
+    first, _, third, _ = bench.stages
     body = []
-    for case in cases.threads:
-        alone = of_the_first(bench, [case], (FORWARD, BOTH))
-        timings = bench.interleave(
-            {(mode, count): with_threads(count, one) for (_, mode), one in alone.items() for count in counts}
+    for case in bench.chosen(replace(case, batch=batch) for batch in (1, 8) for case in (first, third)):
+        candidates = bench.candidates([case], modes)
+        timings = time_all(
+            {(mode, count): with_threads(count, candidates[case, mode]) for mode in modes for count in counts},
+            bench.device,
+            bench.seconds,
         )
-        for mode in (FORWARD, BOTH):
+        for mode in modes:
             single, *more = (timings[mode, count] for count in counts)
-            cells = (cell for timing in more for cell in (ratio(single, timing), number(timing.cores)))
-            body.append((str(case), mode, span(single), *cells))
+            cells = (cell for timing in more for cell in (spread(single.ratio(timing)), number(timing.cores)))
+            body.append((str(case), mode, duration(single), *cells))
     columns = (column for count in counts[1:] for column in (f"speed-up with {count}", f"cores busy with {count}"))
     return (
-        f"How many times as fast `{bench.first.name}` is with more threads, and how many cores the process keeps busy "
+        f"How many times as fast `{bench.names[0]}` is with more threads, and how many cores the process keeps busy "
         "then (CPU time / time).\n\n"
     ) + table(("scan", "", "1 thread", *columns), body)
 
 
-def memory_table(bench: Bench, cases: Plan) -> str:
+def memory_table(bench: Bench) -> str:
+    cases = (bench.stages[0], *(() if bench.quick else (detection(bench),)))
     body = []
     with child_process() as child:
-        for case in cases.memory:
-            progress(f"  {case}")
-            body.append((str(case), *(memory_cell(child, bench, peer, case) for peer in bench.peers)))
+        for case in cases:  # never tiny ones: memory is counted in pages
+            log(f"  {case}")
+            found = [measure_in(child, extra_memory, name, case, bench.device.type) for name in bench.names]
+            body.append(
+                (str(case), *(f"not measured: {one}" if isinstance(one, str) else number(one) for one in found))
+            )
     return (
         "The most memory that forward+backward has in use beside its inputs and dy (so y, the gradients, what is kept "
         "for the backward pass and scratch), in multiples of x. y and the gradient of x alone are 2.\n\n"
     ) + table(("scan", *bench.names), body)
 
 
+def sequence_table(bench: Bench) -> str:
+    first = bench.stages[0]
+    cases = [
+        SequenceCase(first.batch, first.channels, 3136, state, channels_last, first.dtype)
+        for state in (1, 16)
+        for channels_last in (True, False)
+    ]
+    return (
+        "`selective_scan` of sequences (batch x D x L), with the full step of each channel as an input.\n\n"
+    ) + bench.compare(cases)
+
+
 # Title: what measures and writes it, in the order of the report.
-TABLES: dict[str, Callable[[Bench, Plan], str]] = {
+TABLES: dict[str, Callable[[Bench], str]] = {
     "MSVMamba-Tiny at 224": stage_table,
     "Detection at 1280 x 800": detection_table,
     "Linear in the length": length_table,
@@ -229,28 +262,8 @@ TABLES: dict[str, Callable[[Bench, Plan], str]] = {
 }
 
 
-def measure_all(bench: Bench, cases: Iterable[Case]) -> list[Row]:
-    rows = []
-    for case in cases:
-        progress(f"  {case}")
-        rows.append(measure(bench, case))
-    return rows
-
-
-def of_the_first(bench: Bench, cases: Iterable[Case], modes: Sequence[str]) -> dict[tuple[Case, str], Candidate]:
-    """Make candidates of the first peer, by case and mode; to be timed in turns."""
-    candidates = {}
-    for case in cases:
-        progress(f"  {case}")
-        scan = case.scan(bench.device)
-        dy = output_gradient(scan)
-        results(bench.first, scan, dy)  # kernels that have to be compiled for it are, before any time is taken
-        candidates |= {(case, mode): candidate(bench.first, scan, dy, mode) for mode in modes}
-    return candidates
-
-
 def with_threads(count: int, one: Candidate) -> Candidate:
-    """Run a candidate on so many threads."""
+    """Run a candidate on ``count`` threads."""
 
     @contextlib.contextmanager
     def active() -> Iterator[None]:
@@ -265,23 +278,7 @@ def with_threads(count: int, one: Candidate) -> Candidate:
     return Candidate(one.call, active)
 
 
-def memory_cell(child: Executor, bench: Bench, peer: Peer, case: Case) -> str:
-    if reason := bench.too_slow(peer, case):
-        return reason
-    try:
-        return number(child.submit(extra_memory, peer.name, case, bench.device.type).result())
-    except (OSError, torch.OutOfMemoryError) as error:
-        return f"not measured: {error}"
-
-
-def peer_table(reasons: dict[Peer, str | None]) -> str:
-    return table(
-        ("name", "what", "runs here"),
-        ((peer.name, peer.what, f"no: {reason}" if reason else "yes") for peer, reason in reasons.items()),
-    )
-
-
-def progress(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

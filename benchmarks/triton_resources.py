@@ -1,7 +1,7 @@
-"""Registers, spills and shared memory of the Triton kernels as they are launched, for GPUs that need not be here.
+"""Print registers, spills and shared memory of the Triton kernels as they are launched, for GPUs that need not be here.
 
-    python benchmarks/triton_resources.py           # a Markdown table
-    python benchmarks/triton_resources.py --json    # the same as a list of objects
+    python -m benchmarks.triton_resources           # a Markdown table
+    python -m benchmarks.triton_resources --json    # the same as a list of objects
 
 Runs the backend on CPU tensors with a driver that compiles what would be launched, and launches nothing.
 """
@@ -12,9 +12,10 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from functools import partial
 from itertools import product
+from unittest.mock import patch
 
 import torch
 from triton import JITFunction, knobs
@@ -22,56 +23,47 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
+from mmmsv.analysis.speed.markdown import table
+from mmmsv.kernels import BACKENDS
 from mmmsv.kernels.backends.triton import kernels as triton_kernels
-from mmmsv.kernels.backends.triton import scan as triton_scan
-from mmmsv.kernels.routes import ROUTES
-from mmmsv.kernels.scan_arguments import Scan1d, Scan2d
+
+from .baselines import list_implementations
+from .cases import Case, MapCase, SequenceCase
+from .comparison import Call
 
 CAPABILITIES = (80, 90)
-CARRIED = tuple(ROUTES.index(route) for route in ("row_rev", "col", "col_rev"))
+CPU = torch.device("cpu")
 LENGTH = 4096  # long enough for several spans, so that all kernels run
-
-
-@dataclass(frozen=True)
-class Case:
-    """A scan with a state of N numbers; without a rank R its step is dense."""
-
-    dtype: torch.dtype
-    N: int
-    R: int | None
-    D: int
-
-
-# The model's smallest and largest channels and ranks, with its N = 1 and with Mamba's 16; one warp and four a program.
-CASES = (
-    Case(torch.float32, 1, 6, 96),
-    Case(torch.float32, 1, 48, 1536),
-    Case(torch.float32, 16, 6, 96),
-    Case(torch.float32, 16, None, 128),
-    Case(torch.bfloat16, 1, 6, 96),
-    Case(torch.bfloat16, 1, 48, 1536),
-    Case(torch.bfloat16, 16, 6, 96),
-    Case(torch.bfloat16, 16, None, 128),
-    Case(torch.float16, 1, 6, 96),
-    Case(torch.float16, 1, None, 128),
-    Case(torch.float16, 16, 48, 1536),
+MAP = partial(MapCase, 1, 16, LENGTH // 16, routes=("row_rev", "col", "col_rev"), carry=True)
+# The model's smallest and largest channels and ranks, with its N = 1 and with Mamba's 16, and dense steps; one warp and
+# four a program.
+CASES: tuple[Case, ...] = (
+    *(
+        case
+        for dtype in (torch.float32, torch.bfloat16)
+        for case in (
+            MAP(96, 6, 1, dtype=dtype),
+            MAP(1536, 48, 1, dtype=dtype),
+            MAP(96, 6, 16, dtype=dtype),
+            SequenceCase(1, 128, LENGTH, 16, True, dtype),
+        )
+    ),
+    MAP(96, 6, 1, dtype=torch.float16),
+    SequenceCase(1, 128, LENGTH, 1, True, torch.float16),
+    MAP(1536, 48, 16, dtype=torch.float16),
 )
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a thread, or with shared memory a program, of a compiled kernel takes."""
-
-    kernel: str
-    capability: int
-    dtype: str
-    N: int
-    R: int | None
-    BLOCK_D: int
-    warps: int
-    registers: int
-    spilled_bytes: int
-    shared_bytes: int
+COLUMNS = (
+    "kernel",
+    "capability",
+    "dtype",
+    "N",
+    "step",
+    "channels",
+    "warps",
+    "registers",
+    "spilled_bytes",
+    "shared_bytes",
+)
 
 
 class CompilingDriver:
@@ -90,8 +82,8 @@ class CompilingDriver:
         return GPUTarget("cuda", self.capability, 32)
 
 
-def usages(case: Case, capability: int) -> Iterator[Usage]:
-    """Compile the kernels of a forward and a backward pass, and yield what each takes."""
+def usages(case: Case, capability: int) -> Iterator[tuple[object, ...]]:
+    """Compile the kernels of a forward and a backward pass; yield the ``COLUMNS`` of each."""
     driver.set_active(CompilingDriver(capability))
     compiled: dict[str, tuple[CompiledKernel, int]] = {}
 
@@ -99,36 +91,21 @@ def usages(case: Case, capability: int) -> Iterator[Usage]:
         name = kernel.__name__ + (" reversed" if kwargs.get("REVERSE") else "")
         compiled[name] = JITFunction.run(kernel, *args, grid=grid, warmup=True, **kwargs), kwargs["BLOCK_D"]
 
+    runnable = replace(BACKENDS["triton"], why_not=lambda device: None)
     kernels = [getattr(triton_kernels, name) for name in ("summarise", "carry_over", "scan_forward", "scan_backward")]
     for kernel in kernels:
         kernel.run = partial(compile_only, kernel)
     try:
-        _run(case)
+        with patch.dict(BACKENDS, triton=runnable):
+            triton = next(one for one in list_implementations(CPU) if one.name == "triton")
+            Call(case, CPU).results(triton)
     finally:
         for kernel in kernels:
             del kernel.run
+    step = f"R = {case.rank}" if isinstance(case, MapCase) else "dense"
     for name, (kernel, block) in compiled.items():
-        registers, spilled = _resources(kernel)
-        dtype = str(case.dtype).removeprefix("torch.")
-        warps, shared = kernel.metadata.num_warps, kernel.metadata.shared
-        yield Usage(name, capability, dtype, case.N, case.R, block, warps, registers, spilled, shared)
-
-
-def _run(case: Case) -> None:
-    tokens, D, N, R = (1, 16, LENGTH // 16), case.D, case.N, case.R
-    empty = partial(torch.empty, dtype=case.dtype)
-    A = torch.empty(D, N)
-    if R is None:
-        u, B = empty(1, LENGTH, D).transpose(1, 2), empty(1, 1, N, LENGTH)
-        scan = Scan1d(u, u, A, B, B, A[:, 0], A[:, 0], True)
-        _, states = triton_scan.BACKEND.selective_scan(scan)
-        triton_scan.BACKEND.selective_scan_backward(scan, u, states)
-    else:
-        x, B, bias = empty(*tokens, D), empty(*tokens, 1, N), torch.empty(1, D)
-        weights = (torch.empty(1, D, R), bias, A[None], bias)
-        scan = Scan2d(x, empty(*tokens, 1, R), B, B, *weights, CARRIED, carry=True, merge=True)
-        _, states = triton_scan.BACKEND.scan2d(scan)
-        triton_scan.BACKEND.scan2d_backward(scan, x, states)
+        of_case = (name, capability, str(case.dtype).removeprefix("torch."), case.state, step, block)
+        yield *of_case, kernel.metadata.num_warps, *_resources(kernel), kernel.metadata.shared
 
 
 def _resources(kernel: CompiledKernel) -> tuple[int, int]:
@@ -144,19 +121,14 @@ def _resources(kernel: CompiledKernel) -> tuple[int, int]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_resources", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print a list of objects")
     arguments = parser.parse_args()
     rows = [usage for capability, case in product(CAPABILITIES, CASES) for usage in usages(case, capability)]
     if arguments.json:
-        print(json.dumps([asdict(row) for row in rows]))
-        return
-    print("| kernel | sm | dtype | N | step | channels | warps | registers | spilled bytes | shared bytes |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        step = "dense" if row.R is None else f"R = {row.R}"
-        cells = (f"`{row.kernel}`", row.capability, row.dtype, row.N, step, row.BLOCK_D, row.warps)
-        print("|", *(f"{cell} |" for cell in (*cells, row.registers, row.spilled_bytes, row.shared_bytes)))
+        print(json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows]))
+    else:
+        print(table(COLUMNS, ((f"`{kernel}`", *usage) for kernel, *usage in rows)))
 
 
 if __name__ == "__main__":

@@ -12,20 +12,18 @@ import argparse
 import re
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
 import torch
 from mmengine.logging import MMLogger
 
+from mmmsv.analysis.speed.groups import BEST, Row, Settings, measure_group
 from mmmsv.analysis.speed.machine import why_unreliable
-from mmmsv.analysis.speed.measure import BEST, Row, Settings, measure_group
-from mmmsv.analysis.speed.models import PEERS, full_name, why_no_maps
+from mmmsv.analysis.speed.models import BASELINES, full_name, why_no_maps
 from mmmsv.analysis.speed.progress import progress
-from mmmsv.analysis.speed.report import as_markdown, facts, write
-from mmmsv.analysis.speed.workload import DTYPES, LAYOUTS, MODES, Case
+from mmmsv.analysis.speed.report import as_markdown, conditions, write
+from mmmsv.analysis.speed.workload import DTYPES, LAYOUTS, MODES, Step
 
 # What `--sizes sweep` stands for: (H, W), the last one that of detection.
 SWEEP = (*((side, side) for side in (224, 384, 512, 640, 768, 1024)), (800, 1280))
@@ -35,49 +33,31 @@ GPU_BATCH = 32
 def main() -> None:
     parser = _parser()
     args = parser.parse_args()
-    with cudnn_benchmark():
-        try:
-            _check(args)
-            device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            if args.threads:
-                torch.set_num_threads(args.threads)
-            settings = Settings(device, args.layout, args.mode, args.seconds, not args.no_memory)
-            about = facts(settings, args.dtype)
-            if args.out:
-                args.out.mkdir(parents=True, exist_ok=True)
-            if reason := why_unreliable():
-                print(f"throughput.py: {reason}", file=sys.stderr)
-        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: the scan backend cannot run here
-            parser.error(str(error))
-        rows = measure(args, settings, about)
-    print(as_markdown(about, rows), end="")
-    if not any(row.turns for row in rows):
-        sys.exit(1)
-
-
-def measure(args: argparse.Namespace, settings: Settings, about: dict[str, str]) -> list[Row]:
-    """Measure all groups and show how far it is; write down what there is after each, for a run may be killed."""
-    names = list(dict.fromkeys(args.models))
-    cases = _cases(args, settings.device)
-    rows: list[Row] = []
-    with progress(len(cases)) as bar:
-        for case in cases:
-            group = measure_group(names, case, settings, lambda text, case=case: bar.tell(f"{case}: {text}"))
-            rows += group
-            bar.advance(case, group)
-            if args.out:
-                write(args.out, about, rows)
-    return rows
-
-
-@contextmanager
-def cudnn_benchmark() -> Iterator[None]:
-    """Let cuDNN try its algorithms: within a group sizes do not change, so what it finds out holds."""
-    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
+        _check(args)
+        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        settings = Settings(device, args.layout, args.mode, args.seconds, not args.no_memory)
+        facts = conditions(settings, args.dtype)
+        if args.out:
+            args.out.mkdir(parents=True, exist_ok=True)
+        if reason := why_unreliable():
+            print(f"throughput.py: {reason}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: the scan backend cannot run here
+        parser.error(str(error))
+    names, steps = list(dict.fromkeys(args.models)), _steps(args, device)
+    rows: list[Row] = []
+    with progress(len(steps)) as bar:
+        for step in steps:
+            group = measure_group(names, step, settings, lambda text, step=step: bar.show(f"{step}: {text}"))
+            rows += group
+            bar.advance(step, group)
+            if args.out:  # after each group, for a run may be killed
+                write(args.out, facts, rows)
+    print(as_markdown(facts, rows), end="")
+    if not any(row.timing for row in rows):
+        sys.exit(1)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -91,13 +71,13 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--sizes: sweep stands for seven sizes; give it alone, or sizes of your own")
 
 
-def _cases(args: argparse.Namespace, device: torch.device) -> list[Case]:
+def _steps(args: argparse.Namespace, device: torch.device) -> list[Step]:
     both = args.train == args.inference
     kinds = [training for training in (False, True) if both or training == args.train]
     batches = args.batch or [GPU_BATCH if device.type == "cuda" else 1]
     sizes = SWEEP if args.sizes == ["sweep"] else args.sizes
     return [
-        Case(*size, batch, training, args.dtype, args.backbone_only)
+        Step(*size, batch, training, args.dtype, args.backbone_only)
         for training, batch, size in product(kinds, dict.fromkeys(batches), dict.fromkeys(sizes))
     ]
 
@@ -108,10 +88,10 @@ def _parser() -> argparse.ArgumentParser:
         "models",
         nargs="*",
         type=_model,
-        default=[full_name(name) for name in ("tiny", *PEERS)],
+        default=[full_name(name) for name in ("tiny", *BASELINES)],
         metavar="MODEL",
         help="archs of MSVMamba such as tiny, of VMamba such as VMamba:v2_tiny_s1l8, classifiers of torchvision; the "
-        f"others are compared with the first one (tiny {' '.join(PEERS)})",
+        f"others are compared with the first one (tiny {' '.join(BASELINES)})",
     )
     size_help = "sides, or width x height as 1280x800; or sweep, for 224 384 512 640 768 1024 1280x800 (224)"
     parser.add_argument("--sizes", nargs="+", type=_size, default=[(224, 224)], metavar="SIZE", help=size_help)
@@ -166,6 +146,7 @@ def _seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
+    torch.backends.cudnn.benchmark = True  # within a group sizes do not change, so what cuDNN tries holds
     # What building a model logs, and warns of, is of no interest.
     MMLogger.get_instance("throughput", log_level="ERROR")
     warnings.filterwarnings("ignore", module="mm")

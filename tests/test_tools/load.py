@@ -1,6 +1,7 @@
 """Scripts of tools/ as modules."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -13,3 +14,11 @@ def load_tool(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def tables_of(text: str) -> list[list[list[str]]]:
+    """The Markdown tables of a text, each a list of rows, the header first."""
+    blocks = re.findall(r"(?:^\|.*\|\n?)+", text, re.MULTILINE)
+    tables = [[[cell.strip() for cell in line.strip("|").split("|")] for line in b.splitlines()] for b in blocks]
+    assert all(len(row) == len(table[0]) for table in tables for row in table)
+    return [[header, *rows] for header, _, *rows in tables]

@@ -5,16 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from mmmsv.kernels import BACKENDS, __main__
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ("benchmarks/scan.py",)
-REPORT = ("-m", "mmmsv.kernels")
+from .load import ROOT, tables_of
+
 # Title of a section: how many tables it has.
 TABLES = {
     "MSVMamba-Tiny at 224": 3,
@@ -40,19 +38,11 @@ def run(*arguments, **environment):
     )
 
 
-def tables_of(text):
-    """The tables of a section, each a list of rows, the header first."""
-    blocks = re.findall(r"(?:^\|.*\|\n?)+", text, re.MULTILINE)
-    tables = [[[cell.strip() for cell in line.strip("|").split("|")] for line in b.splitlines()] for b in blocks]
-    assert all(len(row) == len(table[0]) for table in tables for row in table)
-    return [[header, *rows] for header, _, *rows in tables]
-
-
 @pytest.fixture(scope="module")
 def sections(tmp_path_factory):
     """What ``--quick`` on the CPU writes, by title."""
     output = tmp_path_factory.mktemp("bench") / "results/quick.md"
-    done = run(*SCRIPT, "--quick", "--device", "cpu", "--output", str(output))
+    done = run("-m", "benchmarks.scan", "--quick", "--device", "cpu", "--output", str(output))
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     _, *parts = output.read_text().split("\n## ")
@@ -79,13 +69,13 @@ def test_the_numbers_are_finite_and_positive(sections, title):
 
 
 @pytest.mark.parametrize("title", [title for title, tables in TABLES.items() if tables == 3])
-def test_the_peers_agree(sections, title):
+def test_the_baselines_agree(sections, title):
     differences = tables_of(sections[title])[2]
     assert "token loop" in differences[0]
     assert all(float(cell) < 1e-4 for _, *cells in differences[1:] for cell in cells)
 
 
-def test_every_peer_runs_or_has_a_reason(sections):
+def test_everything_compared_runs_or_has_a_reason(sections):
     (table,) = tables_of(sections["What is compared"])
     state = {name: runs for name, _, runs in table[1:]}
     assert {*BACKENDS, "token loop", "mambapy", "mamba-ssm"} <= set(state)
@@ -94,7 +84,7 @@ def test_every_peer_runs_or_has_a_reason(sections):
 
 
 def test_the_report_lists_every_backend():
-    done = run(*REPORT)
+    done = run("-m", "mmmsv.kernels")
     assert done.returncode == 0, done.stderr
     lines = {line.split()[1]: line for line in done.stdout.splitlines() if line.startswith("cpu ")}
     assert list(lines) == list(BACKENDS)
@@ -116,6 +106,7 @@ def test_the_report_lists_every_backend():
         ("reference", "Asked for by the environment, instead of the automatic choice: reference"),
         ("nonsense", "Scans on cpu will fail: .*there is no scan backend 'nonsense'; choose one of .*torch.*"),
     ],
+    ids=["reference", "nonsense"],
 )
 def test_the_report_heeds_the_environment(asked, last, monkeypatch):
     monkeypatch.setattr(__main__, "measure", lambda name, device: (56, 1.0, 3.0))
@@ -129,37 +120,26 @@ def test_the_report_is_quiet_about_what_is_not_asked_for(monkeypatch):
     assert len(__main__.report(torch.device("cpu"))) == len(BACKENDS)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((*REPORT, "--speed"), "python -m mmmsv.kernels: error: unrecognized arguments: --speed"),
-        ((*SCRIPT, "--device", "cuda"), "scan.py: error: --device cuda: torch sees no CUDA device here"),
-        ((*SCRIPT, "--output", "docs"), "scan.py: error: --output docs: is a folder, expected a file"),
-    ],
-)
-def test_bad_arguments_end_in_one_line(arguments, message):
-    done = run(*arguments, CUDA_VISIBLE_DEVICES="")
+BAD = {
+    "mmmsv.kernels --speed": "unrecognized arguments: --speed",
+    "benchmarks.scan --device cuda": "--device cuda: torch sees no CUDA device here",
+    "benchmarks.scan --output docs": "--output docs: is a folder, expected a file",
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_arguments_end_in_one_line(line):
+    module, *arguments = line.split()
+    done = run("-m", module, *arguments, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
-    assert re.fullmatch(message, done.stderr.splitlines()[-1])
+    assert done.stderr.splitlines()[-1] == f"python -m {module}: error: {BAD[line]}"
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_models_keep(device):
     """Fake tensors: of a GPU too, where there is none."""
-    line = [
-        sys.executable,
-        "benchmarks/activations.py",
-        "nano",
-        "--batch",
-        "1",
-        "--size",
-        "64",
-        "64",
-        "--device",
-        device,
-    ]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run(*f"-m benchmarks.activations nano --batch 1 --size 64 64 --device {device}".split())
     assert done.returncode == 0, done.stderr
     kept = {name: int(size) for name, size in re.findall(r"^\| (.+?) \| (\d+) \|$", done.stdout, re.MULTILINE)}
     assert 0 < kept["MSVMamba nano, with_cp"] < kept["MSVMamba nano"] < kept["swin_t"]

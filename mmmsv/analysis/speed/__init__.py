@@ -1,4 +1,1 @@
-"""How fast models are, and how much memory they take: ours beside torchvision's. ``tools/throughput.py`` runs it.
-
-``benchmarks/`` measures the scan alone with the same clocks.
-"""
+"""Measure time and memory, in turns: of models, for ``tools/throughput.py``, and of scans, for ``benchmarks/``."""

@@ -1,4 +1,4 @@
-"""What measurements ran on."""
+"""Describe the machine that measurements ran on."""
 
 import datetime
 import os
@@ -8,6 +8,9 @@ import subprocess
 from pathlib import Path
 
 import torch
+
+from mmmsv.kernels import BACKENDS
+from mmmsv.kernels.dispatch import select
 
 
 def name(device: torch.device) -> str:
@@ -42,6 +45,17 @@ def facts(device: torch.device) -> dict[str, str]:
     }
 
 
+def scan_backend(device: torch.device) -> str:
+    """Return the name of the backend that scans on ``device``.
+
+    Raises:
+        ValueError: The environment asks for a scan backend that does not exist.
+        RuntimeError: It asks for one that cannot run here.
+    """
+    backend = select(device)
+    return next(name for name, its in BACKENDS.items() if its is backend)
+
+
 def why_unreliable() -> str | None:
     """Say in one sentence that other programs keep the cores busy, if so."""
     load = _load()
@@ -51,7 +65,7 @@ def why_unreliable() -> str | None:
 
 
 def _load() -> float | None:
-    """Return how many processes ran or waited in the last minute; None where the system does not tell."""
+    """Return how many processes ran or waited in the last minute; None where the system does not report it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 

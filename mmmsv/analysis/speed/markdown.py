@@ -1,4 +1,4 @@
-"""Numbers and tables in Markdown."""
+"""Write numbers and tables in Markdown."""
 
 from collections.abc import Iterable, Sequence
 

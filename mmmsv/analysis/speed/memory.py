@@ -1,21 +1,38 @@
-"""Peak memory of a call beyond what is in use before it, and what autograd keeps."""
+"""Measure the peak memory of a call beyond what is in use before it, and what autograd saves."""
 
 import ctypes
 import multiprocessing
 import re
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .timing import FAILURES, explain
+
+T = TypeVar("T")
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def child_process() -> ProcessPoolExecutor:
     """Start a fresh process; a forked one would have this one's memory."""
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
+def measure_in(child: Executor, measure: Callable[..., T], *arguments: object) -> T | str:
+    """Return what ``measure`` returns in a child process, or why it cannot, in one clause."""
+    try:
+        return child.submit(measure, *arguments).result()
+    except BrokenProcessPool:
+        return "the process that measured it was killed, as a rule for want of memory"
+    except OSError as error:
+        return f"the system does not tell: {explain(error)}"
+    except FAILURES as error:
+        return explain(error)
 
 
 def rise(call: Callable[[], object], device: torch.device) -> int:
@@ -25,7 +42,7 @@ def rise(call: Callable[[], object], device: torch.device) -> int:
     starts would count.
 
     Raises:
-        OSError: The system does not tell (anything but Linux, some containers).
+        OSError: The system does not report it (anything but Linux, some containers).
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -43,7 +60,7 @@ def rise(call: Callable[[], object], device: torch.device) -> int:
 
 
 def kept_for_backward(model: nn.Module, x: Tensor) -> int:
-    """Return the bytes behind all tensors that autograd keeps of ``model(x)``, each memory once, without weights.
+    """Return the bytes of all tensors that autograd saves of ``model(x)``, each memory once, without weights.
 
     Works on fake tensors, too.
     """

@@ -1,4 +1,4 @@
-"""The models that are measured, by name: our archs, and torchvision's classifiers as their peers."""
+"""Build the models that are measured by name: our archs, and torchvision's classifiers as baselines."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..flops import BACKBONES, build_classifier
 
-PEERS = ("convnext_tiny", "swin_t", "resnet50")
+BASELINES = ("convnext_tiny", "swin_t", "resnet50")
 _OURS, _TORCHVISION = next(iter(BACKBONES)), "torchvision"
 # They return several logits in training.
 _WITH_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
@@ -16,10 +16,10 @@ _LAYERS = ("resnet", "resnext", "wide_resnet")
 
 
 class Stages(nn.Module):
-    """The four stages of a peer, their maps ``(B, C, H, W)`` contiguous, as a detector takes them and as ours are.
+    """Return the maps of a baseline's four stages, ``(B, C, H, W)`` and contiguous, as a detector takes them.
 
     Args:
-        stages: The parts, each behind the other.
+        stages: The parts, in their order.
         channels_last: Whether their maps are ``(B, H, W, C)``.
     """
 
@@ -43,31 +43,19 @@ def full_name(name: str) -> str:
     Raises:
         ValueError: There is no such model.
     """
-    family, colon, arch = name.partition(":")
-    if not colon:
-        family, arch = (_OURS if name in BACKBONES[_OURS].archs else _TORCHVISION), name
-    if family in BACKBONES:
-        known = [*BACKBONES[family].archs]
-    elif family == _TORCHVISION:
-        known = [
-            peer for peer in torchvision.models.list_models(torchvision.models) if peer not in _WITH_AUXILIARY_HEADS
-        ]
-    else:
+    archs = {family: [*backbone.archs] for family, backbone in BACKBONES.items()}
+    ours = [f"{family}:{arch}".removeprefix(f"{_OURS}:") for family, its in archs.items() for arch in its]
+    archs[_TORCHVISION] = sorted({*torchvision.models.list_models(torchvision.models)} - _WITH_AUXILIARY_HEADS)
+    family, _, arch = name.rpartition(":")
+    family = family or (_OURS if arch in archs[_OURS] else _TORCHVISION)
+    if family not in archs:
+        raise ValueError(f"there is no {family!r} to take {name!r} from; choose {', '.join(archs)}")
+    if arch not in archs[family]:
         raise ValueError(
-            f"there is no {family!r} to take {name!r} from; choose {', '.join((*BACKBONES, _TORCHVISION))}"
-        )
-    if arch not in known:
-        raise ValueError(
-            f"there is no model {name!r}; choose one of {', '.join(_ours())}, or a classifier of "
-            f"torchvision such as 'resnet50' (not {' or '.join(sorted(_WITH_AUXILIARY_HEADS))}, which train otherwise)"
+            f"there is no model {name!r}; choose one of {', '.join(ours)}, or a classifier of torchvision such as "
+            f"'resnet50' (not {' or '.join(sorted(_WITH_AUXILIARY_HEADS))}, which train otherwise)"
         )
     return f"{family}:{arch}"
-
-
-def _ours() -> list[str]:
-    """As short as they may be given."""
-    prefixes = {family: "" if family == _OURS else f"{family}:" for family in BACKBONES}
-    return [f"{prefix}{arch}" for family, prefix in prefixes.items() for arch in BACKBONES[family].archs]
 
 
 def short_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What was measured, as JSON and as Markdown."""
+"""Write what was measured of models as JSON and as Markdown."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +8,10 @@ import torch
 import torchvision
 
 from mmmsv import __version__
-from mmmsv.kernels import BACKENDS
-from mmmsv.kernels.dispatch import select
 
 from . import machine
+from .groups import Row, Settings
 from .markdown import number, spread, table
-from .measure import Row, Settings
 from .models import short_name
 from .plot import curves
 from .timing import quantile
@@ -28,21 +26,20 @@ LEGEND = (
     "both were tried, is how many times as fast compiling made a model, in turns of that model alone. *peak* is all "
     "memory that the model needs, *beyond weights* is that without parameters and buffers. Weights are random."
 )
-STEP = {
+STEPS = {
     "inference": "Evaluation mode, `torch.inference_mode()`.",
     "training": "A step: forward, {loss}, backward, AdamW as torch makes it by default, `zero_grad`; no data loading, "
     "no loss scaling.",
 }
 
 
-def facts(settings: Settings, dtype: str) -> dict[str, str]:
+def conditions(settings: Settings, dtype: str) -> dict[str, str]:
     """Return what the figures depend on, by its name.
 
     Raises:
         ValueError: The environment asks for a scan backend that does not exist.
         RuntimeError: It asks for one that cannot run here.
     """
-    backend = select(settings.device)
     gpu = {}
     if settings.device.type == "cuda":
         gpu = {
@@ -56,7 +53,7 @@ def facts(settings: Settings, dtype: str) -> dict[str, str]:
         "torchvision": torchvision.__version__,
         "Triton": _triton_version(),
         **gpu,
-        "scan backend": next(name for name, its in BACKENDS.items() if its is backend),
+        "scan backend": machine.scan_backend(settings.device),
         "dtype": dtype if dtype == "float32" else f"autocast to {dtype}; weights and images are float32",
         "layout": settings.layout,
         "mode": settings.mode,
@@ -68,9 +65,9 @@ def write(folder: Path, facts: Mapping[str, str], rows: Sequence[Row]) -> None:
     """Write ``throughput.json`` and ``throughput.md``, and for each batch of which there are several sizes a plot."""
     (folder / "throughput.json").write_text(json.dumps(as_json(facts, rows), indent=1) + "\n")
     (folder / "throughput.md").write_text(as_markdown(facts, rows))
-    for batch in dict.fromkeys(row.case.batch for row in rows):
-        of_batch = [row for row in rows if row.case.batch == batch]
-        if len({row.case.size for row in of_batch}) > 1:
+    for batch in dict.fromkeys(row.step.batch for row in rows):
+        of_batch = [row for row in rows if row.step.batch == batch]
+        if len({row.step.size for row in of_batch}) > 1:
             curves(of_batch, folder / f"throughput_batch{batch}.png", _machine(facts))
 
 
@@ -82,13 +79,13 @@ def as_json(facts: Mapping[str, str], rows: Sequence[Row]) -> dict[str, object]:
 def as_markdown(facts: Mapping[str, str], rows: Sequence[Row]) -> str:
     """Write the tables of all groups, and what they depend on."""
     sections = [f"# Speed of models on {_machine(facts)}", table(("", ""), facts.items()), LEGEND]
-    for kind in dict.fromkeys(row.case.kind for row in rows):
-        of_kind = [row for row in rows if row.case.kind == kind]
-        loss = "gradients of the four maps" if of_kind[0].case.maps else "cross-entropy"
-        what = " Models return the maps of their four stages." if of_kind[0].case.maps else ""
-        sections.append(f"## {kind.capitalize()}\n\n{STEP[kind].format(loss=loss)}{what}")
-        for batch in dict.fromkeys(row.case.batch for row in of_kind):
-            rows_of_batch = [row for row in of_kind if row.case.batch == batch]
+    for kind in dict.fromkeys(row.step.kind for row in rows):
+        of_kind = [row for row in rows if row.step.kind == kind]
+        loss = "gradients of the four maps" if of_kind[0].step.maps else "cross-entropy"
+        what = " Models return the maps of their four stages." if of_kind[0].step.maps else ""
+        sections.append(f"## {kind.capitalize()}\n\n{STEPS[kind].format(loss=loss)}{what}")
+        for batch in dict.fromkeys(row.step.batch for row in of_kind):
+            rows_of_batch = [row for row in of_kind if row.step.batch == batch]
             sections.append(f"### {kind.capitalize()}, batch {batch}\n\n{rows_table(rows_of_batch)}")
     return "\n\n".join(sections) + "\n"
 
@@ -101,12 +98,12 @@ def rows_table(rows: Sequence[Row]) -> str:
 
     def cells(row: Row) -> tuple[str, ...]:
         about = (cell(row) or "-" for cell in _ABOUT.values())
-        if row.turns is None:
+        if row.timing is None:
             return (*about, "failed", *("-",) * (len(measured) - 1))
         return (*about, *(cell(row) or "-" for cell in measured.values()))
 
     notes = [
-        f"{short_name(row.model)}, {row.case.size}: {what}, {reason}."
+        f"{short_name(row.model)}, {row.step.size}: {what}, {reason}."
         for row in rows
         for what, reason in (("failed", row.reason), ("memory not measured", row.no_peak))
         if reason
@@ -120,18 +117,18 @@ def _ratio(values: Sequence[float]) -> str | None:
     return "1" if set(values) == {1.0} else spread(values)  # the first model itself
 
 
-# The columns of a table, and what stands in them: nothing, if there is nothing to say.
+# The columns of a table, and the cell that each makes of a row: None, if there is nothing to say.
 _GAIN = "eager / compiled"
 _ABOUT: dict[str, Callable[[Row], str | None]] = {
-    "H x W": lambda row: row.case.size,
+    "H x W": lambda row: row.step.size,
     "model": lambda row: short_name(row.model),
     "parameters, M": lambda row: row.parameters and f"{row.parameters / 1e6:.2f}",
     "layout, mode": lambda row: row.variant and str(row.variant),
 }
 _MEASURED: dict[str, Callable[[Row], str | None]] = {
     "images/s": lambda row: number(row.images_per_second),
-    "calls": lambda row: str(len(row.turns.calls)),
-    "latency, ms": lambda row: spread([1e3 * seconds for seconds in row.turns.calls]),
+    "calls": lambda row: str(len(row.timing.samples)),
+    "latency, ms": lambda row: spread([1e3 * seconds for seconds in row.timing.samples]),
     "p95, ms": lambda row: row.p95 and number(1e3 * row.p95),
     "time / first": lambda row: _ratio(row.ratio),
     _GAIN: lambda row: _ratio(row.gain_of_compiling),
@@ -141,28 +138,27 @@ _MEASURED: dict[str, Callable[[Row], str | None]] = {
 
 
 def _row_as_json(row: Row) -> dict[str, object]:
-    case = row.case
+    step = row.step
     found: dict[str, object] = {
         "model": row.model,
-        "kind": case.kind,
-        "height": case.height,
-        "width": case.width,
-        "batch": case.batch,
-        "dtype": case.dtype,
-        "maps": case.maps,
-        "layout": row.variant and row.variant.layout,
-        "mode": row.variant and row.variant.mode,
+        "kind": step.kind,
+        "height": step.height,
+        "width": step.width,
+        "batch": step.batch,
+        "dtype": step.dtype,
+        "maps": step.maps,
+        **(row.variant._asdict() if row.variant else {"layout": None, "mode": None}),
         "parameters": row.parameters,
         "trials": [{**variant._asdict(), "result": result} for variant, result in row.trials.items()],
         "reason": row.reason,
         "no_peak": row.no_peak,
     }
-    if row.turns:
+    if row.timing:
         found |= {
             "images_per_second": row.images_per_second,
-            "median_seconds": row.turns.median,
+            "median_seconds": row.timing.median,
             "p95_seconds": row.p95,
-            "seconds": row.turns.rounds,
+            "seconds": row.timing.rounds,
         }
     for name, ratio in (("time_ratio", row.ratio), ("eager_over_compiled", row.gain_of_compiling)):
         if ratio:

@@ -1,8 +1,4 @@
-"""Interleaved timing: the candidates take turns, so that whatever else the machine does falls on all of them alike.
-
-:func:`interleave` is for calls of microseconds, and a sample is the mean over several. :func:`take_turns` is for calls
-of milliseconds to minutes: each is a sample, and one that fails does not stop the others.
-"""
+"""Time calls in turns, so that whatever else the machine does affects all of them equally."""
 
 import contextlib
 import gc
@@ -16,18 +12,16 @@ import torch
 
 K = TypeVar("K", bound=Hashable)
 
-# A sample of interleave is at least this long: shorter calls are repeated, after one that is not timed, since the
-# caches hold what the candidate before has left there.
-_SAMPLE_SECONDS = 5e-3
-# A call longer than this is timed once: its spread is small against its time, and the rounds would take minutes.
-_ONCE_ABOVE = 1.0
-_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 25
-# A turn of take_turns is at least this long, or has so many calls.
+_FEWEST_ROUNDS = 3
+# A turn has as many calls as fill the first, and at most the second.
 _TURN_SECONDS, _MOST_CALLS = 0.2, 20
+# The same of short calls, without a limit; one of them that takes longer than the second is timed once: its spread is
+# small against its time, and the rounds would take minutes.
+_SHORT_TURN_SECONDS, _ONCE_ABOVE = 5e-3, 1.0
 # Calls have settled when one is not faster than the fastest before it by more than a twentieth.
 _SETTLED, _MOST_WARM_UPS = 0.95, 10
-# What a model raises that does not fit in memory, cannot be compiled, or is not made for the size of an image: those of
-# others raise what they like, an AssertionError for instance. Which it was, the report says.
+# A model that does not fit in memory, cannot be compiled, or is not made for the size of an image may raise anything,
+# an AssertionError for instance. The report says which it was.
 FAILURES = Exception
 
 
@@ -39,37 +33,30 @@ class Candidate(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds a call, one sample for each round, and how many cores the process kept busy meanwhile."""
+    """Seconds of a call, the samples of each round, and how many cores the process kept busy meanwhile."""
 
-    samples: tuple[float, ...]
-    cores: float
+    rounds: tuple[tuple[float, ...], ...]
+    cores: float = math.nan
+
+    @property
+    def samples(self) -> tuple[float, ...]:
+        """All of them, in their order."""
+        return tuple(seconds for turn in self.rounds for seconds in turn)
 
     @property
     def median(self) -> float:
         return quantile(self.samples, 0.5)
 
     def ratio(self, other: "Timing") -> tuple[float, ...]:
-        """How many times as long as ``other``, round by round; of medians where either was timed once."""
-        return ratios(self.samples, other.samples)
+        """Return how many times as long as ``other``, round by round; of the medians where either was timed once."""
+        if len(self.rounds) != len(other.rounds):
+            return (self.median / other.median,)
+        return tuple(quantile(a, 0.5) / quantile(b, 0.5) for a, b in zip(self.rounds, other.rounds, strict=True))
 
 
-class Turns(NamedTuple):
-    """Seconds of every call, round by round."""
-
-    rounds: tuple[tuple[float, ...], ...]
-
-    @property
-    def calls(self) -> tuple[float, ...]:
-        """All of them, in their order."""
-        return tuple(seconds for turn in self.rounds for seconds in turn)
-
-    @property
-    def median(self) -> float:
-        return quantile(self.calls, 0.5)
-
-    def ratio(self, other: "Turns") -> tuple[float, ...]:
-        """How many times as long as ``other``, round by round."""
-        return ratios(*([quantile(turn, 0.5) for turn in turns.rounds] for turns in (self, other)))
+class _Turn(NamedTuple):
+    samples: tuple[float, ...]
+    cores: float
 
 
 def quantile(samples: Sequence[float], q: float) -> float:
@@ -77,82 +64,57 @@ def quantile(samples: Sequence[float], q: float) -> float:
     return torch.tensor(samples, dtype=torch.float64).quantile(q).item()
 
 
-def ratios(mine: Sequence[float], its: Sequence[float]) -> tuple[float, ...]:
-    """Divide round by round; only the medians, if the rounds are not the same."""
-    if len(mine) == len(its):
-        return tuple(a / b for a, b in zip(mine, its, strict=True))
-    return (quantile(mine, 0.5) / quantile(its, 0.5),)
-
-
-def interleave(candidates: Mapping[K, Candidate], device: torch.device, seconds: float) -> dict[K, Timing]:
-    """Time the candidates in turns, round after round.
-
-    Args:
-        candidates: By any key.
-        device: What they run on; on a GPU the time is that between two events, not that of the launches.
-        seconds: No new round begins after this long; there are three rounds at least.
-    """
-    timings: dict[K, Timing] = {}
-    repeats: dict[K, int] = {}
-    for key, candidate in candidates.items():
-        first = _sample(candidate, device, 1)
-        if first[0] > _ONCE_ABOVE:
-            timings[key] = Timing((first[0],), first[1])
-        else:  # the second call says how long one takes: the first may have compiled, or filled caches
-            repeats[key] = math.ceil(_SAMPLE_SECONDS / max(_sample(candidate, device, 1)[0], 1e-7))
-    samples: dict[K, list[tuple[float, float]]] = {key: [] for key in repeats}
-    begin = time.perf_counter()
-    for done in range(_MOST_ROUNDS):
-        if done >= _FEWEST_ROUNDS and time.perf_counter() - begin > seconds:
-            break
-        for key, times in repeats.items():
-            samples[key].append(_sample(candidates[key], device, times))
-    for key, pairs in samples.items():
-        taken, cores = zip(*pairs, strict=True)
-        timings[key] = Timing(taken, quantile(cores, 0.5))
-    return timings
-
-
 def take_turns(
-    calls: Mapping[K, Callable[[], object]],
+    candidates: Mapping[K, Candidate],
     device: torch.device,
     seconds: float,
     fewest: int = _FEWEST_ROUNDS,
-    tell: Callable[[K, str], None] = lambda key, text: None,
-) -> tuple[dict[K, Turns], dict[K, str]]:
-    """Time the calls in turns, each call of each turn; each round begins with another one.
+    short: bool = False,
+    show: Callable[[K, str], None] = lambda key, text: None,
+) -> tuple[dict[K, Timing], dict[K, str]]:
+    """Time the candidates in turns; each round begins with another one, and one that fails does not stop the others.
 
     Args:
-        calls: By any key.
+        candidates: By any key.
         device: What they run on; on a GPU the time is that between two events, with nothing queued before the first.
         seconds: No new round begins after this long, and no warm-up goes on for longer.
-        fewest: There are so many rounds at least.
-        tell: Is told whose turn it is, and in which round.
+        fewest: Rounds that there are at least.
+        short: Whether calls take microseconds. A sample then is the mean over the calls of a turn; else it is one call.
+        show: Called with a key and what is done with its candidate.
 
     Returns:
-        The times of those that ran, in the order of ``calls``, and why the others did not.
+        The times of those that ran, in the order of ``candidates``, and why the others did not.
     """
+    turns: dict[K, list[_Turn]] = {}
     reasons: dict[K, str] = {}
-    repeats: dict[K, int] = {}
-    for key, call in calls.items():
-        tell(key, "warm-up")
+    calls: dict[K, int] = {}  # in a turn, of those that have more turns
+    for key, candidate in candidates.items():
+        show(key, "warm-up")
         try:
-            repeats[key] = _turn_length(_warm_up(call, device, seconds))
+            fastest = _warm_up(candidate, device, seconds, short)
         except FAILURES as error:
             reasons[key] = explain(error)
-    rounds: dict[K, list[tuple[float, ...]]] = {key: [] for key in repeats}
+            continue
+        once = short and fastest.samples[0] > _ONCE_ABOVE
+        turns[key] = [fastest] if once else []
+        if not once:
+            calls[key] = _calls_in_a_turn(fastest.samples[0], short)
     begin, done = time.perf_counter(), 0
-    while repeats and (done < fewest or time.perf_counter() - begin < seconds):
+    while calls and (done < fewest or time.perf_counter() - begin < seconds):
         done += 1
-        keys = tuple(repeats)
+        keys = tuple(calls)
         for key in keys[done % len(keys) :] + keys[: done % len(keys)]:
-            tell(key, f"round {done}")
+            show(key, f"round {done}")
             try:
-                rounds[key].append(_turn(calls[key], device, repeats[key]))
+                turns[key].append(_turn(candidates[key], device, calls[key], short))
             except FAILURES as error:
                 reasons[key] = explain(error)
-                del repeats[key]
-    return {key: Turns(tuple(rounds[key])) for key in calls if key in repeats}, reasons
+                del calls[key], turns[key]
+    timings = {
+        key: Timing(tuple(turn.samples for turn in its), quantile([turn.cores for turn in its], 0.5))
+        for key, its in turns.items()
+    }
+    return timings, reasons
 
 
 def explain(error: BaseException) -> str:
@@ -165,38 +127,35 @@ def explain(error: BaseException) -> str:
     return text if len(text) <= 160 else f"{text[:157]}..."
 
 
-def _warm_up(call: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Call until that is not getting faster, at least twice; return the seconds of the fastest call."""
-    begin, fastest = time.perf_counter(), math.inf
+def _warm_up(candidate: Candidate, device: torch.device, seconds: float, short: bool) -> _Turn:
+    """Call until that is not getting faster, at least twice unless it is timed once; return the fastest call."""
+    begin, fastest = time.perf_counter(), _Turn((math.inf,), math.nan)
     for done in range(_MOST_WARM_UPS):
-        with _no_garbage_collection():
-            taken = _clock(device)(call, 1)
-        if done and (taken > _SETTLED * fastest or time.perf_counter() - begin > seconds):
-            return min(taken, fastest)
-        fastest = min(taken, fastest)
+        turn = _turn(candidate, device, 1, short)
+        settled = turn.samples[0] > _SETTLED * fastest.samples[0] or time.perf_counter() - begin > seconds
+        fastest = min(turn, fastest)
+        if (done and settled) or (short and turn.samples[0] > _ONCE_ABOVE):
+            break
     return fastest
 
 
-def _turn_length(seconds: float) -> int:
-    return max(1, min(_MOST_CALLS, math.ceil(_TURN_SECONDS / max(seconds, 1e-7))))
+def _calls_in_a_turn(seconds: float, short: bool) -> int:
+    fill = math.ceil((_SHORT_TURN_SECONDS if short else _TURN_SECONDS) / max(seconds, 1e-7))
+    return max(1, fill if short else min(fill, _MOST_CALLS))
 
 
-def _turn(call: Callable[[], object], device: torch.device, times: int) -> tuple[float, ...]:
-    with _no_garbage_collection():
-        if times > 1:  # as in _sample; what takes longer than a turn fills its caches in a small part of its time
-            call()
-        return tuple(_clock(device)(call, 1) for _ in range(times))
-
-
-def _sample(candidate: Candidate, device: torch.device, repeats: int) -> tuple[float, float]:
-    """Return the seconds a call and the cores kept busy."""
+def _turn(candidate: Candidate, device: torch.device, calls: int, short: bool) -> _Turn:
+    clock = _clock(device)
     with candidate.active(), _no_garbage_collection():
-        if repeats > 1:
+        if calls > 1:  # not timed: the caches hold what the candidate before has left there
             candidate.call()
         wall, cpu = time.perf_counter(), time.process_time()
-        seconds = _clock(device)(candidate.call, repeats)
+        if short:
+            samples = (clock(candidate.call, calls) / calls,)
+        else:
+            samples = tuple(clock(candidate.call, 1) for _ in range(calls))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return seconds / repeats, cpu / wall
+    return _Turn(samples, cpu / wall)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What is timed: a model with all that its inference or a training step needs."""
+"""Run a model in one step after the other, with all that its inference or training needs."""
 
 import logging
 from collections.abc import Iterable
@@ -8,9 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmmsv.kernels.dispatch import select
-
-from . import models
+from . import machine, models
 from .memory import rise
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -21,8 +19,8 @@ _LEARNING_RATE = 1e-4
 
 
 @dataclass(frozen=True)
-class Case:
-    """What every model of a group does.
+class Step:
+    """What every model of a group does in a step.
 
     Args:
         height: Of the images.
@@ -60,7 +58,7 @@ class Case:
 
 
 class Variant(NamedTuple):
-    """In which of the ways that compute the same a model runs: memory layout of weights and images, and mode."""
+    """How a model is run: the memory layout of weights and images, and the mode."""
 
     layout: str
     mode: str
@@ -81,33 +79,33 @@ class Workload:
 
     Args:
         name: Full name of the model.
-        case: What it does.
+        step: What it does.
         variant: How.
         device: Where.
     """
 
-    def __init__(self, name: str, case: Case, variant: Variant, device: torch.device) -> None:
+    def __init__(self, name: str, step: Step, variant: Variant, device: torch.device) -> None:
         torch.manual_seed(0)
         layout = LAYOUTS[variant.layout]
-        self.case, self.device = case, device
-        self.model = models.build(name, case.maps).to(device, memory_format=layout).train(case.training)
-        image = torch.randn(case.batch, 3, case.height, case.width)
+        self.step, self.device = step, device
+        self.model = models.build(name, step.maps).to(device, memory_format=layout).train(step.training)
+        image = torch.randn(step.batch, 3, step.height, step.width)
         self.image = image.to(device).contiguous(memory_format=layout)
-        self.labels = torch.randint(_CLASSES, (case.batch,)).to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=_LEARNING_RATE) if case.training else None
+        self.labels = torch.randint(_CLASSES, (step.batch,)).to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=_LEARNING_RATE) if step.training else None
         self._forward = _compiled(self.model) if variant.mode == "compiled" else self.model
         self._map_gradients: tuple[Tensor, ...] | None = None
 
     def __call__(self) -> None:
         """Make a step."""
-        if not self.case.training:
+        if not self.step.training:
             with torch.inference_mode(), self._autocast():
                 self._forward(self.image)
             return
         try:
             with self._autocast():
                 output = self._forward(self.image)
-                loss = None if self.case.maps else nn.functional.cross_entropy(output, self.labels)
+                loss = None if self.step.maps else nn.functional.cross_entropy(output, self.labels)
             if loss is None:
                 torch.autograd.backward(output, self._gradients_of(output))
             else:
@@ -128,7 +126,7 @@ class Workload:
         memory in use in the same process, but on a CPU they should not have freed any.
 
         Raises:
-            OSError: The system does not tell.
+            OSError: The system does not report it.
         """
         weights = _bytes([*self.model.parameters(), *self.model.buffers()])
         states = (
@@ -139,8 +137,8 @@ class Workload:
         return Peak(weights + beyond, beyond)
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.case.dtype != "float32"
-        dtype = getattr(torch, self.case.dtype) if enabled else torch.bfloat16
+        enabled = self.step.dtype != "float32"
+        dtype = getattr(torch, self.step.dtype) if enabled else torch.bfloat16
         return torch.autocast(self.device.type, dtype, enabled=enabled)
 
     def _gradients_of(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -150,20 +148,19 @@ class Workload:
         return self._map_gradients
 
 
-def peak_in_child(name: str, case: Case, variant: Variant, device: str, threads: int) -> Peak:
+def peak_in_child(name: str, step: Step, variant: Variant, device: str, threads: int) -> Peak:
     """Measure the peak memory of a step; runs in a fresh process."""
     # What there is to log, such as which scan backend cannot run, the process that started this one has logged.
     logging.disable(logging.WARNING)
     torch.set_num_threads(threads)
-    select(torch.device(device))  # which tells malloc how large blocks are, for all models as where they are timed
-    workload = Workload(name, case, variant, torch.device(device))
+    machine.scan_backend(torch.device(device))  # which sets malloc up for all models, as where they are timed
+    workload = Workload(name, step, variant, torch.device(device))
     workload()  # starts and compiles what is needed, and makes the states of the optimizer
     return workload.peak()
 
 
 def _compiled(model: nn.Module) -> nn.Module:
-    # Beyond so many graphs of one class of models, as the variants of several archs are, they would stay eager without
-    # a word.
+    # Models of one class, as the variants of several archs are, would stay eager without a word beyond this limit.
     torch._dynamo.config.cache_size_limit = 64
     return torch.compile(model, dynamic=False)
 

@@ -1,17 +1,16 @@
-"""Measures a group: one case with all models in turns, each in its fastest variant."""
+"""Measure a group: all models make the same step in turns, each in its fastest variant."""
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import product
 
 import torch
 
-from .memory import child_process
+from .memory import child_process, measure_in
 from .models import short_name
-from .timing import FAILURES, Turns, explain, quantile, take_turns
-from .workload import LAYOUTS, MODES, Case, Peak, Variant, Workload, peak_in_child
+from .timing import FAILURES, Candidate, Timing, explain, quantile, take_turns
+from .workload import LAYOUTS, MODES, Peak, Step, Variant, Workload, peak_in_child
 
 BEST = "best"
 # Trials of the variants take this part of what the rounds of a group may take.
@@ -20,7 +19,7 @@ _TRIAL_ROUNDS = 2
 # A 95th percentile of fewer calls would be its slowest one.
 _FEWEST_FOR_P95 = 20
 
-Tell = Callable[[str], None]
+Show = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,16 @@ class Settings:
 
 @dataclass
 class Row:
-    """What was measured of a model in a case.
+    """What was measured of a model.
 
     Args:
         model: Its full name.
-        case: What it did.
+        step: What it did.
         variant: How; that of its fastest trial.
         trials: Median seconds of each variant that was tried, or why it did not run.
         gain_of_compiling: Eager / compiled, each in its faster layout, round by round of the trials.
         parameters: How many it has.
-        turns: Seconds of all calls, with nothing else in the turn.
+        timing: Seconds of all calls.
         ratio: How many times as long as the first model of the group, round by round.
         peak: Memory.
         reason: Why there are no times.
@@ -68,12 +67,12 @@ class Row:
     """
 
     model: str
-    case: Case
+    step: Step
     variant: Variant | None = None
     trials: dict[Variant, float | str] = field(default_factory=dict)
     gain_of_compiling: tuple[float, ...] = ()
     parameters: int | None = None
-    turns: Turns | None = None
+    timing: Timing | None = None
     ratio: tuple[float, ...] = ()
     peak: Peak | None = None
     reason: str | None = None
@@ -82,54 +81,52 @@ class Row:
     @property
     def images_per_second(self) -> float:
         """How many images a second at the median."""
-        return self.case.batch / self.turns.median
+        return self.step.batch / self.timing.median
 
     @property
     def p95(self) -> float | None:
         """Seconds that 95 % of the calls do not exceed; None of so few calls that it would be a guess."""
-        return quantile(self.turns.calls, 0.95) if len(self.turns.calls) >= _FEWEST_FOR_P95 else None
+        return quantile(self.timing.samples, 0.95) if len(self.timing.samples) >= _FEWEST_FOR_P95 else None
 
 
-def measure_group(names: Sequence[str], case: Case, settings: Settings, tell: Tell) -> list[Row]:
-    """Measure all models in a case; a row each, in their order."""
-    rows = {name: Row(name, case) for name in names}
-    _time(rows, settings, tell)
+def measure_group(names: Sequence[str], step: Step, settings: Settings, show: Show) -> list[Row]:
+    """Measure all models in a step; return a row for each, in their order."""
+    rows = {name: Row(name, step) for name in names}
+    _time(rows, settings, show)
     _clean_up(settings)
     if settings.memory and settings.device.type == "cpu":
         for name, row in rows.items():
-            if row.turns:
-                tell(f"{short_name(name)}: memory")
-                _measure_in_child(row, settings.device)
+            if row.timing:
+                show(f"{short_name(name)}: memory")
+                with child_process() as child:
+                    arguments = (name, step, row.variant, settings.device.type, torch.get_num_threads())
+                    _note_peak(row, measure_in(child, peak_in_child, *arguments))
     return list(rows.values())
 
 
-def choose(trials: Mapping[Variant, float | str]) -> Variant | None:
-    """Return the variant that took the fewest seconds; none if all failed."""
-    ran = {variant: seconds for variant, seconds in trials.items() if not isinstance(seconds, str)}
-    return min(ran, key=ran.get) if ran else None
-
-
-def _in_its_fastest_variant(row: Row, settings: Settings, tell: Tell) -> Workload | None:
+def _in_its_fastest_variant(row: Row, settings: Settings, show: Show) -> Workload | None:
     """Try the variants in turns, note them in the row, and return the fastest."""
-    workloads = {}
+    workloads: dict[Variant, Workload] = {}
     for variant in settings.variants:
         try:
-            workloads[variant] = Workload(row.model, row.case, variant, settings.device)
+            workloads[variant] = Workload(row.model, row.step, variant, settings.device)
         except FAILURES as error:
             row.trials[variant] = explain(error)
     if len(settings.variants) == 1:
         row.variant = next(iter(workloads), None)
     else:
-        turns, reasons = take_turns(
-            workloads,
+        timings, reasons = take_turns(
+            {variant: Candidate(workload) for variant, workload in workloads.items()},
             settings.device,
             _TRIAL * settings.seconds,
             _TRIAL_ROUNDS,
-            lambda variant, text: tell(f"{short_name(row.model)}, {variant}: {text}"),
+            show=lambda variant, text: show(f"{short_name(row.model)}, {variant}: {text}"),
         )
-        row.trials |= {variant: its.median for variant, its in turns.items()} | reasons
-        row.variant = choose(row.trials)
-        row.gain_of_compiling = _gain_of_compiling(turns)
+        row.trials |= {variant: timing.median for variant, timing in timings.items()} | reasons
+        row.variant = _fastest(timings)
+        eager, compiled = (_fastest({v: timing for v, timing in timings.items() if v.mode == mode}) for mode in MODES)
+        if eager and compiled:
+            row.gain_of_compiling = timings[eager].ratio(timings[compiled])
     if row.variant is None:
         row.reason = next(iter(row.trials.values()))
         return None
@@ -137,55 +134,47 @@ def _in_its_fastest_variant(row: Row, settings: Settings, tell: Tell) -> Workloa
     return workloads[row.variant]
 
 
-def _gain_of_compiling(turns: Mapping[Variant, Turns]) -> tuple[float, ...]:
-    """Return eager / compiled, each in its faster layout, round by round; nothing where one of them did not run."""
-    eager, compiled = (
-        min((its for variant, its in turns.items() if variant.mode == mode), key=lambda its: its.median, default=None)
-        for mode in MODES
-    )
-    return eager.ratio(compiled) if eager and compiled else ()
+def _fastest(timings: Mapping[Variant, Timing]) -> Variant | None:
+    return min(timings, key=lambda variant: timings[variant].median, default=None)
 
 
-def _time(rows: Mapping[str, Row], settings: Settings, tell: Tell) -> None:
+def _time(rows: Mapping[str, Row], settings: Settings, show: Show) -> None:
     """Note the times of all models in their rows, by name, and of those on a GPU the memory."""
-    workloads = {}
+    workloads: dict[str, Workload] = {}
     for name, row in rows.items():
-        if workload := _in_its_fastest_variant(row, settings, tell):
+        if workload := _in_its_fastest_variant(row, settings, show):
             workloads[name] = workload
     if settings.memory and settings.device.type == "cuda":
         for name, workload in workloads.items():
-            tell(f"{short_name(name)}: memory")
-            _measure_here(rows[name], workload)
-    turns, reasons = take_turns(
-        workloads, settings.device, settings.seconds, tell=lambda name, text: tell(f"{short_name(name)}: {text}")
+            show(f"{short_name(name)}: memory")
+            _note_peak(rows[name], _peak_here(workload))
+    timings, reasons = take_turns(
+        {name: Candidate(workload) for name, workload in workloads.items()},
+        settings.device,
+        settings.seconds,
+        show=lambda name, text: show(f"{short_name(name)}: {text}"),
     )
-    first = turns.get(next(iter(rows)))
-    for name, its in turns.items():
-        rows[name].turns = its
-        rows[name].ratio = its.ratio(first) if first else ()
+    first = timings.get(next(iter(rows)))
+    for name, timing in timings.items():
+        rows[name].timing = timing
+        rows[name].ratio = timing.ratio(first) if first else ()
     for name, reason in reasons.items():
         rows[name].reason = reason
 
 
-def _measure_here(row: Row, workload: Workload) -> None:
+def _peak_here(workload: Workload) -> Peak | str:
     try:
         workload()
-        row.peak = workload.peak()
+        return workload.peak()
     except FAILURES as error:
-        row.no_peak = explain(error)
+        return explain(error)
 
 
-def _measure_in_child(row: Row, device: torch.device) -> None:
-    with child_process() as child:
-        try:
-            arguments = (row.model, row.case, row.variant, device.type, torch.get_num_threads())
-            row.peak = child.submit(peak_in_child, *arguments).result()
-        except BrokenProcessPool:
-            row.no_peak = "the process that measured it was killed, as a rule for want of memory"
-        except OSError as error:
-            row.no_peak = f"the system does not tell: {explain(error)}"
-        except FAILURES as error:
-            row.no_peak = explain(error)
+def _note_peak(row: Row, found: Peak | str) -> None:
+    if isinstance(found, str):
+        row.no_peak = found
+    else:
+        row.peak = found
 
 
 def _clean_up(settings: Settings) -> None:

@@ -1,0 +1,1 @@
+"""Measure the selective scan beside other implementations; README.md lists the scripts."""
