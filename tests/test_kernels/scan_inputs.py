@@ -17,6 +17,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 5e-3, to
 
 _DEVICES = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
+
 def _devices_of(backend: str) -> list[torch.device]:
     return [device for device in _DEVICES if BACKENDS[backend].why_not(device) is None]
 

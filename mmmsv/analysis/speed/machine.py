@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from mmmsv.kernels import BACKENDS
 from mmmsv.kernels.dispatch import select
 
 
@@ -52,8 +51,7 @@ def scan_backend(device: torch.device) -> str:
         ValueError: The environment asks for a scan backend that does not exist.
         RuntimeError: It asks for one that cannot run here.
     """
-    backend = select(device)
-    return next(name for name, its in BACKENDS.items() if its is backend)
+    return select(lambda backend: None if backend.scan2d is None else backend.name, device)
 
 
 def why_unreliable() -> str | None:
