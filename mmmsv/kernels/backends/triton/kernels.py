@@ -1,4 +1,4 @@
-"""The scan's Triton kernels; :mod:`.triton_scan` says how they are put together, and launches them.
+"""The scan's Triton kernels; :mod:`.scan` puts them together, and launches them.
 
 A program walks a span of one sequence, tile by tile, for a block of channels: 32 to a warp, so that a thread holds all
 tokens of a tile for one channel. A scan over a tile then needs no other thread, and runs the recurrence as it is

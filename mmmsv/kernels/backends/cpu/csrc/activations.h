@@ -30,7 +30,7 @@ template <class V> INLINE V normal_below(V x, V density) {
     return x < 0 ? tail : 1 - tail;
 }
 
-// A place in ACTIVATIONS of plain.py.
+// A place in ACTIVATIONS of fused.py.
 enum Activation : int64_t { NONE, SILU, GELU };
 
 template <class V> INLINE V activate(int64_t kind, V x) {
