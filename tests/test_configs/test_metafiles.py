@@ -53,6 +53,7 @@ def test_all_configs_are_listed():
     assert sorted(config for row in ROWS for config in row.configs) == CONFIGS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_figures(path, record_property):
     """What is counted here is what metafile and README say; also printed as a table at the end of all tests."""

@@ -122,6 +122,7 @@ def test_schedule_and_augmentation_are_those_of_the_recipe(built):
         assert [hook.momentum for hook in cfg.custom_hooks if hook.type == "EMAHook"] == [1e-4]
 
 
+@pytest.mark.slow
 def test_neck_and_heads_take_its_maps(built):
     _, cfg, model = built
     {"mmdet": _detect, "mmseg": _segment, "mmpretrain": _classify}[cfg.default_scope](model)
@@ -233,6 +234,7 @@ def test_no_absolute_path(path):
     assert not re.findall(r"""['"](/|~|[A-Za-z]:\\)""", source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["mmdet", "mmseg", "mmpretrain"])
 def test_name_resolves_without_custom_imports(library):
     # A process of its own: here mmmsv is imported already.

@@ -44,6 +44,7 @@ def first_sample(cfg: Config, stage: str) -> dict:
     return _samples[key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_samples(path):
     cfg = load(path)

@@ -121,6 +121,7 @@ def test_a_library_of_older_sources_that_lack_an_op(monkeypatch, asked_anew):
 
 
 @pytest.mark.skipif(native_library.why_not(CPU) is not None, reason="there is no C++ library here")
+@pytest.mark.slow
 @pytest.mark.parametrize("instructions", ["AVX512", "AVX2", "DEFAULT"])
 def test_every_build_computes_the_same(instructions):
     """The libraries for older processors, too, where this one can run them."""

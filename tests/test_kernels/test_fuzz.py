@@ -211,18 +211,21 @@ def check(call: Call) -> None:
         assert_unchanged(tensors, before)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(sequence_calls())
 def test_sequences(call):
     check(call)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(map_calls())
 def test_maps(call):
     check(call)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", OURS)
 @SETTINGS
 @given(call=ANY_CALL)

@@ -219,6 +219,7 @@ def test_devices_get_torchs_error():
         linear(x, weight, bias.to("meta"))
 
 
+@pytest.mark.slow
 def test_compiled_programs_take_parts_of_weights():
     """Inductor's own lowering of oneDNN's product takes nothing but constants."""
     weight, bias = weights()

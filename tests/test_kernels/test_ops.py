@@ -1,5 +1,6 @@
 """Both ops as torch sees them: gradients, registration, and every way in which torch runs a program."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -47,7 +48,7 @@ class Scan(nn.Module):
     ("backend", "numbers", "length", "softplus"),
     [
         *itertools.product(FAST, [(1, 1), (16, 1), (1, 2), (16, 4), (2, 3)], [1, 7, 37], [True, False]),
-        *(("triton", *few) for few in [((1, 2), 7, True), ((2, 3), 37, False)] if "triton" in RUNNABLE),
+        *(("triton", *few) for few in [((1, 2), 7, True), ((2, 3), 17, False)] if "triton" in RUNNABLE),
     ],
 )
 def test_gradcheck(backend, numbers, length, softplus):
@@ -63,7 +64,7 @@ def test_gradcheck(backend, numbers, length, softplus):
 
 @pytest.mark.parametrize(("backend", "case"), itertools.product(RUNNABLE, [CARRIED, FOUR_SETS]))
 def test_gradcheck_of_maps(backend, case):
-    inputs = case.inputs().values()
+    inputs = dataclasses.replace(case, size=(2, 3), batch=1).inputs().values()
     arguments = [tensor.detach().double().to(device_of(backend)).requires_grad_() for tensor in inputs]
     with use_backend(backend):
         assert torch.autograd.gradcheck(functools.partial(scan2d, **case.options), arguments, fast_mode=True)
@@ -165,6 +166,7 @@ def test_compiles_without_graph_break(dynamic):
     assert_near(sequences(**inputs), selective_scan(**inputs), 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
 def test_compiles_with_inductor():
     module, x = Scan(), torch.randn(2, 5, 7, 6)
@@ -229,6 +231,7 @@ def _train_one_of_two(rank, port, path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_data_parallel(tmp_path):
     """Two processes with half a batch each have the gradients of one with all of it."""
     with socket.socket() as free:

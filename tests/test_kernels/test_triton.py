@@ -54,6 +54,7 @@ def test_borders_of_chunks(monkeypatch, length):
         assert_near(ours, theirs, TOLERANCE[torch.float32], name)
 
 
+@pytest.mark.slow
 def test_more_spans_than_a_tile(monkeypatch):
     """The carry over the spans goes on from one tile of spans to the next."""
     set_spans(monkeypatch, many=True)
@@ -92,6 +93,7 @@ def test_why_not(monkeypatch):
     assert "not installed" in triton_scan.BACKEND.why_not(torch.device("cuda"))
 
 
+@pytest.mark.slow
 def test_kernels_fit_in_the_registers():
     """Every kernel compiles for sm_80 and sm_90, and spills nothing."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
