@@ -256,6 +256,7 @@ def test_a_head_that_does_not_fit_is_refused_before_training(tmp_path):
         _runner(tmp_path, **{"model.head.in_channels": 768}).train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["mmdet", "mmseg", "mmpretrain"])
 def test_every_parameter_gets_a_gradient(tmp_path, library):
     """So that distributed training needs no ``find_unused_parameters``; nor does SyncBN touch the backbone."""

@@ -119,6 +119,7 @@ def read_commands() -> list[str]:
     return sorted({line for line in lines if re.match(rf"mim (train|test) ({'|'.join(libraries)}) configs/", line)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", read_commands(), ids=str)
 def test_commands_of_the_documentation(command):
     """They name the right library, and a checkpoint that its run leaves; what they set is a setting of the config."""

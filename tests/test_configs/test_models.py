@@ -169,6 +169,7 @@ def _listed(part: nn.Module) -> list[nn.Module]:
     return list(part) if isinstance(part, nn.ModuleList) else [part]
 
 
+@pytest.mark.slow
 def test_norms_decay_rates_and_skips_are_not_decayed(built):
     _, cfg, model = built
     groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups

@@ -38,12 +38,13 @@ ROUTES = {
 }
 
 
-def matrix(*axes, interpreted=()):
+def matrix(*axes, interpreted=(), marks=pytest.mark.slow):
     """All combinations of the axes for each backend; of those, where Triton is interpreted, a choice for it.
 
     The interpreter takes a second where a GPU takes microseconds.
     """
-    few = [("triton", *choice) for choice in interpreted] if INTERPRETED and "triton" in RUNNABLE else []
+    choices = interpreted if INTERPRETED and "triton" in RUNNABLE else ()
+    few = [pytest.param("triton", *choice, marks=marks) for choice in choices]
     return [*itertools.product(FULL, *axes), *few]
 
 
@@ -85,6 +86,7 @@ def check(backend, case):
             ("four_sets", (1, 1), 16, BF16),
             ("shared_apart", (5, 3), 2, F32),
         ],
+        marks=(),
     ),
 )
 def test_small_maps(backend, routes, size, state, dtype):
@@ -162,6 +164,7 @@ def test_map_strides_do_not_matter(backend, routes):
         [1, 15, 64, 65, 257],
         TOLERANCE,
         interpreted=[((1, 1), 65, F32), ((2, 3), 15, F64), ((16, 2), 1, BF16), ((2, 3), 17, F16)],
+        marks=(),
     ),
 )
 def test_sequences(backend, numbers, length, dtype):
@@ -229,7 +232,7 @@ def test_what_is_not_finite_stays_where_it_belongs(backend, name, bad, size):
 
 
 @pytest.mark.parametrize("first", [name for name in FULL if device_of(name).type == "cpu"])
-@pytest.mark.parametrize("backend", ["reference", *(name for name, *_ in matrix(interpreted=[()]))])
+@pytest.mark.parametrize("backend", RUNNABLE)
 def test_a_backward_pass_goes_on_from_any_forward_pass(first, backend):
     """The kept states mean the same to all backends."""
     case = MapCase(size=(5, 7), state=2, dtype=torch.float32, **ROUTES["carried"])

@@ -28,6 +28,7 @@ SETTINGS = settings(
 )
 FEWER = settings(SETTINGS, max_examples=max(EXAMPLES // 4, 1))
 
+pytestmark = pytest.mark.slow
 OPS = {"selective_scan": selective_scan, "scan2d": scan2d}
 PER_TOKEN = {"selective_scan": ("u", "delta", "B", "C"), "scan2d": ("x", "dt", "B", "C")}
 SWITCHES = {"selective_scan": ("delta_softplus",), "scan2d": ("carry", "merge")}
@@ -211,21 +212,18 @@ def check(call: Call) -> None:
         assert_unchanged(tensors, before)
 
 
-@pytest.mark.slow
 @SETTINGS
 @given(sequence_calls())
 def test_sequences(call):
     check(call)
 
 
-@pytest.mark.slow
 @SETTINGS
 @given(map_calls())
 def test_maps(call):
     check(call)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", OURS)
 @SETTINGS
 @given(call=ANY_CALL)

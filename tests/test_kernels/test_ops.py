@@ -48,7 +48,11 @@ class Scan(nn.Module):
     ("backend", "numbers", "length", "softplus"),
     [
         *itertools.product(FAST, [(1, 1), (16, 1), (1, 2), (16, 4), (2, 3)], [1, 7, 37], [True, False]),
-        *(("triton", *few) for few in [((1, 2), 7, True), ((2, 3), 17, False)] if "triton" in RUNNABLE),
+        *(
+            pytest.param("triton", *few, marks=pytest.mark.slow)
+            for few in [((1, 2), 7, True), ((2, 3), 17, False)]
+            if "triton" in RUNNABLE
+        ),
     ],
 )
 def test_gradcheck(backend, numbers, length, softplus):

@@ -34,6 +34,7 @@ def set_spans(monkeypatch, many):
     monkeypatch.setattr(triton_scan, "_warps_wanted", lambda device: 1 << 20 if many else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("case", [CARRIED, dataclasses.replace(CARRIED, routes=("row", "col"), sets=2, carry=False)])
 def test_one_span_and_many(monkeypatch, many, case):
