@@ -1,4 +1,5 @@
 # make demo        sets up .venv, trains Mask R-CNN with MSVMamba-Nano on the bundled photographs, draws what it found
+# make check       sets up .venv, runs the linter and the fast tests, in about a minute; before each commit
 # make test        sets up .venv, runs the linter and all tests
 # make test-fork   sets up .venv-fork with the maintained fork of OpenMMLab, runs the tests that concern it
 # make test-oldest sets up .venv-oldest with torch 2.1 and the oldest OpenMMLab that is supported, runs the tests there
@@ -24,13 +25,17 @@ JOBS   ?= 2
 # Once the compiled mmcv is in place, later runs keep it.
 MMCV   ?= $(if $(wildcard $(VENV)/.done-mmcv-compiled),compiled,lite)
 
-.PHONY: setup demo test pytest test-fork test-oldest test-wheel lint bench clean
+.PHONY: setup demo check test pytest test-fork test-oldest test-wheel lint bench clean
 .DELETE_ON_ERROR:
 
 demo: setup
 	$(VENV)/bin/python tools/demo.py
 
 test: lint pytest
+
+# The lanes are in tests/README.md.
+check: lint
+	$(MAKE) pytest TESTS='-m "not slow and not end_to_end"'
 
 # One thread for each of the processes: most tests keep no more than one busy, and those that count threads ask for them.
 # In the order of the folders: by itself xdist keeps files of few tests for the end, and those here are the long ones.

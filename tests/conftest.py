@@ -1,39 +1,35 @@
-"""Without a GPU the Triton kernels run through Triton's interpreter, which is to be asked for before their import."""
+"""How tests are named, and what a run of them reports."""
 
-import os
+import dataclasses
 
-import numpy as np
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+_LONGEST_NAME = 60
 
 
-def _scan_by_rows(self, inputs):
-    """``tl.associative_scan`` in the interpreter, its combine function called once for each row.
-
-    Triton's own calls it once for each element, and takes minutes where this takes seconds.
-    """
-    rows = [np.moveaxis(tensor.handle.data, self.axis, 0) for tensor in inputs]
-    done = [tuple(row[0] for row in rows)]
-    for i in range(1, len(rows[0])):
-        operands = (*done[-1], *(row[i] for row in rows))
-        dtypes = [tensor.dtype for tensor in inputs] * 2
-        joined = self.combine_fn.fn(
-            *(self.to_tensor(value, dtype) for value, dtype in zip(operands, dtypes, strict=True))
-        )
-        done.append(tuple(tensor.handle.data for tensor in (joined if isinstance(joined, tuple) else (joined,))))
-    outputs = (np.moveaxis(np.stack(column), 0, self.axis) for column in zip(*done, strict=True))
-    return [self.to_tensor(values, tensor.dtype) for values, tensor in zip(outputs, inputs, strict=True)]
+def pytest_make_parametrize_id(val, argname):
+    """Name values in the ids of tests so that they can be read and typed: ``float32-size=5x3-carry=True``."""
+    if val is None or isinstance(val, bool | int | float):
+        return f"{argname}={val}"
+    if getattr(val, "__name__", "") == "<lambda>":
+        return argname
+    name = _name(val)
+    return name if name is None or len(name) <= _LONGEST_NAME else None
 
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    from mmmsv.kernels.backends.triton import scan as triton_scan
-
-    if triton_scan.why_no_triton() is None:
-        from triton.runtime.interpreter import ScanOps
-
-        ScanOps.generic_scan = _scan_by_rows
+def _name(val):
+    if isinstance(val, torch.dtype):
+        return str(val).removeprefix("torch.")
+    if isinstance(val, torch.Tensor):
+        return _name((*val.shape, val.dtype))
+    if dataclasses.is_dataclass(val):
+        return str(val)
+    if isinstance(val, dict):
+        return ",".join(f"{key}={_name(each) or each}" for key, each in val.items())
+    if isinstance(val, tuple | list):
+        separator = "x" if isinstance(val, tuple) and all(type(each) is int for each in val) else ","
+        return separator.join(str(_name(each) or each) for each in val)
+    return None
 
 
 def pytest_terminal_summary(terminalreporter):

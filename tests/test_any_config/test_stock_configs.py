@@ -42,6 +42,7 @@ def test_the_page_has(architecture):
     assert any(f"/{architecture}_" in code for code in STOCK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", STOCK, ids=lambda code: re.search(r"/([\w.-]+)\.py", code)[1])
 def test_trains_and_tests(code, tmp_path):
     torch.manual_seed(0)

@@ -45,6 +45,7 @@ def test_there_and_back_through_files(authors, name):
     assert theirs["meta"] == {"dataset_meta": meta["dataset_meta"]}
 
 
+@pytest.mark.slow
 def test_command(authors):
     source = authors.save({"model": authors.weights, "model_ema": authors.weights}, "msvmambav3.pth")
     run = convert(source, authors.folder / "out" / "v3.pth")
@@ -87,6 +88,7 @@ def test_a_trained_model_goes_back(authors):
     assert_same(from_authors(theirs["state_dict"], model.backbone.arch), model.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

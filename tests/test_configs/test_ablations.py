@@ -68,6 +68,7 @@ def test_the_readme_lists_all_configs():
     assert sections == {"Components", "Routes", "Scan patterns", "Directions", "Settings", "Stages"}
 
 
+@pytest.mark.slow
 def test_trains(built):
     _, _, model = built
     model.train()
@@ -85,6 +86,7 @@ def test_settings_are_those_of_the_readme(built):
         assert model.backbone.arch == resolve_arch({"base": "nano", **row.settings}, MSVMamba.archs, "MSVMamba")
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_readme(built):
     path, _, model = built
     macs = count(model.eval(), (224, 224))

@@ -53,6 +53,7 @@ def test_all_configs_are_listed():
     assert sorted(config for row in ROWS for config in row.configs) == CONFIGS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_figures(path, record_property):
     """What is counted here is what metafile and README say; also printed as a table at the end of all tests."""
@@ -118,6 +119,7 @@ def read_commands() -> list[str]:
     return sorted({line for line in lines if re.match(rf"mim (train|test) ({'|'.join(libraries)}) configs/", line)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", read_commands(), ids=str)
 def test_commands_of_the_documentation(command):
     """They name the right library, and a checkpoint that its run leaves; what they set is a setting of the config."""

@@ -125,6 +125,7 @@ def test_schedule_and_augmentation_are_those_of_the_recipe(built):
         assert [hook.momentum for hook in cfg.custom_hooks if hook.type == "EMAHook"] == [1e-4]
 
 
+@pytest.mark.slow
 def test_neck_and_heads_take_its_maps(built):
     _, cfg, model = built
     {"mmdet": _detect, "mmseg": _segment, "mmpretrain": _classify}[cfg.default_scope](model)
@@ -171,6 +172,7 @@ def _listed(part: nn.Module) -> list[nn.Module]:
     return list(part) if isinstance(part, nn.ModuleList) else [part]
 
 
+@pytest.mark.slow
 def test_norms_decay_rates_and_skips_are_not_decayed(built):
     _, cfg, model = built
     groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
@@ -236,6 +238,7 @@ def test_no_absolute_path(path):
     assert not re.findall(r"""['"](/|~|[A-Za-z]:\\)""", source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["mmdet", "mmseg", "mmpretrain"])
 def test_name_resolves_without_custom_imports(library):
     # A process of its own: here mmmsv is imported already.
@@ -256,6 +259,7 @@ def test_one_epoch_is_enough(tmp_path):
     assert runner.epoch == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["mmdet", "mmseg", "mmpretrain"])
 def test_every_parameter_gets_a_gradient(tmp_path, library):
     """So that distributed training needs no ``find_unused_parameters``; nor does SyncBN touch the backbone."""

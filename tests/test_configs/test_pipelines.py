@@ -44,6 +44,7 @@ def first_sample(cfg: Config, stage: str) -> dict:
     return _samples[key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_samples(path):
     cfg = load(path)
@@ -93,6 +94,7 @@ def test_multi_scale_differs_in_the_test_alone(path):
     assert pipeline == plain.tta_pipeline
 
 
+@pytest.mark.slow
 def test_multi_scale_predicts_from_twelve_views(tmp_path):
     cfg = Config.fromfile(ROOT / "tests/test_end_to_end/small/mmseg.py")
     # Few classes: every view is enlarged to the size of the photograph.

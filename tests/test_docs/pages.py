@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path.relative_to(ROOT)
-    for pattern in ("README.md", "docs/*.md", "configs/**/README.md", "benchmarks/README.md")
+    for pattern in ("README.md", "docs/*.md", "configs/**/README.md", "benchmarks/README.md", "tests/README.md")
     for path in ROOT.glob(pattern)
 )
 _BLOCK = re.compile(

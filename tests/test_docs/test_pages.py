@@ -15,8 +15,7 @@ from .pages import PAGES, ROOT, Block, blocks
 
 SMALL = ROOT / "tests/test_end_to_end/small/mmdet.py"
 ENVIRONMENT = {
-    # As users have it: tests/conftest.py asks for Triton's interpreter.
-    **{name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
+    **os.environ,
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "OMP_NUM_THREADS": "1",
 }
@@ -40,6 +39,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page, "bash")], ids=str)
 def test_commands_run(page, checkout):
     for block in runnable(page, "bash"):
@@ -49,6 +49,7 @@ def test_commands_run(page, checkout):
         assert run.returncode == 0, f"{page}:{block.line}\n{run.stdout}{run.stderr}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page, "python")], ids=str)
 def test_python_runs(page, checkout):
     for block in runnable(page, "python"):

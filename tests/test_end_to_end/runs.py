@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -18,7 +19,6 @@ ENVIRONMENT = {
     # A checkpoint that torch refuses the fork reads again without a restriction: none here may need that.
     **({"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"} if IN_FORK else {}),
 }
-TRACEBACK = "Traceback (most recent call last):"
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,22 @@ class Run:
 
     @property
     def error(self) -> str:
-        """The last line of the traceback of the script that mim ran, behind which comes mim's own traceback."""
-        return self.output.rpartition(TRACEBACK)[0].rstrip().rpartition("\n")[2]
+        """The last line of the traceback of a script."""
+        return self.output.rstrip().rpartition("\n")[2]
 
 
 def mim(command: str, task: Task, work_dir: Path, *arguments: object, config: Path | None = None) -> Run:
     """Run ``mim train`` or ``mim test`` on a config, if none is given on the small one of ``task``."""
     program = Path(sys.executable).with_name("mim")
-    line = [program, command, task.name, config or task.config, "--work-dir", work_dir, *arguments]
+    return _run(program, command, task.name, config or task.config, *arguments, "--work-dir", work_dir)
+
+
+def script(command: str, task: Task, work_dir: Path, *arguments: object, config: Path | None = None) -> Run:
+    """Run what ``mim train`` or ``mim test`` starts, in half the time: mim asks it for its ``--help`` first."""
+    program = Path(find_spec(task.package).origin).parent / ".mim/tools" / f"{command}.py"
+    return _run(sys.executable, program, config or task.config, *arguments, "--work-dir", work_dir)
+
+
+def _run(*line: object) -> Run:
     run = subprocess.run([str(part) for part in line], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     return Run(run.returncode, run.stdout + run.stderr)

@@ -2,7 +2,9 @@
 
 import pytest
 
-from .runs import MMDET, MMPRETRAIN, MMSEG, mim
+from .runs import MMDET, MMPRETRAIN, MMSEG, script
+
+pytestmark = pytest.mark.end_to_end
 
 
 @pytest.mark.parametrize(
@@ -13,7 +15,7 @@ from .runs import MMDET, MMPRETRAIN, MMSEG, mim
 def test_training_names_the_missing_path(task, loop, tmp_path):
     nowhere, work_dir = tmp_path / "nowhere", tmp_path / "run"
     data = f"{loop.lower()}_dataloader.dataset.data_root={nowhere}"
-    run = mim("train", task, work_dir, "--cfg-options", data)
+    run = script("train", task, work_dir, "--cfg-options", data)
     assert run.status != 0
     looked = {"Train": "EpochBasedTrainLoop", "Val": "ValLoop"}[loop]
     assert f"FileNotFoundError: {looked}: the data set lacks {nowhere} " in run.output
@@ -25,7 +27,7 @@ def test_training_names_the_missing_path(task, loop, tmp_path):
 def test_testing_names_the_missing_path(tmp_path):
     # mmseg, whose test script builds MMEngine's own runner whatever the config says.
     nowhere = f"test_dataloader.dataset.data_root={tmp_path / 'nowhere'}"
-    run = mim("test", MMSEG, tmp_path / "run", "--checkpoint", "none.pth", "--cfg-options", nowhere)
+    run = script("test", MMSEG, tmp_path / "run", "none.pth", "--cfg-options", nowhere)
     assert run.status != 0
     assert f"FileNotFoundError: TestLoop: the data set lacks {tmp_path / 'nowhere'} " in run.output
     assert "git checkout -- data" in run.output

@@ -2,7 +2,11 @@
 
 import shlex
 
+import pytest
+
 from .runs import ENVIRONMENT, IN_FORK, MMDET, mim
+
+pytestmark = pytest.mark.end_to_end
 
 
 def test_srun_is_asked_for_the_gpus(tmp_path, monkeypatch):

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from .runs import FOLDER, MMDET, mim
+from .runs import FOLDER, MMDET, mim, script
+
+pytestmark = pytest.mark.end_to_end
 
 CONFIG = FOLDER / "small/two_processes.py"
 PAIR = ("--launcher", "pytorch", "--gpus", "2")
@@ -33,7 +35,7 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_loss_curve_is_that_of_one_process_with_twice_the_batch(pair, tmp_path):
-    run = mim("train", MMDET, tmp_path, "--cfg-options", "train_dataloader.batch_size=4", config=CONFIG)
+    run = script("train", MMDET, tmp_path, "--cfg-options", "train_dataloader.batch_size=4", config=CONFIG)
     assert run.status == 0, run.output
     two, one = _losses(pair, 2), _losses(tmp_path, 1)
     assert len(two) == 8

@@ -4,6 +4,8 @@ import importlib.metadata
 import subprocess
 import sys
 
+import pytest
+
 import mmmsv
 
 
@@ -11,6 +13,7 @@ def test_version():
     assert mmmsv.__version__ == importlib.metadata.version("mmmsv")
 
 
+@pytest.mark.slow
 def test_kernels_import_nothing_of_openmmlab(tmp_path):
     script = (
         "import sys\n"

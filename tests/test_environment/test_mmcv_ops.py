@@ -231,6 +231,7 @@ def test_installed_extension_is_this_file_or_compiled():
     assert compiled or installed.read_bytes() == SOURCE.read_bytes(), "make setup installs the file of this checkout"
 
 
+@pytest.mark.slow
 def test_mmcv_ops_imports_with_this_file_alone(tmp_path):
     """All that mmcv.ops looks up at import is there, whatever is installed: this file is put before it."""
     script = (

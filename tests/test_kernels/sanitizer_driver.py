@@ -13,11 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmmsv.kernels import ROUTES, use_backend
-from mmmsv.kernels import fused as maps
+from mmmsv.kernels import ROUTES, fused, use_backend
 from mmmsv.kernels.backends.cpu import library as native_library
 from mmmsv.kernels.backends.cpu import scan as native_scan
-from mmmsv.kernels.backends.torch import fused as plain
 
 from .scan_inputs import TOLERANCE, MapCase, assert_near, run, run_map, scan_inputs
 
@@ -104,7 +102,7 @@ def run_sequences(draw: random.Random) -> None:
 
 
 def run_around(draw: random.Random) -> None:
-    """The ops of maps.py, against their twins."""
+    """The ops of fused.py, against those of PyTorch."""
     for _ in range(AROUND):
         height, width = draw.choice(SIZES)
         batch, channels, stride = (
@@ -123,7 +121,7 @@ def run_around(draw: random.Random) -> None:
         size = (batch, height, width, channels)
         half = (batch, draw.choice([1, 3]), -(-height // stride), -(-width // stride), channels)
         weight, bias = (made(channels, dtype=wide) for _ in range(2))
-        kernel, activation = draw.choice([3, 7]), draw.choice(list(plain.ACTIVATIONS))
+        kernel, activation = draw.choice([3, 7]), draw.choice(fused.ACTIVATIONS)
         norm_first = half[1] > 1 or draw.random() < 0.5
         gates = {"z": made(*size), "weight": made(batch, channels, dtype=wide)}
         calls = [
@@ -148,7 +146,7 @@ def run_around(draw: random.Random) -> None:
             results = []
             for backend, cast in (("cpu", lambda t: t), ("torch", lambda t: t.to(torch.float64))):
                 with use_backend(backend):
-                    y = getattr(maps, op)(**{name: cast(tensor) for name, tensor in tensors.items()}, **options)
+                    y = getattr(fused, op)(**{name: cast(tensor) for name, tensor in tensors.items()}, **options)
                     results.append((y, *torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))))
             for ours, theirs in zip(*results, strict=True):
                 scale = max(theirs.abs().max().item(), 1e-2) if theirs.numel() else 1
@@ -168,7 +166,7 @@ def a_short_tensor() -> None:
     inputs = {name: tensor.detach() for name, tensor in MapCase(size=(5, 3)).inputs().items()}
     inputs["B"] = inputs["B"][:, :, 1:].contiguous()
     with use_backend("cpu"):
-        torch.ops.mmmsv.scan2d(*inputs.values(), [0], False, True)
+        torch.ops.mmmsv.scan2d(*inputs.values(), [0], False, True, True)
 
 
 def a_size_beyond_all_numbers() -> None:

@@ -68,6 +68,10 @@ class MapCase:
     merge: bool = True
     dtype: torch.dtype = torch.float64
 
+    def __str__(self) -> str:
+        """Name the case in the ids of tests."""
+        return f"{'+'.join(self.routes)}{',carry' * self.carry}{',apart' * (not self.merge)}"
+
     @property
     def options(self) -> dict:
         return {"routes": self.routes, "carry": self.carry, "merge": self.merge}

@@ -23,8 +23,9 @@ def calls(monkeypatch):
     """The names of the backends that compute, as they come."""
     names = []
     for name, backend in BACKENDS.items():
-        spy = lambda scan, name=name, real=backend.selective_scan: names.append(name) or real(scan)  # noqa: E731
-        monkeypatch.setitem(BACKENDS, name, dataclasses.replace(backend, selective_scan=spy))
+        spy = lambda scan, name=name, real=backend.scan2d.forward: names.append(name) or real(scan)  # noqa: E731
+        kernel = dataclasses.replace(backend.scan2d, forward=spy)
+        monkeypatch.setitem(BACKENDS, name, dataclasses.replace(backend, scan2d=kernel))
     return names
 
 
@@ -47,20 +48,27 @@ def test_the_choice(calls, monkeypatch):
     selective_scan(**inputs)
     with use_backend("torch"):
         selective_scan(**inputs)
-    assert calls == [dispatch.automatic(CPU), "reference", "torch", "reference", "reference", "torch"]
+    assert calls == [
+        dispatch.automatic(lambda backend: backend.name, CPU),
+        "reference",
+        "torch",
+        "reference",
+        "reference",
+        "torch",
+    ]
 
 
 def test_a_backend_that_there_is_not(monkeypatch):
     monkeypatch.setenv("MMMSV_BACKEND", "abacus")
-    message = r"MMMSV_BACKEND: there is no scan backend 'abacus'; choose one of triton, cpu, torch, reference"
+    message = r"MMMSV_BACKEND: there is no backend 'abacus'; choose one of triton, cpu, torch, reference"
     with pytest.raises(ValueError, match=message):
         selective_scan(**scan_inputs(dtype=torch.float32))
-    with pytest.raises(ValueError, match="no scan backend 'abacus'"), use_backend("abacus"):
+    with pytest.raises(ValueError, match="no backend 'abacus'"), use_backend("abacus"):
         pass
 
 
 def test_asked_for_one_that_cannot_run(without_cpu):
-    message = "scan backend 'cpu' was asked for, and cannot run on cpu: its library is on holiday; choose another"
+    message = "backend 'cpu' was asked for, and cannot run on cpu: its library is on holiday; choose another"
     with use_backend("cpu"), pytest.raises(RuntimeError, match=message):
         selective_scan(**scan_inputs(dtype=torch.float32))
 
@@ -71,7 +79,7 @@ def test_the_automatic_choice_falls_through_and_says_so_once(without_cpu, calls,
             selective_scan(**scan_inputs(dtype=torch.float32))
     assert calls == ["torch", "torch"]
     assert [record.message for record in caplog.records] == [
-        "scan backend 'cpu' cannot run on cpu: its library is on holiday; taking a slower one"
+        "backend 'cpu' cannot run on cpu: its library is on holiday; taking a slower one"
     ]
 
 
@@ -121,6 +129,7 @@ def test_a_library_of_older_sources_that_lack_an_op(monkeypatch, asked_anew):
 
 
 @pytest.mark.skipif(native_library.why_not(CPU) is not None, reason="there is no C++ library here")
+@pytest.mark.slow
 @pytest.mark.parametrize("instructions", ["AVX512", "AVX2", "DEFAULT"])
 def test_every_build_computes_the_same(instructions):
     """The libraries for older processors, too, where this one can run them."""

@@ -121,7 +121,7 @@ def test_compiled_programs_have_one_op_for_the_result_alone(mode):
         y = torch.compile(Layer(), backend=backend, fullgraph=True)(x)
         exported = [torch.export.export(Layer(), (x,), strict=strict) for strict in (True, False)]
     torch.testing.assert_close(y, functional.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
-    assert any("mmmsv.linear" in target for target in targets) == (mode is not torch.enable_grad)
+    assert any("mmmsv.onednn_linear" in target for target in targets) == (mode is not torch.enable_grad)
     assert not [node for each in exported for node in each.graph.nodes if "mmmsv" in str(node.target)]
 
 
@@ -149,7 +149,7 @@ def test_compiled_derivatives(backend):
 def test_the_op_of_compiled_programs(trained):
     """It has the gradients of torch's, and tells the compiler the truth about its results."""
     tensors = [t.requires_grad_(i in trained) for i, t in enumerate((torch.randn(LARGE), *weights()))]
-    op = torch.ops.mmmsv.linear
+    op = torch.ops.mmmsv.onednn_linear
     results = [
         torch.autograd.grad(function(*tensors).sum(), [tensors[i] for i in trained])
         for function in (op, functional.linear)
@@ -219,6 +219,7 @@ def test_devices_get_torchs_error():
         linear(x, weight, bias.to("meta"))
 
 
+@pytest.mark.slow
 def test_compiled_programs_take_parts_of_weights():
     """Inductor's own lowering of oneDNN's product takes nothing but constants."""
     weight, bias = weights()

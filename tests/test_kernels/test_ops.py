@@ -1,5 +1,6 @@
 """Both ops as torch sees them: gradients, registration, and every way in which torch runs a program."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -47,7 +48,11 @@ class Scan(nn.Module):
     ("backend", "numbers", "length", "softplus"),
     [
         *itertools.product(FAST, [(1, 1), (16, 1), (1, 2), (16, 4), (2, 3)], [1, 7, 37], [True, False]),
-        *(("triton", *few) for few in [((1, 2), 7, True), ((2, 3), 37, False)] if "triton" in RUNNABLE),
+        *(
+            pytest.param("triton", *few, marks=pytest.mark.slow)
+            for few in [((1, 2), 7, True), ((2, 3), 17, False)]
+            if "triton" in RUNNABLE
+        ),
     ],
 )
 def test_gradcheck(backend, numbers, length, softplus):
@@ -63,7 +68,7 @@ def test_gradcheck(backend, numbers, length, softplus):
 
 @pytest.mark.parametrize(("backend", "case"), itertools.product(RUNNABLE, [CARRIED, FOUR_SETS]))
 def test_gradcheck_of_maps(backend, case):
-    inputs = case.inputs().values()
+    inputs = dataclasses.replace(case, size=(2, 3), batch=1).inputs().values()
     arguments = [tensor.detach().double().to(device_of(backend)).requires_grad_() for tensor in inputs]
     with use_backend(backend):
         assert torch.autograd.gradcheck(functools.partial(scan2d, **case.options), arguments, fast_mode=True)
@@ -72,21 +77,25 @@ def test_gradcheck_of_maps(backend, case):
 @needs_opcheck
 @pytest.mark.parametrize(("state", "groups"), [(1, 1), (3, 2)])
 @pytest.mark.parametrize("optional", [True, False])
-def test_opcheck(state, groups, optional):
-    arguments = list(scan_inputs(length=9, state=state, groups=groups, dtype=torch.float32).values())
-    if not optional:
-        arguments[5:] = [None, None]
-    torch.library.opcheck(torch.ops.mmmsv.selective_scan, (*arguments, True))
-    arguments = [None if tensor is None else tensor.detach() for tensor in arguments]
-    dy, states = torch.randn(2, 6, 9), torch.zeros(2 * state * 6)
-    torch.library.opcheck(torch.ops.mmmsv.selective_scan_backward, (dy, states, *arguments, True))
+def test_opcheck_of_sequences(state, groups, optional):
+    """One-row maps, one for each group of channels, with the step of each channel."""
+    channels = 6 // groups
+    u, delta = torch.randn(2, 2, 1, 9, groups, channels)
+    B, C = torch.randn(2, 2, 1, 9, groups, state)
+    bias, skip = torch.randn(2, groups, channels) if optional else (None, None)
+    tensors = (u, delta, B, C, None, bias, -torch.rand(groups, channels, state), skip)
+    options = ([0] * groups, False, False, True)
+    leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in tensors]
+    torch.library.opcheck(torch.ops.mmmsv.scan2d, (*leaves, *options))
+    y, states = torch.ops.mmmsv.scan2d(*tensors, *options)
+    torch.library.opcheck(torch.ops.mmmsv.scan2d_backward, (torch.randn_like(y), states, *tensors, *options))
 
 
 @needs_opcheck
 @pytest.mark.parametrize("case", [CARRIED, FOUR_SETS], ids=["carried", "four_sets"])
 def test_opcheck_of_maps(case):
     codes = {"row": 0, "col": 1, "row_rev": 2, "col_rev": 3}
-    options = [codes[route] for route in case.routes], case.carry, case.merge
+    options = [codes[route] for route in case.routes], case.carry, case.merge, True
     arguments = list(case.inputs().values())
     torch.library.opcheck(torch.ops.mmmsv.scan2d, (*arguments, *options))
     arguments = [tensor.detach() for tensor in arguments]
@@ -144,7 +153,7 @@ def test_a_forward_mode_derivative_is_refused(name):
 
 
 def test_the_states_have_no_gradient():
-    _, states = torch.ops.mmmsv.scan2d(*CARRIED.inputs().values(), [2, 1, 3], True, False)
+    _, states = torch.ops.mmmsv.scan2d(*CARRIED.inputs().values(), [2, 1, 3], True, False, True)
     assert not states.requires_grad
 
 
@@ -165,6 +174,7 @@ def test_compiles_without_graph_break(dynamic):
     assert_near(sequences(**inputs), selective_scan(**inputs), 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
 def test_compiles_with_inductor():
     module, x = Scan(), torch.randn(2, 5, 7, 6)
@@ -229,6 +239,7 @@ def _train_one_of_two(rank, port, path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_data_parallel(tmp_path):
     """Two processes with half a batch each have the gradients of one with all of it."""
     with socket.socket() as free:

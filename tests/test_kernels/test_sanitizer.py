@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("g++")
 # Without instructions of its own, and with the widest ones that this processor has.
 BUILDS = ["baseline", *{"AVX512": ["avx512"], "AVX2": ["avx2"]}.get(torch.backends.cpu.get_cpu_capability(), [])]
-FLAGS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-shared", "-fPIC"]
+# -O0 and -g1 halve what compiling takes; reports still name the line.
+FLAGS = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-shared", "-fPIC"]
 # Python leaks by design. Fresh memory is filled with NaN, which shows in the results wherever it is read.
 OPTIONS = "detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1000000000"
 
@@ -38,7 +39,7 @@ def why_not():
     return None
 
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 
 def extensions():

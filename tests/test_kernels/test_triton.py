@@ -34,6 +34,7 @@ def set_spans(monkeypatch, many):
     monkeypatch.setattr(triton_scan, "_warps_wanted", lambda device: 1 << 20 if many else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("case", [CARRIED, dataclasses.replace(CARRIED, routes=("row", "col"), sets=2, carry=False)])
 def test_one_span_and_many(monkeypatch, many, case):
@@ -54,6 +55,7 @@ def test_borders_of_chunks(monkeypatch, length):
         assert_near(ours, theirs, TOLERANCE[torch.float32], name)
 
 
+@pytest.mark.slow
 def test_more_spans_than_a_tile(monkeypatch):
     """The carry over the spans goes on from one tile of spans to the next."""
     set_spans(monkeypatch, many=True)
@@ -83,15 +85,16 @@ def test_why_not(monkeypatch):
     real = triton.JITFunction(triton_kernels.scan_forward.fn)
     with monkeypatch.context() as patch:
         patch.setattr(triton_kernels, "scan_forward", real)
-        assert "NVIDIA" in triton_scan.BACKEND.why_not(torch.device("cpu"))
+        assert "NVIDIA" in triton_scan.why_not(torch.device("cpu"))
         patch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
-        assert "7.5" in triton_scan.BACKEND.why_not(torch.device("cuda"))
+        assert "7.5" in triton_scan.why_not(torch.device("cuda"))
         patch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-        assert triton_scan.BACKEND.why_not(torch.device("cuda")) is None
+        assert triton_scan.why_not(torch.device("cuda")) is None
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert "not installed" in triton_scan.BACKEND.why_not(torch.device("cuda"))
+    assert "not installed" in triton_scan.why_not(torch.device("cuda"))
 
 
+@pytest.mark.slow
 def test_kernels_fit_in_the_registers():
     """Every kernel compiles for sm_80 and sm_90, and spills nothing."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

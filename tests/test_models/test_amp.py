@@ -38,6 +38,7 @@ def block_of(family):
     return model({"base": base, "embed_dims": (64,), "depths": (1,)}, drop_path_rate=0.0).stages[0].blocks[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("device", "dtype"), AUTOCAST)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_trains(family, device, dtype):

@@ -28,6 +28,7 @@ def compiled_once(model, backend):
     return torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_one_program_for_all_sizes(name):
     torch.manual_seed(0)
@@ -40,6 +41,7 @@ def test_one_program_for_all_sizes(name):
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_training_program_for_all_sizes():
     torch.manual_seed(0)
     model = BACKBONES["arXiv"]().double()

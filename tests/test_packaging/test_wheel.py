@@ -52,6 +52,7 @@ def test_wheel_holds_all_modules(package):
     assert modules.items() <= files(package).items()
 
 
+@pytest.mark.slow
 def test_mim_finds_an_editable_installation(tmp_path):
     """openmim does where it is called from the checkout, the fork's mim from anywhere else."""
     check_mim(tmp_path if IN_FORK else ROOT, tmp_path)

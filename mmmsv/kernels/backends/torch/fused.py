@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Size, Tensor
 from torch.nn.functional import conv2d, gelu, interpolate, layer_norm, silu
 
-ACTIVATIONS = {"none": lambda p: p, "silu": silu, "gelu": gelu}
+ACTIVATION_FUNCTIONS = {"none": lambda p: p, "silu": silu, "gelu": gelu}
 
 
 def depthwise_conv(
@@ -15,7 +15,7 @@ def depthwise_conv(
     # Numbers: where torch.jit records, a size is a tensor, which torch 2.1 takes for no padding.
     channels, _, kernel, _ = map(int, weight.shape)
     p = conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, kernel // 2, groups=channels).permute(0, 2, 3, 1)
-    return ACTIVATIONS[activation](x + p if residual else p)
+    return ACTIVATION_FUNCTIONS[activation](x + p if residual else p)
 
 
 def gate(y: Tensor, z: Tensor | None, weight: Tensor | None) -> Tensor:

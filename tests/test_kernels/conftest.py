@@ -1,0 +1,59 @@
+"""Without a GPU the Triton kernels run in Triton's interpreter, in this process and in none that a test starts."""
+
+import dataclasses
+import functools
+import importlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from mmmsv.kernels.backends.triton import scan as triton_scan
+
+
+def _scan_by_rows(self, inputs):
+    """``tl.associative_scan`` in the interpreter, its combine function called once for each row.
+
+    Triton's own calls it once for each element, and takes minutes where this takes seconds.
+    """
+    rows = [np.moveaxis(tensor.handle.data, self.axis, 0) for tensor in inputs]
+    done = [tuple(row[0] for row in rows)]
+    for i in range(1, len(rows[0])):
+        operands = (*done[-1], *(row[i] for row in rows))
+        dtypes = [tensor.dtype for tensor in inputs] * 2
+        joined = self.combine_fn.fn(
+            *(self.to_tensor(value, dtype) for value, dtype in zip(operands, dtypes, strict=True))
+        )
+        done.append(tuple(tensor.handle.data for tensor in (joined if isinstance(joined, tuple) else (joined,))))
+    outputs = (np.moveaxis(np.stack(column), 0, self.axis) for column in zip(*done, strict=True))
+    return [self.to_tensor(values, tensor.dtype) for values, tensor in zip(outputs, inputs, strict=True)]
+
+
+def _patched_once(patch_lang):
+    """Let the interpreter replace what ``tl`` holds once for each function, and not at each of its calls."""
+
+    @functools.cache
+    def patch_lang_once(function):
+        patch_lang(function)
+        return SimpleNamespace(restore=lambda: None)
+
+    return patch_lang_once
+
+
+if triton_scan.why_no_triton() is None:
+    import triton.experimental.gluon  # which Triton itself imports at the first launch
+    from triton.runtime import interpreter
+
+    interpreter.ScanOps.generic_scan = _scan_by_rows
+    interpreter._patch_lang = _patched_once(interpreter._patch_lang)
+    # Computed for each sum and product of integers, and looked at by nothing unless Triton runs in its debug mode.
+    options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.cuda.is_available():
+            # Read where a kernel is defined: Triton's own, as tl.cdiv, are defined already, by whatever imported it.
+            patch.setenv("TRITON_INTERPRET", "1")
+            importlib.reload(triton.language.standard)
+            importlib.reload(triton.language)
+        from mmmsv.kernels.backends.triton import kernels  # noqa: F401
