@@ -176,7 +176,7 @@ def _implement(
 
     def refuse_vmap(*_: object) -> NoReturn:
         raise NotImplementedError(
-            f"{name} does not work under torch.func.vmap; it takes a batch: put the axis there, without vmap"
+            f"mmmsv::{name} does not work under torch.func.vmap; it takes a batch: put the axis there, without vmap"
         )
 
     _LIBRARY.impl(op, compute, "CompositeExplicitAutograd")
@@ -220,7 +220,7 @@ def _autograd_functions(
         @staticmethod
         def backward(ctx: Context, *_: Tensor) -> NoReturn:
             raise NotImplementedError(
-                f"{name} has first derivatives only; this asks for a second one (double backward)"
+                f"mmmsv::{name} has first derivatives only; this asks for a second one (double backward)"
             )
 
     return type(name, (Differentiable,), {}), type(f"{name}_backward", (DifferentiableOnce,), {})
