@@ -115,10 +115,9 @@ def automatic(pick: Callable[[Backend], T | None], device: torch.device) -> T:
     Raises:
         RuntimeError: No backend can.
     """
+    kind = device.type
     for name, backend in BACKENDS.items():
-        if backend.automatic_for is not None and device.type not in backend.automatic_for:
-            continue
-        picked = pick(backend)
+        picked = pick(backend) if backend.automatic_for is None or kind in backend.automatic_for else None
         if picked is None:
             continue
         reason = backend.why_not(device)
@@ -126,9 +125,9 @@ def automatic(pick: Callable[[Backend], T | None], device: torch.device) -> T:
             return picked
         if name not in _logged:
             _logged.add(name)
-            _logger.warning("backend %r cannot run on %s: %s; taking a slower one", name, device.type, reason)
+            _logger.warning("backend %r cannot run on %s: %s; taking a slower one", name, kind, reason)
     raise RuntimeError(
-        f"no backend has a kernel for this op on {device.type}, as a program needs that was compiled or exported for "
+        f"no backend has a kernel for this op on {kind}, as a program needs that was compiled or exported for "
         "another device; compile it here"
     )
 

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from . import ops
-from .argument_checks import check_bool, check_channels, check_shape, check_tensors, one_dtype, state_dtype
+from .argument_checks import check_bool, check_channels, check_shape, check_tensors
 
 # Beyond the kernels' size it has no use; scratch grows with it.
 _LARGEST_STRIDE = 64
@@ -63,10 +63,6 @@ def depthwise_conv(
         raise ValueError(f"{op}: activation is {activation!r}, expected one of {ACTIVATIONS}")
     if residual and stride > 1:
         raise ValueError(f"{op}: residual needs a stride of 1, given is {stride}")
-    composite = ops.depthwise_conv.composite(x)
-    if composite is not None:
-        return composite(x, weight, bias, stride, activation, residual)
-    weight, bias = weight.to(state_dtype(x)), None if bias is None else bias.to(state_dtype(x))
     return ops.depthwise_conv(x, weight, bias, stride, activation, residual)
 
 
@@ -97,11 +93,7 @@ def gate(y: Tensor, z: Tensor | None = None, weight: Tensor | None = None) -> Te
         check_shape(op, "weight", weight, (y.shape[0], channels), "y", y)
     if z is None and weight is None:
         return y
-    composite = ops.gate.composite(y)
-    if composite is not None:
-        return composite(y, z, weight)
-    y, z = one_dtype(op, maps) if z is not None else (y, None)
-    return ops.gate(y, z, None if weight is None else weight.to(state_dtype(y)))
+    return ops.gate(y, z, weight)
 
 
 def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool) -> Tensor:
@@ -127,8 +119,7 @@ def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: 
         ValueError: Shapes or devices disagree.
     """
     op = "merge_scales"
-    maps = {"full": full, "half": half}
-    check_tensors(op, maps, {"weight": weight, "bias": bias})
+    check_tensors(op, {"full": full, "half": half}, {"weight": weight, "bias": bias})
     check_bool(op, "norm_first", norm_first)
     channels = check_channels(op, "full", full)
     if half.dim() != 5 or half.shape[0] != full.shape[0] or half.shape[-1] != channels:
@@ -140,9 +131,4 @@ def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: 
         raise ValueError(f"{op}: half has {half.shape[1]} routes, expected one, their sum, where the norm comes last")
     for name, each in (("weight", weight), ("bias", bias)):
         check_shape(op, name, each, (channels,), "full", full)
-    composite = ops.merge_scales.composite(full)
-    if composite is not None:
-        return composite(full, half, weight, bias, eps, norm_first)
-    full, half = one_dtype(op, maps)
-    weight, bias = weight.to(state_dtype(full)), bias.to(state_dtype(full))
     return ops.merge_scales(full, half, weight, bias, eps, norm_first)

@@ -3,8 +3,8 @@
 from .arguments import DepthwiseConv, Gate, Linear, MergeScales, Scan2d
 from .registration import Op
 
-scan2d = Op("scan2d", Scan2d, lambda backend: backend.scan2d)
-depthwise_conv = Op("depthwise_conv", DepthwiseConv, lambda backend: backend.depthwise_conv)
-gate = Op("gate", Gate, lambda backend: backend.gate)
-merge_scales = Op("merge_scales", MergeScales, lambda backend: backend.merge_scales)
-linear = Op("linear", Linear, lambda backend: backend.linear)
+scan2d = Op("scan2d", Scan2d, 4, lambda backend: backend.scan2d)
+depthwise_conv = Op("depthwise_conv", DepthwiseConv, 1, lambda backend: backend.depthwise_conv)
+gate = Op("gate", Gate, 2, lambda backend: backend.gate)
+merge_scales = Op("merge_scales", MergeScales, 2, lambda backend: backend.merge_scales)
+linear = Op("linear", Linear, 1, lambda backend: backend.linear)

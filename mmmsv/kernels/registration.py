@@ -11,12 +11,16 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.autograd import Function
 
+from mmmsv.compat.torch_versions import is_compiling
+
+from .argument_checks import one_dtype, state_dtype
 from .backends.strides import laid_out_as
 from .bypass import is_profiled, is_unobserved, may_carry_tangents
-from .dispatch import BACKENDS, Backend, Composite, Implementation, Kernel, select
+from .dispatch import BACKENDS, Backend, Implementation, Kernel, select
 
 # The argument of an op: what the schemas below allow.
 Value: TypeAlias = Any
+Pick: TypeAlias = Callable[[Backend], Implementation | None]
 # What autograd functions keep, FunctionCtx, whose attributes have no types.
 Context: TypeAlias = Any
 _LIBRARY = torch.library.Library("mmmsv", "DEF")
@@ -43,6 +47,7 @@ class Op:
     Args:
         name: Of the op.
         arguments: Class of its arguments, tensors first, whose fields are the schema.
+        maps: Number of tensors that are maps; the others are weights.
         pick: Reads the op off a backend.
     """
 
@@ -50,12 +55,13 @@ class Op:
         self,
         name: str,
         arguments: Callable[..., Arguments],
+        maps: int,
         pick: Callable[[Backend], Implementation | None],
     ) -> None:
         kinds = get_type_hints(arguments)
-        self._arguments, self._pick, self._pick_kernel = arguments, pick, _kernel_of(pick)
-        self._backend_of_composite = _backend_of_composite(pick)
+        self._name, self._arguments, self._maps, self._pick = name, arguments, list(kinds)[:maps], pick
         self._count = count = sum(kind in (Tensor, Tensor | None) for kind in kinds.values())
+        self._name_composite = _names_composites(pick)
         schema = ", ".join(f"{_SCHEMA[kind]} {field}" for field, kind in kinds.items())
         self._op = _define(name, f"({schema}) -> (Tensor y, Tensor kept)")
         gradients = ", ".join(["Tensor"] * count)
@@ -64,22 +70,41 @@ class Op:
         _implement(self._op, self._forward, self._fake_forward, differentiable, name)
         _implement(backward_op, self._backward, self._fake_backward, differentiable_once, name)
 
-    def composite(self, x: Tensor) -> Composite | None:
-        """Return the function of PyTorch's ops that computes the op for a tensor like x; None where a kernel does."""
-        name = self._backend_of_composite(x.device.type, torch.jit.is_tracing())
-        implementation = None if name is None else self._pick(BACKENDS[name])
-        return None if isinstance(implementation, Kernel) else implementation
-
-    def __call__(self, x: Tensor, *others: Value) -> Tensor:
-        """Compute y by a kernel."""
-        if is_unobserved(x, *others[: self._count - 1]) and not is_profiled():
-            y, _ = self._kernel(x).forward(self._arguments(x, *others))
+    def __call__(self, *values: Value) -> Tensor:
+        """Compute y of the arguments, by a function of PyTorch's ops or by a kernel."""
+        implementation = self.implementation(values[0])
+        if implementation is not None and not isinstance(implementation, Kernel):
+            return implementation(*values)
+        cast = self._cast(*values)
+        if implementation is not None and is_unobserved(*cast[: self._count]) and not is_profiled():
+            y, _ = implementation.forward(self._arguments(*cast))
         else:
-            y, _ = self._op(x, *others)
+            y, _ = self._op(*cast)
         return y
 
+    def implementation(self, x: Tensor) -> Implementation | None:
+        """Return what computes the op for a tensor like x; in a program that is recorded, None if that is a kernel."""
+        is_tracing = torch.jit.is_tracing()
+        if not (is_tracing or is_compiling()):
+            return select(self._pick, x.device)
+        name = self._name_composite(x.device.type, is_tracing)
+        return None if name is None else self._pick(BACKENDS[name])
+
+    def _cast(self, *values: Value) -> list[Value]:
+        """Return the arguments as kernels take them: maps in one dtype, weights in that of sums over them."""
+        cast, dtype = list(values), values[0].dtype
+        for place in range(1, len(self._maps)):
+            if values[place] is not None and values[place].dtype != dtype:
+                maps = {name: value for name, value in zip(self._maps, values, strict=False) if value is not None}
+                cast[: len(maps)] = one_dtype(self._name, maps)  # of the maps, only the last one may be missing
+        dtype = state_dtype(cast[0])
+        for place in range(len(self._maps), self._count):
+            if values[place] is not None and values[place].dtype != dtype:
+                cast[place] = values[place].to(dtype)
+        return cast
+
     def _kernel(self, x: Tensor) -> Kernel:
-        return select(self._pick_kernel, x.device)
+        return select(lambda backend: kernel if isinstance(kernel := self._pick(backend), Kernel) else None, x.device)
 
     def _forward(self, x: Tensor, *others: Value) -> tuple[Tensor, Tensor]:
         y, kept = self._kernel(x).forward(self._arguments(x, *others))
@@ -102,28 +127,15 @@ class Op:
         )
 
 
-def _kernel_of(pick: Callable[[Backend], Implementation | None]) -> Callable[[Backend], Kernel | None]:
-    """Return what reads an op off a backend, if that is a kernel."""
-
-    def pick_kernel(backend: Backend) -> Kernel | None:
-        implementation = pick(backend)
-        return implementation if isinstance(implementation, Kernel) else None
-
-    return pick_kernel
-
-
-def _backend_of_composite(pick: Callable[[Backend], Implementation | None]) -> Callable[[str, bool], str | None]:
-    """Return what names the backend whose composite computes an op; None where a kernel does."""
+def _names_composites(pick: Pick) -> Callable[[str, bool], str | None]:
+    """Return a function that names the backend whose composite computes an op; None where a kernel does."""
 
     @torch.compiler.assume_constant_result  # which takes names, and neither methods nor functions for results
     def name(device_type: str, is_tracing: bool) -> str | None:
-        def pick_backend(backend: Backend) -> Backend | None:
-            implementation = pick(backend)
-            # A program that torch.jit records has torch's own ops, which counters of FLOPs and exporters know.
-            is_ruled_out = implementation is None or (is_tracing and isinstance(implementation, Kernel))
-            return None if is_ruled_out else backend
-
-        backend = select(pick_backend, torch.device(device_type))
+        # A program that torch.jit records has torch's own ops, which counters of FLOPs and exporters know.
+        ruled_out = (type(None), Kernel) if is_tracing else type(None)
+        device = torch.device(device_type)
+        backend = select(lambda backend: None if isinstance(pick(backend), ruled_out) else backend, device)
         return None if isinstance(pick(backend), Kernel) else backend.name
 
     return name
@@ -150,8 +162,7 @@ def define_result_only(
     def without_derivatives(*values: Tensor | None) -> Tensor:
         if _gradients_are_asked_for(values) or may_carry_tangents():
             return instead(*values)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*values)
+        return _below_autograd(op, *values)
 
     _LIBRARY.impl(op, forward, "CPU")
     _LIBRARY.impl(op, fake_forward, "Meta")
@@ -165,14 +176,18 @@ def _define(name: str, signature: str) -> OpOverload:
     return getattr(torch.ops.mmmsv, name).default
 
 
+def _below_autograd(op: OpOverload, *values: Value) -> Value:
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*values)
+
+
 def _implement(
     op: OpOverload, compute: Callable[..., tuple], fake: Callable[..., tuple], function: type[Function], name: str
 ) -> None:
     def with_gradients(*values: Value) -> tuple[Tensor, ...]:
         if _gradients_are_asked_for(values):
             return function.apply(*values)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*values)
+        return _below_autograd(op, *values)
 
     def refuse_vmap(*_: object) -> NoReturn:
         raise NotImplementedError(
@@ -193,8 +208,7 @@ def _autograd_functions(
     class Differentiable(Function):
         @staticmethod
         def forward(ctx: Context, *values: Value) -> tuple[Tensor, Tensor]:
-            with torch._C._AutoDispatchBelowAutograd():
-                y, kept = op(*values)
+            y, kept = _below_autograd(op, *values)
             ctx.options = values[count:]
             ctx.save_for_backward(kept, *values[:count])
             ctx.set_materialize_grads(False)
@@ -214,14 +228,11 @@ def _autograd_functions(
     class DifferentiableOnce(Function):
         @staticmethod
         def forward(ctx: Context, *values: Value) -> tuple[Tensor, ...]:
-            with torch._C._AutoDispatchBelowAutograd():
-                return backward_op(*values)
+            return _below_autograd(backward_op, *values)
 
         @staticmethod
         def backward(ctx: Context, *_: Tensor) -> NoReturn:
-            raise NotImplementedError(
-                f"mmmsv::{name} has first derivatives only; this asks for a second one (double backward)"
-            )
+            raise NotImplementedError(f"mmmsv::{name} has first derivatives only, not second ones (double backward)")
 
     return type(name, (Differentiable,), {}), type(f"{name}_backward", (DifferentiableOnce,), {})
 

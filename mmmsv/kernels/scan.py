@@ -13,7 +13,6 @@ from .argument_checks import (
     check_tensors,
     one_dtype,
     route_codes,
-    state_dtype,
 )
 from .routes import Route
 
@@ -72,13 +71,12 @@ def selective_scan(
         B, C = B.unsqueeze(1), C.unsqueeze(1)
     groups = B.shape[1]
     channels = (groups, A.shape[0] // groups)
-    # Each group of channels is a sequence over a map of its own, which has one row.
+    # Each group of channels is a sequence over a map of its own, which has one row. Lists: torch.compile of torch 2.1
+    # cannot unpack a generator.
     x, step = [tensor.unflatten(1, channels).permute(0, 3, 1, 2).unsqueeze(1) for tensor in (u, delta)]
     B, C = [tensor.permute(0, 3, 1, 2).unsqueeze(1) for tensor in (B, C)]
-    A = A.to(state_dtype(u)).unflatten(0, channels)
-    D, delta_bias = [
-        None if weight is None else weight.to(state_dtype(u)).unflatten(0, channels) for weight in (D, delta_bias)
-    ]
+    A = A.unflatten(0, channels)
+    D, delta_bias = [None if weight is None else weight.unflatten(0, channels) for weight in (D, delta_bias)]
     y = ops.scan2d(x, step, B, C, None, delta_bias, A, D, [0] * groups, False, False, delta_softplus)
     y = y.squeeze(2).transpose(2, 3).flatten(1, 2)
     layout = torch.empty_like(u, device="meta").stride()
@@ -144,8 +142,5 @@ def scan2d(
     check_bool(op, "carry", carry)
     check_bool(op, "merge", merge)
     codes = route_codes(op, routes)
-    x, dt, B, C = one_dtype(op, per_token)
     check_map_shapes(x, dt, B, C, W_dt, b_dt, A, Dskip, len(codes), carry)
-    # Lists: torch.compile of torch 2.1 cannot unpack a generator.
-    W_dt, b_dt, A, Dskip = [weight.to(state_dtype(x)) for weight in (W_dt, b_dt, A, Dskip)]
     return ops.scan2d(x, dt, B, C, W_dt, b_dt, A, Dskip, codes, carry, merge, True)

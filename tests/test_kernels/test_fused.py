@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmmsv.kernels import depthwise_conv, gate, merge_scales, ops, use_backend
 from mmmsv.kernels.backends.cpu import library
 from mmmsv.kernels.backends.torch import fused as torch_fused
+from mmmsv.kernels.dispatch import Kernel
 
 from .scan_inputs import TOLERANCE, assert_near
 
@@ -319,10 +320,10 @@ def test_no_forward_mode_derivative():
 
 def test_a_kernel_computes_where_a_backend_has_one():
     x = normal(1)
-    assert (ops.gate.composite(x) is None) == (library.why_not(CPU) is None)
-    assert ops.gate.composite(x.to("meta")) is torch_fused.gate
+    assert isinstance(ops.gate.implementation(x), Kernel) == (library.why_not(CPU) is None)
+    assert ops.gate.implementation(x.to("meta")) is torch_fused.gate
     with use_backend("reference"):
-        assert ops.gate.composite(x) is torch_fused.gate
+        assert ops.gate.implementation(x) is torch_fused.gate
 
 
 def test_traces_hold_ops_that_others_know():

@@ -111,7 +111,9 @@ def _sizes(x: Tensor) -> dict[str, int]:
 
 def _as_read_conv(conv: DepthwiseConv) -> DepthwiseConv:
     """Return the arguments with tensors as the library reads them."""
-    return conv._replace(x=last_axis_innermost(conv.x), weight=conv.weight.contiguous(), bias=_dense(conv.bias))
+    x, weight, bias, stride, activation, residual = conv
+    x, weight, bias = last_axis_innermost(x), weight.contiguous(), _dense(bias)
+    return DepthwiseConv(x, weight, bias, stride, activation, residual)
 
 
 def _describe_conv(conv: DepthwiseConv, y: Tensor) -> _DepthwiseConv:
