@@ -1,5 +1,5 @@
 # make demo        sets up .venv, trains Mask R-CNN with MSVMamba-Nano on the bundled photographs, draws what it found
-# make test        sets up .venv, runs the linter and all tests
+# make test        sets up .venv, runs the linter, the type checker and all tests
 # make test-fork   sets up .venv-fork with the maintained fork of OpenMMLab, runs the tests that concern it
 # make test-oldest sets up .venv-oldest with torch 2.1 and the oldest OpenMMLab that is supported, runs the tests there
 # make test-wheel  builds the wheel, installs it in .venv-wheel, and uses it from outside the checkout
@@ -60,6 +60,7 @@ test-wheel:
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyrefly check --python-interpreter-path $(VENV)/bin/python
 
 # What the extra `bench` asks for is one of the implementations compared: without it, its column is left out.
 bench: setup
