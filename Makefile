@@ -1,6 +1,6 @@
 # make demo        sets up .venv, trains Mask R-CNN with MSVMamba-Nano on the bundled photographs, draws what it found
-# make check       sets up .venv, runs the linter and the fast tests, in about a minute; before each commit
-# make test        sets up .venv, runs the linter and all tests
+# make check       sets up .venv, runs the linter, the type checker and the fast tests, in about a minute
+# make test        sets up .venv, runs the linter, the type checker and all tests
 # make test-fork   sets up .venv-fork with the maintained fork of OpenMMLab, runs the tests that concern it
 # make test-oldest sets up .venv-oldest with torch 2.1 and the oldest OpenMMLab that is supported, runs the tests there
 # make test-wheel  builds the wheel, installs it in .venv-wheel, and uses it from outside the checkout
@@ -65,6 +65,7 @@ test-wheel:
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyrefly check --python-interpreter-path $(VENV)/bin/python
 
 # What the extra `bench` asks for is one of the implementations compared: without it, its column is left out.
 bench: setup

@@ -7,8 +7,8 @@ from torch import Tensor
 
 def shortened(names: Iterable[object], shown: int = 3) -> str:
     """List the first of some names, with dots for the others."""
-    names = [str(name) for name in names]
-    return ", ".join([*names[:shown], "..."] if len(names) > shown else names)
+    words = [str(name) for name in names]
+    return ", ".join([*words[:shown], "..."] if len(words) > shown else words)
 
 
 def first_of(names: Iterable[object], shown: int = 3) -> str:

@@ -63,7 +63,7 @@ def draw(cfg: Config, split: str, number: int, folder: Path) -> Iterator[Path]:
         item = dataset[i]
         sample = _on_arrays(item["data_samples"])
         # One picture may be there many times, cut in other ways.
-        path = folder / f"{i:04d}_{Path(sample.img_path).stem}.jpg"
+        path = folder / f"{i:04d}_{Path(sample.get('img_path')).stem}.jpg"
         # OpenCV, which writes the labels, wants contiguous memory; pipelines leave colours as BGR.
         image = np.ascontiguousarray(item["inputs"].numpy()[::-1].transpose(1, 2, 0))
         getattr(visualizer, DRAW[library])(
@@ -75,7 +75,8 @@ def draw(cfg: Config, split: str, number: int, folder: Path) -> Iterator[Path]:
 def _on_arrays(sample: BaseDataElement) -> BaseDataElement:
     """Return the sample with arrays in the place of tensors, and of mmdet's boxes, as the visualizers want it."""
     if "gt_instances" in sample:
-        sample.gt_instances.bboxes = sample.gt_instances.bboxes.tensor
+        instances = sample.get("gt_instances")
+        instances.bboxes = instances.bboxes.tensor
     return sample.numpy()
 
 

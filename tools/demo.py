@@ -22,13 +22,13 @@ import numpy as np
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.fileio import load
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner, save_checkpoint, set_random_seed
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner import save_checkpoint, set_random_seed
 from mmengine.structures import InstanceData
 from pycocotools import mask as rle
-from torch.utils.data import Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/mask_rcnn/msvmamba_n_coco_mini.py"
@@ -51,7 +51,7 @@ def main() -> None:
     step(1, "the data")
     cfg = Config.fromfile(CONFIG)
     init_default_scope(cfg.default_scope)
-    seen = count_boxes(Runner.build_dataloader(cfg.train_dataloader).dataset)
+    seen = count_boxes(DATASETS.build(cfg.train_dataloader.dataset))
     print(f"{seen['images']} photographs with objects: {seen['boxes']} boxes and masks")
 
     step(2, "the untrained network, on the photographs it is going to learn")
@@ -88,7 +88,7 @@ def step(number: int, title: str) -> None:
     print(f"\n[{number}/5] {title}", flush=True)
 
 
-def count_boxes(dataset: Dataset) -> dict[str, int]:
+def count_boxes(dataset: BaseDataset) -> dict[str, int]:
     """Load every training photograph, and count what the network is going to see.
 
     Raises:
@@ -138,7 +138,7 @@ def mim(command: str, arguments: list[str], work_dir: Path) -> None:
             text=True,
         ) as process,
     ):
-        for line in process.stdout:
+        for line in process.stdout or ():
             log.write(line)
             lines.append(line)
             if match := PROGRESS.search(line):
@@ -197,7 +197,7 @@ def draw(cfg: Config, predictions: list[dict], folder: Path) -> Path:
     """Draw each test photograph, what is on it, and what was found on it, side by side."""
     folder.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore", message=".*out of bounds", module="mmengine.visualization")  # at the very border
-    dataset = Runner.build_dataloader(cfg.test_dataloader).dataset
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
     found = {prediction["img_id"]: prediction["pred_instances"] for prediction in predictions}
     visualizer = DetLocalVisualizer(line_width=2, alpha=0.5)
     visualizer.dataset_meta = dataset.metainfo

@@ -40,18 +40,19 @@ def main() -> None:
         else:
             name = args.config
             model, shape = build_from_config(args.config)
-        shape = tuple(args.shape or shape)
-        report = table(model, shape, args.ours)
+        height, width = args.shape or shape
+        report = table(model, (height, width), args.ours)
     except ValueError as error:
         parser.error(str(error))
-    print(f"{name}, one image of {shape[0]} x {shape[1]} (H x W)\n\n{report}\n\n{OURS if args.ours else PUBLISHED}")
+    print(f"{name}, one image of {height} x {width} (H x W)\n\n{report}\n\n{OURS if args.ours else PUBLISHED}")
 
 
 def table(model: nn.Module, shape: tuple[int, int], ours: bool) -> str:
     """Count a model and its ``backbone``, and lay the counts out in millions of parameters and 1e9 MACs."""
-    whole, backbone = (count(part, shape, ours) for part in (model, model.backbone))
+    body = model.get_submodule("backbone")
+    whole, backbone = (count(part, shape, ours) for part in (model, body))
     rows = [
-        ("parameters (M)", parameters(model) / 1e6, parameters(model.backbone) / 1e6),
+        ("parameters (M)", parameters(model) / 1e6, parameters(body) / 1e6),
         ("GMACs", whole.total / 1e9, backbone.total / 1e9),
         ("  convolutions and linear layers", whole.layers / 1e9, backbone.layers / 1e9),
         ("  scans", whole.scan / 1e9, backbone.scan / 1e9),

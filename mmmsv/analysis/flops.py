@@ -36,7 +36,7 @@ from dataclasses import astuple, dataclass
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from mmengine.config import Config
@@ -50,6 +50,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmmsv.kernels.flops import ScanSizes
 from mmmsv.models import MSVMamba, VMamba
 
+T = TypeVar("T")
 BACKBONES = {backbone.__name__: backbone for backbone in (MSVMamba, VMamba)}
 # What installs each library, in pyproject.toml.
 _EXTRAS = {"mmpretrain": "cls", "mmdet": "det", "mmseg": "seg"}
@@ -193,14 +194,15 @@ def _count_forward(convention: "_Convention", model: nn.Module, shape: tuple[int
         return _run(convention, model, torch.empty(1, 3, *shape), *samples)[0]
 
 
-def _count_two_stages(convention: "_Convention", model: BaseModel, shape: tuple[int, int], proposals: int) -> Macs:
+def _count_two_stages(convention: "_Convention", model: nn.Module, shape: tuple[int, int], proposals: int) -> Macs:
+    extract_feat, rpn_head, roi_head = operator.attrgetter("extract_feat", "rpn_head", "roi_head")(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        features, maps = _run(convention, model.extract_feat, torch.empty(1, 3, *shape))
-        rpn, _ = _run(convention, model.rpn_head, maps)
+        features, maps = _run(convention, extract_feat, torch.empty(1, 3, *shape))
+        rpn, _ = _run(convention, rpn_head, maps)
     # With numbers: RoI heads look at their boxes, and a compiled RoIAlign reads memory, which fake tensors lack.
     zeros = tuple(torch.zeros(fake.shape) for fake in maps)
     boxes = InstanceData(bboxes=torch.tensor([[0.0, 0.0, 32.0, 32.0]]).repeat(proposals, 1))
-    roi, _ = _run(convention, model.roi_head, zeros, [boxes], [_sample(shape)])
+    roi, _ = _run(convention, roi_head, zeros, [boxes], [_sample(shape)])
     return features + rpn + roi
 
 
@@ -238,7 +240,7 @@ class _Convention:
     elementwise: _Formulas
 
 
-def _run(convention: _Convention, part: Callable[..., object], *arguments: object) -> tuple[Macs, object]:
+def _run(convention: _Convention, part: Callable[..., T], *arguments: object) -> tuple[Macs, T]:
     """Call a part of a model; return its count, and what it returned."""
     others = {**convention.scans, **convention.elementwise}
     with (
@@ -253,7 +255,7 @@ def _run(convention: _Convention, part: Callable[..., object], *arguments: objec
     return Macs(products.get_total_flops() // 2, scan, elementwise), output
 
 
-def _published_projections(*arguments: object, **_: object) -> int:
+def _published_projections(*arguments: object, **__: object) -> int:
     pairs, routes, sets, rank, state, _ = ScanSizes.of(*arguments)
     # Per token and channel, not per pair: what each token of a set is projected to, once more for each other route.
     return 2 * pairs * rank + 2 * (pairs // routes) * (routes - sets) * (rank + 2 * state)

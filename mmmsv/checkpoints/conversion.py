@@ -44,7 +44,7 @@ def from_authors_file(source: str | os.PathLike) -> tuple[dict[str, object], str
         "source": f"{_file_name(source)} ({part})",
         **_dataset_meta(checkpoint),
     }
-    converted = {"meta": meta, "state_dict": _copied(matched.weights)}
+    converted: dict[str, object] = {"meta": meta, "state_dict": _copied(matched.weights)}
     return converted, f"{source} ({part}): {name_of(arch)}, {matched.told()}"
 
 
@@ -77,7 +77,9 @@ def to_authors_file(source: str | os.PathLike, flat: bool = False) -> tuple[dict
     is_head = "head.fc.weight" in weights
     theirs = _copied(to_authors(weights, arch, is_head, flat))
     _match_alone(theirs, f"{source}, written as the authors do,")  # what could not come back is not written
-    written = {"model": theirs} if is_head else {"state_dict": theirs, "meta": _dataset_meta(checkpoint)}
+    written: dict[str, object] = (
+        {"model": theirs} if is_head else {"state_dict": theirs, "meta": _dataset_meta(checkpoint)}
+    )
     return written, f"{source} ({part}): {name_of(arch)}, {len(theirs)} tensors"
 
 

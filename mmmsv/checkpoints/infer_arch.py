@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from mmmsv.kernels import Route
 from mmmsv.models import MSVMamba, VMamba
 from mmmsv.models.arch import Arch, BlockArch
 
 from .translation import THEIR_MODULES, as_linear
 
-_FULL = ("row", "col", "row_rev", "col_rev")
-_HALF = {1: ("col_rev",), 2: ("row_rev", "col_rev"), 3: ("row_rev", "col", "col_rev")}
+_FULL: tuple[Route, ...] = ("row", "col", "row_rev", "col_rev")
+_HALF: dict[int, tuple[Route, ...]] = {1: ("col_rev",), 2: ("row_rev", "col_rev"), 3: ("row_rev", "col", "col_rev")}
 _BLOCK = re.compile(r"(?:layers|stages)\.(\d+)\.blocks\.(\d+)\.")
 
 
@@ -80,7 +81,7 @@ class _Shapes(NamedTuple):
     block: str
     shapes: Mapping[str, tuple[int, ...]]
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self.shapes
 
     def side(self, name: str, axis: int) -> int:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 from urllib.parse import urlparse
 
 import torch
@@ -133,7 +133,7 @@ def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> W
     return Weights(dict(tensors), part or "weights by name")
 
 
-def _holds_tensors(entry: object) -> bool:
+def _holds_tensors(entry: object) -> TypeGuard[Mapping[Any, Any]]:
     return isinstance(entry, Mapping) and any(isinstance(value, Tensor) for value in entry.values())
 
 

@@ -71,9 +71,10 @@ class _Array(np.ndarray):
             raise UnpicklingError(f"the data of a NumPy array do not fit shape {shape!r} and type {dtype}")
         if self.size:
             raise UnpicklingError("a NumPy array in the checkpoint is given its data twice")
+        # pyrefly: ignore[bad-argument-type]: NumPy's stub means its own bool, and the state holds Python's
         super().__setstate__((1, shape, dtype, bool(is_fortran), data))
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> str | tuple:
         return np.array(self).__reduce__()
 
 
@@ -94,6 +95,7 @@ class _HistoryBuffer(HistoryBuffer):
         histories = {name: state[name] for name in ("_log_history", "_count_history")}
         if type(state["max_length"]) is not int or not all(isinstance(h, np.ndarray) for h in histories.values()):
             raise UnpicklingError("not the state of a HistoryBuffer")
+        # pyrefly: ignore[bad-argument-type]: typeshed allows subclasses only, Python any class of the same layout
         self.__class__ = HistoryBuffer
         self.__setstate__(
             {
@@ -121,10 +123,10 @@ def _reconstruct(subtype: type, shape: tuple, typecode: bytes) -> _Array:
 
 def _scalar(dtype: _DType, data: bytes) -> np.generic:
     """Stand in for NumPy's function of this name, which makes a scalar of its bytes."""
-    dtype = _true_dtype(dtype)
-    if type(data) is not bytes or len(data) != dtype.itemsize:
-        raise UnpicklingError(f"the data of a NumPy scalar do not fit type {dtype}")
-    return np.ndarray((), dtype, buffer=data)[()]
+    true = _true_dtype(dtype)
+    if type(data) is not bytes or len(data) != true.itemsize:
+        raise UnpicklingError(f"the data of a NumPy scalar do not fit type {true}")
+    return np.ndarray((1,), true, buffer=data)[0]
 
 
 def _bytes() -> bytes:
@@ -183,4 +185,5 @@ def allow_mmengine_checkpoints() -> None:
         # The maintained fork of MMEngine allows the types themselves while it loads. They would stand for some of the
         # names, and the stand-ins for the others: which for which is left to chance.
         if hasattr(checkpoint, "get_torch_safe_globals"):
+            # pyrefly: ignore[missing-attribute]: the fork has it, and MMEngine has not
             checkpoint.get_torch_safe_globals = list

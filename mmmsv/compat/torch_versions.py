@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch.utils import flop_counter
 
-if torch.__version__ >= (2, 2):
+if torch.__version__ >= "2.2":
     from torch.compiler import is_compiling as is_compiling
 else:
     from torch._dynamo import is_compiling as is_compiling
@@ -31,7 +31,7 @@ else:
         return False
 
 
-if torch.__version__ >= (2, 4):
+if torch.__version__ >= "2.4":
     is_autocast_enabled = torch.is_autocast_enabled
     get_autocast_dtype = torch.get_autocast_dtype
     register_flop_formula = flop_counter.register_flop_formula
@@ -50,9 +50,10 @@ else:
 
         def register(formula: Callable) -> Callable:
             # Not by the function that torch 2.2 has for this: it registers overloads, and packets are looked up.
-            if torch.__version__ >= (2, 2):
+            if torch.__version__ >= "2.2":
                 flop_counter.flop_registry[op] = flop_counter.shape_wrapper(formula)
             else:
+                # pyrefly: ignore[missing-attribute]: torch 2.1 has it
                 flop_counter.flop_mapping[op] = formula
             return formula
 

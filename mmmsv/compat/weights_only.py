@@ -62,7 +62,11 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 # Python's own unpickler as it is written in Python: the one in C has no hooks for what is called and what is changed.
-class _Unpickler(pickle._Unpickler):
+# typeshed does not declare these hooks.
+_PythonUnpickler: Any = pickle._Unpickler
+
+
+class _Unpickler(_PythonUnpickler):
     """Calls nothing but what ``allowed`` names, changes nothing but what it made, and refuses the rest."""
 
     allowed: ClassVar[dict[str, Any]]
@@ -94,7 +98,7 @@ class _Unpickler(pickle._Unpickler):
         raise pickle.UnpicklingError("the checkpoint holds an instruction that plain data have no use for")
 
     dispatch: ClassVar = {
-        **pickle._Unpickler.dispatch,
+        **_PythonUnpickler.dispatch,
         pickle.REDUCE[0]: load_reduce,
         pickle.NEWOBJ[0]: load_newobj,
         pickle.BUILD[0]: load_build,

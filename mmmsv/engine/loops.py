@@ -11,13 +11,13 @@ import os.path as osp
 from collections.abc import Iterator, Mapping, Sequence
 
 from mmengine import runner as mmengine_runner
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader
 
 from mmmsv.registry import LOOPS
 
 
-class _LooksForData:
+class _LooksForData(BaseLoop):
     """Mixin in front of a loop of MMEngine; what else the loop takes is passed on.
 
     Raises:

@@ -39,7 +39,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super()._validate_cfg()
         name = type(self).__name__
         rate = self.paramwise_cfg.get("layer_decay_rate")
-        if type(rate) not in (int, float) or not 0 < rate <= 1:
+        if rate is None or type(rate) not in (int, float) or not 0 < rate <= 1:
             raise ValueError(
                 f"{name}: layer_decay_rate is {rate!r}, expected a number above 0 and at most 1 in paramwise_cfg, such "
                 "as 0.75"
@@ -48,7 +48,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError(f"{name}: the optimizer has no learning rate; give lr= in its config")
 
     def add_params(
-        self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module: bool | None = None
+        self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module: float | None = None
     ) -> None:
         """Append a group for each parameter of ``module``; of the whole model's, where no prefix says otherwise."""
         super().add_params(params, module, prefix, is_dcn_module)
@@ -58,12 +58,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def _decay(self, groups: list[dict], model: nn.Module) -> None:
         inside = hasattr(model, "backbone")
         owner = model.backbone if inside else model
-        if not hasattr(owner, "get_layer_depth"):
+        layer_of = getattr(owner, "get_layer_depth", None)
+        if layer_of is None:
             raise ValueError(
                 f"{type(self).__name__}: {type(owner).__name__} has no get_layer_depth, which tells the layer of a "
                 "parameter; the backbones of mmmsv and many of mmpretrain have one"
             )
-        layer_of = partial(owner.get_layer_depth, prefix="backbone.") if inside else owner.get_layer_depth
+        if inside:
+            layer_of = partial(layer_of, prefix="backbone.")
         names = {parameter: name for name, parameter in model.named_parameters()}
         scales, sizes = {}, Counter()
         for group in groups:

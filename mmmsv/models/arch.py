@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from mmmsv.kernels import ROUTES, Route
 
@@ -127,7 +127,7 @@ class Arch:
                     )
 
 
-def resolve_arch(arch: str | Mapping[str, object] | Arch, archs: Mapping[str, Arch], model: str) -> Arch:
+def resolve_arch(arch: str | Mapping[str, Any] | Arch, archs: Mapping[str, Arch], model: str) -> Arch:
     """Look up a published arch by name, or make one of a user's own settings.
 
     Args:
@@ -163,7 +163,8 @@ def resolve_arch(arch: str | Mapping[str, object] | Arch, archs: Mapping[str, Ar
     # The published ones have one kind of block, whatever the stage.
     block = replace(base.blocks[0], **common)
     if "stages" not in arch:
-        return replace(base, **whole, blocks=block)
+        whole["blocks"] = block
+        return replace(base, **whole)
     stages = arch["stages"]
     if not isinstance(stages, (list, tuple)) or not all(isinstance(stage, Mapping) for stage in stages):
         raise TypeError(f"{model}: stages in the arch dict is {stages!r}, expected a list of dicts, one for each stage")

@@ -18,6 +18,7 @@ class NormFirstFusion(Norm):
         MSVMamba, arXiv 2405.14174.
     """
 
+    # pyrefly: ignore[bad-override]: torch lets each module take what it needs
     def forward(self, full: Tensor, half: Tensor) -> Tensor:
         """Fuse ``(B, H, W, D)`` and one map for each half route, ``(B, routes, h, w, D)``, to ``(B, H, W, D)``."""
         return merge_scales(full, half, self.weight, self.bias, self.eps, norm_first=True)
@@ -32,6 +33,7 @@ class NormLastFusion(Norm):
         MSVMamba, NeurIPS 2024.
     """
 
+    # pyrefly: ignore[bad-override]: torch lets each module take what it needs
     def forward(self, full: Tensor, half: Tensor) -> Tensor:
         """Fuse ``(B, H, W, D)`` and the sum over the half routes, ``(B, h, w, D)``, to ``(B, H, W, D)``."""
         return merge_scales(full, half.unsqueeze(1), self.weight, self.bias, self.eps, norm_first=False)
@@ -49,6 +51,7 @@ class UpsampledNorm(Norm):
         super().__init__(dim)
         self.mode = mode
 
+    # pyrefly: ignore[bad-override]: torch lets each module take what it needs
     def forward(self, half: Tensor, size: Size) -> Tensor:
         """Map ``(B, h, w, D)`` to ``(B, H, W, D)``, where ``size`` is (H, W)."""
         return upsample(super().forward(half), size, self.mode)

@@ -17,9 +17,9 @@ Norm = nn.LayerNorm
 class Linear(nn.Linear):
     """A linear layer on maps; arguments and weights of :class:`torch.nn.Linear`."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map ``(B, H, W, C_in)`` to ``(B, H, W, C_out)``."""
-        return linear(x, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)
 
 
 class HalvedLinear(Linear):
@@ -29,17 +29,17 @@ class HalvedLinear(Linear):
     and a convolution would copy its own.
     """
 
-    def forward(self, x: Tensor, half: int | None = None) -> Tensor:
+    def forward(self, input: Tensor, half: int | None = None) -> Tensor:
         """Map ``(B, H, W, C_in)`` to half 0 or 1, ``(B, H, W, C_out / 2)``; to both in one when omitted."""
-        return linear(x, self.weight if half is None else self.weight.chunk(2)[half])
+        return linear(input, self.weight if half is None else self.weight.chunk(2)[half])
 
 
 class ChannelsLastConv2d(nn.Conv2d):
     """A 2-D convolution from and to channels-last maps; arguments and weights of :class:`torch.nn.Conv2d`."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map ``(B, H, W, C_in)`` to ``(B, H', W', C_out)``."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -68,9 +68,9 @@ class DepthwiseConv2d(nn.Conv2d):
         super().__init__(dim, dim, kernel_size, stride, kernel_size // 2, groups=dim, bias=bias)
         self.activation, self.residual = activation, residual
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to ``(B, H', W', C)``."""
-        return depthwise_conv(x, self.weight, self.bias, self.stride[0], self.activation, self.residual)
+        return depthwise_conv(input, self.weight, self.bias, self.stride[0], self.activation, self.residual)
 
 
 def cast_once(x: Tensor) -> Tensor:

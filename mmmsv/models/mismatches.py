@@ -2,15 +2,19 @@
 
 import logging
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmmsv.messages import list_mismatches
 
+if TYPE_CHECKING:
+    from .backbone import VisionMamba
+
 
 def refuse_mismatches(
-    model: nn.Module,
+    model: "VisionMamba",
     state_dict: dict[str, Tensor],
     prefix: str,
     local_metadata: dict,
@@ -32,10 +36,10 @@ def refuse_mismatches(
     ours = model.state_dict()
     theirs = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     output_norms = [name for name in ours.keys() ^ theirs.keys() if name.startswith("out_norms.")]
-    mismatches = list_mismatches(
-        *({name: value for name, value in side.items() if name not in output_norms} for side in (ours, theirs))
+    expected, given = (
+        {name: value for name, value in side.items() if name not in output_norms} for side in (ours, theirs)
     )
-    if mismatches:
+    if mismatches := list_mismatches(expected, given):
         raise ValueError(
             f"the checkpoint does not fit {type(model).__name__} with embed_dims {model.arch.embed_dims} and depths "
             f"{model.arch.depths}; nothing was loaded. {'; '.join(mismatches)}. {_advice(state_dict, theirs)}"

@@ -8,10 +8,10 @@ from mmmsv.registry import MODELS
 from .arch import Arch, BlockArch
 from .backbone import VisionMamba
 
-_ARXIV = BlockArch()
+_ARXIV = (BlockArch(),) * 4
 _NEURIPS = BlockArch(fusion="norm_last", ssm_ratio=1.0, gate=False, ffn_ratio=4.0, ffn_norm="post")
-_V3_TINY = Arch((96, 192, 384, 768), (2, 2, 9, 2), _NEURIPS, stem="conv", downsample="conv")
-_V3_BASE_DIMS = (128, 256, 512, 1024)
+_V3_TINY = Arch((96, 192, 384, 768), (2, 2, 9, 2), (_NEURIPS,) * 4, stem="conv", downsample="conv")
+_V3_BASE = replace(_V3_TINY, embed_dims=(128, 256, 512, 1024), depths=(2, 3, 20, 2))
 
 
 @MODELS.register_module()
@@ -34,6 +34,6 @@ class MSVMamba(VisionMamba):
         "tiny": Arch((96, 192, 384, 768), (1, 2, 9, 2), _ARXIV),
         "v3_tiny": _V3_TINY,
         "v3_small": replace(_V3_TINY, depths=(2, 3, 20, 2)),
-        "v3_base": Arch(_V3_BASE_DIMS, (2, 4, 18, 2), replace(_NEURIPS, gate=True), stem="conv", downsample="conv"),
-        "v3_base_ungated": Arch(_V3_BASE_DIMS, (2, 3, 20, 2), _NEURIPS, stem="conv", downsample="conv"),
+        "v3_base": replace(_V3_BASE, depths=(2, 4, 18, 2), blocks=(replace(_NEURIPS, gate=True),) * 4),
+        "v3_base_ungated": _V3_BASE,
     }

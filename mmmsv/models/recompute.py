@@ -47,6 +47,7 @@ def recompute(function: Callable[..., Tensor], module: nn.Module, *inputs: Tenso
     """
     if not is_grad_enabled() or is_compiling() or is_tracing() or _RECOMPUTED.get():
         return function(module, *inputs)
+    # pyrefly: ignore[bad-return]: torch does not annotate what checkpoint returns, which is what the function returns
     return checkpoint(_WithWeights(function, module).call, *inputs, use_reentrant=False)
 
 
@@ -56,7 +57,7 @@ class _WithWeights(nn.Module):
     def __init__(self, function: Callable[..., Tensor], module: nn.Module) -> None:
         super().__init__()
         self.function, self.module = function, module
-        self.weights = dict(self.named_parameters())
+        self.weights: dict[str, Tensor] = dict(self.named_parameters())
         self.versions = self._versions()
 
     def call(self, *inputs: Tensor | Size) -> Tensor:

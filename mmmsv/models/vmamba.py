@@ -1,5 +1,6 @@
 """VMamba, the ancestor of MSVMamba: the published archs."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 from mmmsv.registry import MODELS
@@ -7,12 +8,12 @@ from mmmsv.registry import MODELS
 from .arch import Arch, BlockArch
 from .backbone import VisionMamba
 
-_SS2D = {"full_routes": ("row", "col", "row_rev", "col_rev"), "half_routes": (), "se": False}
-_ARXIV = BlockArch(**_SS2D, state_size=16, ffn="none")
+_SS2D = BlockArch(full_routes=("row", "col", "row_rev", "col_rev"), half_routes=(), se=False)
+_ARXIV = (replace(_SS2D, state_size=16, ffn="none"),) * 4
 
 
-def _v2(ssm_ratio: float) -> BlockArch:
-    return BlockArch(**_SS2D, ssm_ratio=ssm_ratio, gate=False, conv_bias=False, ffn="mlp", ffn_ratio=4.0)
+def _v2(ssm_ratio: float) -> tuple[BlockArch, ...]:
+    return (replace(_SS2D, ssm_ratio=ssm_ratio, gate=False, conv_bias=False, ffn="mlp", ffn_ratio=4.0),) * 4
 
 
 @MODELS.register_module()

@@ -46,10 +46,10 @@ def test_wheel_holds_the_data_of_the_bundled_configs(package):
     assert (data / cfg.train_dataloader.dataset.ann_file).is_file()
 
 
-def test_wheel_holds_all_modules(package):
+def test_wheel_holds_all_modules_and_says_that_they_are_typed(package):
     kernels = {f"kernels/{name}": content for name, content in files(ROOT / "kernels").items()}
     modules = {name: content for name, content in {**files(ROOT / "mmmsv"), **kernels}.items() if name.endswith(".py")}
-    assert modules.items() <= files(package).items()
+    assert {**modules, "py.typed": b""}.items() <= files(package).items()
 
 
 @pytest.mark.slow

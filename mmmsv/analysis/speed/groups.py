@@ -79,14 +79,15 @@ class Row:
     no_peak: str | None = None
 
     @property
-    def images_per_second(self) -> float:
+    def images_per_second(self) -> float | None:
         """How many images a second at the median."""
-        return self.step.batch / self.timing.median
+        return self.step.batch / self.timing.median if self.timing else None
 
     @property
     def p95(self) -> float | None:
         """Seconds that 95 % of the calls do not exceed; None of so few calls that it would be a guess."""
-        return quantile(self.timing.samples, 0.95) if len(self.timing.samples) >= _FEWEST_FOR_P95 else None
+        samples = self.timing.samples if self.timing else ()
+        return quantile(samples, 0.95) if len(samples) >= _FEWEST_FOR_P95 else None
 
 
 def measure_group(names: Sequence[str], step: Step, settings: Settings, show: Show) -> list[Row]:
@@ -128,7 +129,7 @@ def _in_its_fastest_variant(row: Row, settings: Settings, show: Show) -> Workloa
         if eager and compiled:
             row.gain_of_compiling = timings[eager].ratio(timings[compiled])
     if row.variant is None:
-        row.reason = next(iter(row.trials.values()))
+        row.reason = next(reason for reason in row.trials.values() if isinstance(reason, str))
         return None
     row.parameters = workloads[row.variant].parameters
     return workloads[row.variant]

@@ -79,4 +79,6 @@ def kept_for_backward(model: nn.Module, x: Tensor) -> int:
 
 
 def _resident(field: str) -> int:
-    return int(re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text()).group(1)) * 1024
+    if not (match := re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text())):
+        raise OSError(f"{_STATUS} has no {field}")
+    return int(match[1]) * 1024

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import ConvNeXt, SwinTransformer
 
 from ..flops import BACKBONES, build_classifier
 
@@ -82,12 +83,13 @@ def build(name: str, maps: bool) -> nn.Module:
     if family in BACKBONES:
         return BACKBONES[family](arch) if maps else build_classifier(family, arch)
     model = torchvision.models.get_model(arch, weights=None)
-    return _stages(model, arch) if maps else model
+    return _stages(model) if maps else model
 
 
-def _stages(model: nn.Module, arch: str) -> Stages:
-    if arch.startswith(_FEATURES):
+def _stages(model: nn.Module) -> Stages:
+    if isinstance(model, (ConvNeXt, SwinTransformer)):
         # Stem and stage 0, then a downsampling and a stage three times.
-        return Stages([model.features[i : i + 2] for i in range(0, 8, 2)], arch.startswith("swin"))
-    stem = (model.conv1, model.bn1, model.relu, model.maxpool)
-    return Stages([nn.Sequential(*stem, model.layer1), model.layer2, model.layer3, model.layer4], False)
+        return Stages([model.features[i : i + 2] for i in range(0, 8, 2)], isinstance(model, SwinTransformer))
+    stem = [model.get_submodule(name) for name in ("conv1", "bn1", "relu", "maxpool")]
+    first, *others = [model.get_submodule(f"layer{i}") for i in range(1, 5)]
+    return Stages([nn.Sequential(*stem, first), *others], False)

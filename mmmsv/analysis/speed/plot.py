@@ -28,11 +28,11 @@ def curves(rows: Sequence[Row], path: Path, machine: str) -> None:
     kinds = dict.fromkeys(row.step.kind for row in rows)
     with_memory = any(row.peak for row in rows)
     panels: list[tuple[str, Callable[[Row], float | None], bool]] = [
-        ("latency of a batch, ms", lambda row: row.timing and 1e3 * row.timing.median, True),
-        ("time per pixel, ns", lambda row: row.timing and 1e9 * row.timing.median / row.step.pixels, False),
+        ("latency of a batch, ms", lambda row: 1e3 * row.timing.median if row.timing else None, True),
+        ("time per pixel, ns", lambda row: 1e9 * row.timing.median / row.step.pixels if row.timing else None, False),
     ]
     if with_memory:
-        panels.append(("peak memory, MiB", lambda row: row.peak and row.peak.whole / 1024**2, True))
+        panels.append(("peak memory, MiB", lambda row: row.peak.whole / 1024**2 if row.peak else None, True))
     figure = Figure(figsize=(4.6 * len(panels), 3.7 * len(kinds) + 0.5), dpi=150, layout="constrained")
     axes = figure.subplots(len(kinds), len(panels), squeeze=False)
     for line, kind in zip(axes, kinds, strict=True):

@@ -122,18 +122,18 @@ _GAIN = "eager / compiled"
 _ABOUT: dict[str, Callable[[Row], str | None]] = {
     "H x W": lambda row: row.step.size,
     "model": lambda row: short_name(row.model),
-    "parameters, M": lambda row: row.parameters and f"{row.parameters / 1e6:.2f}",
-    "layout, mode": lambda row: row.variant and str(row.variant),
+    "parameters, M": lambda row: f"{row.parameters / 1e6:.2f}" if row.parameters else None,
+    "layout, mode": lambda row: str(row.variant) if row.variant else None,
 }
 _MEASURED: dict[str, Callable[[Row], str | None]] = {
-    "images/s": lambda row: number(row.images_per_second),
-    "calls": lambda row: str(len(row.timing.samples)),
-    "latency, ms": lambda row: spread([1e3 * seconds for seconds in row.timing.samples]),
-    "p95, ms": lambda row: row.p95 and number(1e3 * row.p95),
+    "images/s": lambda row: number(row.images_per_second) if row.images_per_second else None,
+    "calls": lambda row: str(len(row.timing.samples)) if row.timing else None,
+    "latency, ms": lambda row: spread([1e3 * seconds for seconds in row.timing.samples]) if row.timing else None,
+    "p95, ms": lambda row: number(1e3 * row.p95) if row.p95 else None,
     "time / first": lambda row: _ratio(row.ratio),
     _GAIN: lambda row: _ratio(row.gain_of_compiling),
-    "peak, MiB": lambda row: row.peak and f"{row.peak.whole / _MIB:.0f}",
-    "beyond weights, MiB": lambda row: row.peak and f"{row.peak.beyond_weights / _MIB:.0f}",
+    "peak, MiB": lambda row: f"{row.peak.whole / _MIB:.0f}" if row.peak else None,
+    "beyond weights, MiB": lambda row: f"{row.peak.beyond_weights / _MIB:.0f}" if row.peak else None,
 }
 
 
@@ -173,7 +173,7 @@ def _machine(facts: Mapping[str, str]) -> str:
     return facts.get("GPU", facts["processor"])
 
 
-def _on(flag: bool) -> str:
+def _on(flag: object) -> str:
     return "on" if flag else "off"
 
 

@@ -1,9 +1,9 @@
 """Run a model in one step after the other, with all that its inference or training needs."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,7 @@ class Workload:
         torch.manual_seed(0)
         layout = LAYOUTS[variant.layout]
         self.step, self.device = step, device
+        # pyrefly: ignore[no-matching-overload]: torch's overloads leave out memory_format, which its docs have
         self.model = models.build(name, step.maps).to(device, memory_format=layout).train(step.training)
         image = torch.randn(step.batch, 3, step.height, step.width)
         self.image = image.to(device).contiguous(memory_format=layout)
@@ -98,7 +99,7 @@ class Workload:
 
     def __call__(self) -> None:
         """Make a step."""
-        if not self.step.training:
+        if self.optimizer is None:
             with torch.inference_mode(), self._autocast():
                 self._forward(self.image)
             return
@@ -159,7 +160,7 @@ def peak_in_child(name: str, step: Step, variant: Variant, device: str, threads:
     return workload.peak()
 
 
-def _compiled(model: nn.Module) -> nn.Module:
+def _compiled(model: nn.Module) -> Callable[..., Any]:
     # Models of one class, as the variants of several archs are, would stay eager without a word beyond this limit.
     torch._dynamo.config.cache_size_limit = 64
     return torch.compile(model, dynamic=False)

@@ -1,6 +1,7 @@
 """Refuse necks and heads that do not take the maps of the backbone, before anything is trained or tested."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -88,6 +89,6 @@ def _fault(name: str, part: Mapping, maps: list[int]) -> str | None:
     return f"{name}.in_channels is {given}, but should be {fitting[0] if isinstance(given, int) else fitting}"
 
 
-def _counts(value: object) -> bool:
+def _counts(value: object) -> TypeGuard[int | Sequence[int]]:
     values = value if isinstance(value, (list, tuple)) else [value]
     return all(isinstance(one, int) for one in values)

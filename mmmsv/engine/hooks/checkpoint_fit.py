@@ -63,6 +63,7 @@ def list_loading_mismatches(model: nn.Module, state_dict: Mapping[str, Tensor]) 
         for name, value in state_dict.items()
     )
     # The versions of the modules that wrote it, by which some of them rename what they find.
+    # pyrefly: ignore[missing-attribute]: torch sets it on an OrderedDict, too
     weights._metadata = getattr(state_dict, "_metadata", {})
     names = []
     trial.register_load_state_dict_post_hook(lambda _, missing_and_unexpected: names.append(missing_and_unexpected))
@@ -77,7 +78,8 @@ def list_loading_mismatches(model: nn.Module, state_dict: Mapping[str, Tensor]) 
             for name, value in weights.items()
             if name in others and isinstance(value, Tensor) and not storageless[id(tensors[name])]._version
         ]
-        expected = {name: tensors.get(name) for name in (*missing, *refused)}
-        given = {name: weights.get(name) for name in (*unexpected, *refused)}
+        none = torch.empty(0)  # of what is missing and unexpected only the names count
+        expected = {name: tensors.get(name, none) for name in (*missing, *refused)}
+        given = {name: weights.get(name, none) for name in (*unexpected, *refused)}
         return list_mismatches(expected, given) or [str(error)]
     return []

@@ -7,5 +7,5 @@ from torch import nn
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model that a wrapper for several processes, or for test-time augmentation, holds."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+        model = model.get_submodule("module")
     return model
