@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 
-def shortened(names: Iterable[object], shown: int = 3) -> str:
+def _shortened(names: Iterable[object], shown: int = 3) -> str:
     """List the first of some names, with dots for the others."""
     words = [str(name) for name in names]
     return ", ".join([*words[:shown], "..."] if len(words) > shown else words)
@@ -14,7 +14,7 @@ def shortened(names: Iterable[object], shown: int = 3) -> str:
 def first_of(names: Iterable[object], shown: int = 3) -> str:
     """List the first of some names, and say how many there are if that is not all."""
     names = list(names)
-    return shortened(names, shown) + (f" ({len(names)} in all)" if len(names) > shown else "")
+    return _shortened(names, shown) + (f" ({len(names)} in all)" if len(names) > shown else "")
 
 
 def list_mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], shown: int = 3) -> list[str]:
@@ -34,4 +34,4 @@ def list_mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor],
             if name in given and given[name].shape != tensor.shape
         ],
     }
-    return [f"{len(names)} {kind}: {shortened(names, shown)}" for kind, names in mismatches.items() if names]
+    return [f"{len(names)} {kind}: {_shortened(names, shown)}" for kind, names in mismatches.items() if names]

@@ -52,6 +52,13 @@ def test_imports_go_one_way(folder):
             assert not broken, f"{path.relative_to(ROOT)} imports {name}"
 
 
+def test_ops_know_no_backend():
+    """Backends import what is above their folder, and register; only the package itself imports them."""
+    for path in (ROOT / "mmmsv/kernels").glob("*.py"):
+        if path.name != "__init__.py":
+            assert not [name for name in imported(path, "mmmsv.kernels") if "kernels.backends" in name], path
+
+
 def test_the_shelf_of_the_kernels_needs_torch_alone():
     compat = ROOT / "mmmsv/compat"
     assert imported(compat / "__init__.py", "mmmsv.compat") == set()
@@ -60,7 +67,7 @@ def test_the_shelf_of_the_kernels_needs_torch_alone():
 
 
 def test_models_reach_the_kernels_by_their_public_names():
-    names = ("", *kernels.__all__, *())
+    names = ("", *kernels.__all__)
     public = {f"mmmsv.kernels.{name}".rstrip(".") for name in names}
     used = {
         n

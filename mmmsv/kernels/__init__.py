@@ -1,9 +1,9 @@
 """The selective scan (S6), the ops around it, and their backends; imports torch, never a package of OpenMMLab."""
 
 from . import backends, flops  # noqa: F401  which registers them
-from .backends.torch.fused import upsample
+from .arguments import Activation
 from .dispatch import BACKENDS, use_backend
-from .fused import Activation, depthwise_conv, gate, merge_scales
+from .fused import depthwise_conv, gate, merge_scales, upsample
 from .linear import linear
 from .routes import ROUTES, Route
 from .scan import scan2d, selective_scan

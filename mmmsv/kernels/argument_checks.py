@@ -20,7 +20,7 @@ def state_dtype(u: Tensor) -> torch.dtype:
     return torch.float64 if u.dtype == torch.float64 else torch.float32
 
 
-def check_tensors(op: str, per_token: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+def check_tensors(op: str, tensors: Mapping[str, Tensor]) -> None:
     """Refuse what is no strided floating-point tensor, carries a tangent, or is on another device than the first.
 
     Raises:
@@ -28,9 +28,9 @@ def check_tensors(op: str, per_token: Mapping[str, Tensor], weights: Mapping[str
         ValueError: Two are on different devices.
         NotImplementedError: A forward-mode derivative is asked for.
     """
-    first, may_be_dual = next(iter(per_token)), may_carry_tangents()
+    first, may_be_dual = next(iter(tensors)), may_carry_tangents()
     device = None
-    for name, tensor in (*per_token.items(), *weights.items()):
+    for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
         if tensor.dtype not in _FLOATS:

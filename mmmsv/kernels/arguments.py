@@ -1,7 +1,7 @@
 """The arguments of each op, checked and cast, as kernels are given them, and the shapes of what kernels return."""
 
 from math import prod
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from .routes import ROUTES, Route
 # A scan keeps the state before every 64th token for its backward pass. The spacing is part of the op, so that any
 # backend can go back over what any other has computed. Tokens a chunk.
 CHUNK = 64
+Activation = Literal["none", "silu", "gelu"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 def ceil_div(count: int, by: int) -> int:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Kernel:
-    """An op as one program: autograd, compilers and exporters see the op and not what is in it.
+    """Compute an op in one program: autograd, compilers and exporters see the op and not what is in it.
 
     Args:
-        forward: Computes, from the arguments of the op (a tuple of :mod:`.arguments`), y and what the backward pass
-            needs beside the tensors, both as ``new_results`` of the arguments makes them.
-        backward: Computes, from the arguments, dy, and what was kept, the gradient of each tensor, in their order; None
-            for one that was not given.
+        forward: Computes, from the arguments of the op (a tuple of :mod:`.arguments`), y, with the shape, dtype and
+            strides that ``new_results`` of the arguments gives it, and what the backward pass needs beside the tensors.
+        backward: Computes, from the arguments, dy, and what was kept, flat, the gradient of each tensor, in their
+            order; None for one that was not given.
     """
 
     forward: Callable[[Any], tuple[Tensor, Tensor]]
@@ -38,7 +38,7 @@ Implementation: TypeAlias = Kernel | Composite
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to compute some of the ops; an op that it lacks is computed by the next backend that has it.
+    """Describe one way to compute some of the ops; the fastest other backend computes those that it lacks.
 
     Args:
         name: What :func:`use_backend` knows it by.
@@ -56,18 +56,19 @@ class Backend:
     why_not: Callable[[torch.device], str | None]
     automatic_for: tuple[str, ...] | None = ()
     priority: int = 0
-    scan2d: Implementation | None = field(default=None, kw_only=True)
-    depthwise_conv: Implementation | None = field(default=None, kw_only=True)
-    gate: Implementation | None = field(default=None, kw_only=True)
-    merge_scales: Implementation | None = field(default=None, kw_only=True)
-    linear: Implementation | None = field(default=None, kw_only=True)
+    _: KW_ONLY
+    scan2d: Implementation | None = None
+    depthwise_conv: Implementation | None = None
+    gate: Implementation | None = None
+    merge_scales: Implementation | None = None
+    linear: Implementation | None = None
 
 
 BACKENDS: dict[str, Backend] = {}
 _ENVIRONMENT = "MMMSV_BACKEND"
 _chosen: str | None = None
 _logger = logging.getLogger("mmmsv.kernels")
-_logged: set[str] = set()
+_logged: set[tuple[str, str]] = set()
 
 
 def register(backend: Backend) -> None:
@@ -100,13 +101,15 @@ def select(pick: Callable[[Backend], T | None], device: torch.device) -> T:
     if not name:
         return automatic(pick, device)
     backend = BACKENDS[_known(name, f"environment variable {_ENVIRONMENT}")]
+    picked = pick(backend)
+    if picked is None:
+        return automatic(pick, device)
     if reason := backend.why_not(device):
         raise RuntimeError(
             f"backend {name!r} was asked for, and cannot run on {device.type}: {reason}; choose another, or none for "
             "the fastest that can"
         )
-    picked = pick(backend)
-    return automatic(pick, device) if picked is None else picked
+    return picked
 
 
 def automatic(pick: Callable[[Backend], T | None], device: torch.device) -> T:
@@ -123,12 +126,11 @@ def automatic(pick: Callable[[Backend], T | None], device: torch.device) -> T:
         reason = backend.why_not(device)
         if reason is None:
             return picked
-        if name not in _logged:
-            _logged.add(name)
+        if (name, kind) not in _logged:
+            _logged.add((name, kind))
             _logger.warning("backend %r cannot run on %s: %s; taking a slower one", name, kind, reason)
     raise RuntimeError(
-        f"no backend has a kernel for this op on {kind}, as a program needs that was compiled or exported for "
-        "another device; compile it here"
+        f"no backend can compute this op on {kind}; compile a program that was compiled for another device again here"
     )
 
 
@@ -137,7 +139,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Compute every op in the ``with`` block, backward passes included, by the backend ``name``, if it has the op.
 
     Holds for all threads of the process. An op on a device that the backend cannot run on is a RuntimeError that says
-    why.
+    why. What a compiled program calls of PyTorch's own stays as it was compiled.
 
     Args:
         name: A key of ``BACKENDS``: ``'triton'`` (NVIDIA GPUs), ``'cpu'`` (C++), ``'torch'`` (PyTorch, anywhere) or

@@ -1,7 +1,7 @@
 """What the ops cost, for counters of FLOPs, which give the arguments of an op with shapes in the place of tensors."""
 
 from math import prod
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 
@@ -9,9 +9,6 @@ from mmmsv.compat.torch_versions import register_flop_formula
 
 from . import ops  # noqa: F401  which defines torch.ops.mmmsv
 from .arguments import ceil_div
-
-# The argument of an op, or the shape of a tensor.
-Argument: TypeAlias = Any
 
 
 class ScanSizes(NamedTuple):
@@ -34,7 +31,7 @@ class ScanSizes(NamedTuple):
     skip: int
 
     @classmethod
-    def of(cls, *arguments: Argument) -> "ScanSizes":
+    def of(cls, *arguments: Any) -> "ScanSizes":
         """Read the sizes off the arguments of ``mmmsv::scan2d``."""
         x, _, _, _, W_dt, _, (sets, _, state), Dskip, route_codes, *_ = arguments
         routes = len(route_codes)
@@ -48,14 +45,14 @@ class ScanSizes(NamedTuple):
 
 
 @register_flop_formula(torch.ops.mmmsv.scan2d)
-def _scan2d(*arguments: Argument, **_: object) -> int:
+def _scan2d(*arguments: Any, **_: object) -> int:
     """Count the recurrence, and 2 R for the step of each pair."""
     sizes = ScanSizes.of(*arguments)
     return sizes.recurrence + 2 * sizes.pairs * sizes.rank
 
 
 @register_flop_formula(torch.ops.mmmsv.scan2d_backward)
-def _scan2d_backward(dy: tuple, kept: tuple, *arguments: Argument, **_: object) -> int:
+def _scan2d_backward(dy: tuple, kept: tuple, *arguments: Any, **_: object) -> int:
     """Count 23 a state element (7 to recompute h, 4 for the reverse scan, 12 for the gradients), 8 and 6 R a pair."""
     sizes = ScanSizes.of(*arguments)
     return sizes.pairs * (23 * sizes.state + 8 + 6 * sizes.rank)
@@ -69,6 +66,6 @@ def _depthwise_conv(
 
 
 @register_flop_formula(torch.ops.mmmsv.depthwise_conv_backward)
-def _depthwise_conv_backward(dy: tuple, kept: tuple, *arguments: Argument, **_: object) -> int:
+def _depthwise_conv_backward(dy: tuple, kept: tuple, *arguments: Any, **_: object) -> int:
     """Count what goes into the activation again, and the gradients of x and of the weight."""
     return 3 * _depthwise_conv(*arguments)

@@ -6,17 +6,17 @@ pass is computed again. Where a backend has a kernel for an op, the kernel runs;
 own, which ``torch.compile`` can fuse with what is around them.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
-from torch import Tensor
+from torch import Size, Tensor
+from torch.nn.functional import interpolate
 
 from . import ops
 from .argument_checks import check_bool, check_channels, check_shape, check_tensors
+from .arguments import ACTIVATIONS, Activation
 
 # Beyond the kernels' size it has no use; scratch grows with it.
 _LARGEST_STRIDE = 64
-Activation = Literal["none", "silu", "gelu"]
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 def depthwise_conv(
@@ -47,7 +47,7 @@ def depthwise_conv(
         ValueError: Shapes or devices disagree, or an option is none of those above.
     """
     op = "depthwise_conv"
-    check_tensors(op, {"x": x}, {"weight": weight} if bias is None else {"weight": weight, "bias": bias})
+    check_tensors(op, {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias}))
     check_bool(op, "residual", residual)
     channels = check_channels(op, "x", x)
     if weight.dim() != 4 or weight.shape[2] not in (3, 7) or weight.shape != (channels, 1, *weight.shape[2:3] * 2):
@@ -84,11 +84,11 @@ def gate(y: Tensor, z: Tensor | None = None, weight: Tensor | None = None) -> Te
         ValueError: Shapes or devices disagree.
     """
     op = "gate"
-    maps = {"y": y} if z is None else {"y": y, "z": z}
-    check_tensors(op, maps, {} if weight is None else {"weight": weight})
+    optional = {name: value for name, value in (("z", z), ("weight", weight)) if value is not None}
+    check_tensors(op, {"y": y, **optional})
     channels = check_channels(op, "y", y)
-    if z is not None and z.shape != y.shape:
-        raise ValueError(f"{op}: z has shape {tuple(z.shape)}, expected that of y, {tuple(y.shape)}")
+    if z is not None:
+        check_shape(op, "z", z, tuple(y.shape), "y", y)
     if weight is not None:
         check_shape(op, "weight", weight, (y.shape[0], channels), "y", y)
     if z is None and weight is None:
@@ -119,7 +119,7 @@ def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: 
         ValueError: Shapes or devices disagree.
     """
     op = "merge_scales"
-    check_tensors(op, {"full": full, "half": half}, {"weight": weight, "bias": bias})
+    check_tensors(op, {"full": full, "half": half, "weight": weight, "bias": bias})
     check_bool(op, "norm_first", norm_first)
     channels = check_channels(op, "full", full)
     if half.dim() != 5 or half.shape[0] != full.shape[0] or half.shape[-1] != channels:
@@ -127,8 +127,16 @@ def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: 
             f"{op}: half has shape {tuple(half.shape)}, expected (batch, routes, h, w, D) = ({full.shape[0]}, routes, "
             f"h, w, {channels}) for full {tuple(full.shape)}"
         )
+    if 0 in half.shape[1:4]:
+        raise ValueError(f"{op}: half has shape {tuple(half.shape)}, expected one route and one token at least")
     if not norm_first and half.shape[1] > 1:
         raise ValueError(f"{op}: half has {half.shape[1]} routes, expected one, their sum, where the norm comes last")
     for name, each in (("weight", weight), ("bias", bias)):
         check_shape(op, name, each, (channels,), "full", full)
     return ops.merge_scales(full, half, weight, bias, eps, norm_first)
+
+
+def upsample(x: Tensor, size: Size | tuple[int, int], mode: Literal["bilinear", "nearest"]) -> Tensor:
+    """Bring a map ``(batch, h, w, D)`` to another size (H, W), corners not aligned; return ``(batch, H, W, D)``."""
+    align_corners = False if mode == "bilinear" else None
+    return interpolate(x.permute(0, 3, 1, 2), size, mode=mode, align_corners=align_corners).permute(0, 2, 3, 1)

@@ -15,5 +15,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Returns:
         ``(batch, H, W, C_out)``, in the dtype that torch's function has.
+
+    Raises:
+        TypeError: x is no tensor. Other faults are torch's to report.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"linear: x is a {type(x).__name__}, expected a torch.Tensor")
     return ops.linear(x, weight, bias)

@@ -14,15 +14,11 @@ from torch.autograd import Function
 from mmmsv.compat.torch_versions import is_compiling
 
 from .argument_checks import one_dtype, state_dtype
-from .backends.strides import laid_out_as
 from .bypass import is_profiled, is_unobserved, may_carry_tangents
 from .dispatch import BACKENDS, Backend, Implementation, Kernel, select
+from .strides import laid_out_as
 
-# The argument of an op: what the schemas below allow.
-Value: TypeAlias = Any
 Pick: TypeAlias = Callable[[Backend], Implementation | None]
-# What autograd functions keep, FunctionCtx, whose attributes have no types.
-Context: TypeAlias = Any
 _LIBRARY = torch.library.Library("mmmsv", "DEF")
 _SCHEMA = {
     Tensor: "Tensor",
@@ -56,12 +52,12 @@ class Op:
         name: str,
         arguments: Callable[..., Arguments],
         maps: int,
-        pick: Callable[[Backend], Implementation | None],
+        pick: Pick,
     ) -> None:
         kinds = get_type_hints(arguments)
         self._name, self._arguments, self._maps, self._pick = name, arguments, list(kinds)[:maps], pick
         self._count = count = sum(kind in (Tensor, Tensor | None) for kind in kinds.values())
-        self._name_composite = _names_composites(pick)
+        self._composite_backend = _naming_composites(pick)
         schema = ", ".join(f"{_SCHEMA[kind]} {field}" for field, kind in kinds.items())
         self._op = _define(name, f"({schema}) -> (Tensor y, Tensor kept)")
         gradients = ", ".join(["Tensor"] * count)
@@ -70,13 +66,14 @@ class Op:
         _implement(self._op, self._forward, self._fake_forward, differentiable, name)
         _implement(backward_op, self._backward, self._fake_backward, differentiable_once, name)
 
-    def __call__(self, *values: Value) -> Tensor:
+    def __call__(self, *values: Any) -> Tensor:
         """Compute y of the arguments, by a function of PyTorch's ops or by a kernel."""
         implementation = self.implementation(values[0])
         if implementation is not None and not isinstance(implementation, Kernel):
             return implementation(*values)
         cast = self._cast(*values)
         if implementation is not None and is_unobserved(*cast[: self._count]) and not is_profiled():
+            # The shortcut past the dispatcher: bypass.py says when, and what it gains.
             y, _ = implementation.forward(self._arguments(*cast))
         else:
             y, _ = self._op(*cast)
@@ -87,10 +84,10 @@ class Op:
         is_tracing = torch.jit.is_tracing()
         if not (is_tracing or is_compiling()):
             return select(self._pick, x.device)
-        name = self._name_composite(x.device.type, is_tracing)
+        name = self._composite_backend(x.device.type, is_tracing)
         return None if name is None else self._pick(BACKENDS[name])
 
-    def _cast(self, *values: Value) -> list[Value]:
+    def _cast(self, *values: Any) -> list[Any]:
         """Return the arguments as kernels take them: maps in one dtype, weights in that of sums over them."""
         cast, dtype = list(values), values[0].dtype
         for place in range(1, len(self._maps)):
@@ -106,36 +103,40 @@ class Op:
     def _kernel(self, x: Tensor) -> Kernel:
         return select(lambda backend: kernel if isinstance(kernel := self._pick(backend), Kernel) else None, x.device)
 
-    def _forward(self, x: Tensor, *others: Value) -> tuple[Tensor, Tensor]:
+    def _forward(self, x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         y, kept = self._kernel(x).forward(self._arguments(x, *others))
         return y, kept.flatten()
 
-    def _fake_forward(self, *values: Value) -> tuple[Tensor, Tensor]:
+    def _fake_forward(self, *values: Any) -> tuple[Tensor, Tensor]:
         return self._arguments(*values).new_results()
 
     # A schema has no optional results: an empty tensor is the gradient of a tensor that was not given.
-    def _backward(self, dy: Tensor, kept: Tensor, *values: Value) -> tuple[Tensor, ...]:
+    def _backward(self, dy: Tensor, kept: Tensor, *values: Any) -> tuple[Tensor, ...]:
         gradients = self._kernel(dy).backward(self._arguments(*values), dy, kept)
         return tuple(
             dy.new_empty(0) if gradient is None else laid_out_as(tensor, gradient)
             for tensor, gradient in zip(values[: self._count], gradients, strict=True)
         )
 
-    def _fake_backward(self, dy: Tensor, kept: Tensor, *values: Value) -> tuple[Tensor, ...]:
+    def _fake_backward(self, dy: Tensor, kept: Tensor, *values: Any) -> tuple[Tensor, ...]:
         return tuple(
             dy.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in values[: self._count]
         )
 
 
-def _names_composites(pick: Pick) -> Callable[[str, bool], str | None]:
+def _naming_composites(pick: Pick) -> Callable[[str, bool], str | None]:
     """Return a function that names the backend whose composite computes an op; None where a kernel does."""
+
+    def with_composite(backend: Backend) -> Backend | None:
+        return None if isinstance(pick(backend), (type(None), Kernel)) else backend
 
     @torch.compiler.assume_constant_result  # which takes names, and neither methods nor functions for results
     def name(device_type: str, is_tracing: bool) -> str | None:
-        # A program that torch.jit records has torch's own ops, which counters of FLOPs and exporters know.
-        ruled_out = (type(None), Kernel) if is_tracing else type(None)
         device = torch.device(device_type)
-        backend = select(lambda backend: None if isinstance(pick(backend), ruled_out) else backend, device)
+        # A program that torch.jit records has torch's own ops, where it can: counters of FLOPs and exporters know them.
+        if is_tracing and any(map(with_composite, BACKENDS.values())):
+            return select(with_composite, device).name
+        backend = select(lambda backend: None if pick(backend) is None else backend, device)
         return None if isinstance(pick(backend), Kernel) else backend.name
 
     return name
@@ -176,7 +177,7 @@ def _define(name: str, signature: str) -> OpOverload:
     return getattr(torch.ops.mmmsv, name).default
 
 
-def _below_autograd(op: OpOverload, *values: Value) -> Value:
+def _below_autograd(op: OpOverload, *values: Any) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         return op(*values)
 
@@ -184,7 +185,7 @@ def _below_autograd(op: OpOverload, *values: Value) -> Value:
 def _implement(
     op: OpOverload, compute: Callable[..., tuple], fake: Callable[..., tuple], function: type[Function], name: str
 ) -> None:
-    def with_gradients(*values: Value) -> tuple[Tensor, ...]:
+    def with_gradients(*values: Any) -> tuple[Tensor, ...]:
         if _gradients_are_asked_for(values):
             return function.apply(*values)
         return _below_autograd(op, *values)
@@ -207,7 +208,7 @@ def _autograd_functions(
 
     class Differentiable(Function):
         @staticmethod
-        def forward(ctx: Context, *values: Value) -> tuple[Tensor, Tensor]:
+        def forward(ctx: Any, *values: Any) -> tuple[Tensor, Tensor]:
             y, kept = _below_autograd(op, *values)
             ctx.options = values[count:]
             ctx.save_for_backward(kept, *values[:count])
@@ -216,7 +217,7 @@ def _autograd_functions(
             return y, kept
 
         @staticmethod
-        def backward(ctx: Context, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
             dy, _ = gradients
             if dy is None:
                 return (None,) * (count + len(ctx.options))
@@ -227,11 +228,11 @@ def _autograd_functions(
 
     class DifferentiableOnce(Function):
         @staticmethod
-        def forward(ctx: Context, *values: Value) -> tuple[Tensor, ...]:
+        def forward(ctx: Any, *values: Any) -> tuple[Tensor, ...]:
             return _below_autograd(backward_op, *values)
 
         @staticmethod
-        def backward(ctx: Context, *_: Tensor) -> NoReturn:
+        def backward(ctx: Any, *_: Tensor) -> NoReturn:
             raise NotImplementedError(f"mmmsv::{name} has first derivatives only, not second ones (double backward)")
 
     return type(name, (Differentiable,), {}), type(f"{name}_backward", (DifferentiableOnce,), {})

@@ -63,7 +63,7 @@ def selective_scan(
     op = "selective_scan"
     per_token = {"u": u, "delta": delta, "B": B, "C": C}
     optional = {name: weight for name, weight in (("D", D), ("delta_bias", delta_bias)) if weight is not None}
-    check_tensors(op, per_token, {"A": A, **optional})
+    check_tensors(op, {**per_token, "A": A, **optional})
     check_bool(op, "delta_softplus", delta_softplus)
     u, delta, B, C = one_dtype(op, per_token)
     check_sequence_shapes(u, delta, A, B, C, D, delta_bias)
@@ -136,9 +136,7 @@ def scan2d(
         around Mamba's recurrence (arXiv 2312.00752, Algorithm 2).
     """
     op = "scan2d"
-    per_token = {"x": x, "dt": dt, "B": B, "C": C}
-    weights = {"W_dt": W_dt, "b_dt": b_dt, "A": A, "Dskip": Dskip}
-    check_tensors(op, per_token, weights)
+    check_tensors(op, {"x": x, "dt": dt, "B": B, "C": C, "W_dt": W_dt, "b_dt": b_dt, "A": A, "Dskip": Dskip})
     check_bool(op, "carry", carry)
     check_bool(op, "merge", merge)
     codes = route_codes(op, routes)

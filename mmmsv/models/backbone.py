@@ -35,11 +35,11 @@ class VisionMamba(BaseModule):
         norm_eval: Keep every norm in evaluation mode while training. Accepted because stock configs set it for batch
             norms; a LayerNorm has no running statistics, so the numbers do not change.
         with_cp: Recompute each block in the backward pass: less memory, about a third more time.
+        init_cfg: MMEngine's initialisation config: ``dict(type='Pretrained', checkpoint=PATH)`` for its checkpoints,
+            ``dict(type='mmmsv.AuthorsCheckpoint', checkpoint=PATH_OR_URL)`` for those of the authors.
         recompute: Recompute the gate, the norm after the scans and the input of ``fc2`` in the backward pass. A block
             of ``'tiny'`` then keeps 14 maps of its input's size on a CPU, not 22 (17, not 31, where PyTorch's own ops
             run), and a training step there takes about 8 % longer.
-        init_cfg: MMEngine's initialisation config: ``dict(type='Pretrained', checkpoint=PATH)`` for its checkpoints,
-            ``dict(type='mmmsv.AuthorsCheckpoint', checkpoint=PATH_OR_URL)`` for those of the authors.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -58,8 +58,8 @@ class VisionMamba(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
-        recompute: bool = True,
         init_cfg: dict | list[dict] | None = None,
+        recompute: bool = True,
     ) -> None:
         super().__init__(init_cfg)
         name = type(self).__name__

@@ -104,9 +104,5 @@ class Stage(nn.Module):
         if self.downsample is not None:
             x = self.downsample(x)
         for block in self.blocks:
-            x = recompute(_call, block, x) if self.with_cp else block(x)
+            x = recompute(nn.Module.__call__, block, x) if self.with_cp else block(x)
         return x
-
-
-def _call(block: VSSBlock, x: Tensor) -> Tensor:
-    return block(x)

@@ -23,7 +23,7 @@ class Linear(nn.Linear):
 
 
 class HalvedLinear(Linear):
-    """A linear layer without bias whose output is two maps; arguments and weights of :class:`torch.nn.Linear`.
+    """A linear layer whose output is two maps; arguments and weights of :class:`torch.nn.Linear`.
 
     Each half is a product of its own: cut out of one product they would be strided, each would keep the memory of both,
     and a convolution would copy its own.
@@ -31,7 +31,9 @@ class HalvedLinear(Linear):
 
     def forward(self, input: Tensor, half: int | None = None) -> Tensor:
         """Map ``(B, H, W, C_in)`` to half 0 or 1, ``(B, H, W, C_out / 2)``; to both in one when omitted."""
-        return linear(input, self.weight if half is None else self.weight.chunk(2)[half])
+        if half is None:
+            return linear(input, self.weight, self.bias)
+        return linear(input, self.weight.chunk(2)[half], None if self.bias is None else self.bias.chunk(2)[half])
 
 
 class ChannelsLastConv2d(nn.Conv2d):

@@ -11,12 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmmsv.kernels import depthwise_conv, gate, merge_scales, ops, use_backend
+from mmmsv.kernels import BACKENDS, depthwise_conv, gate, merge_scales, ops, use_backend
 from mmmsv.kernels.backends.cpu import library
 from mmmsv.kernels.backends.torch import fused as torch_fused
 from mmmsv.kernels.dispatch import Kernel
 
-from .scan_inputs import TOLERANCE, assert_near
+from .scan_inputs import RUNNABLE, TOLERANCE, assert_near
 
 CPU = torch.device("cpu")
 needs_library = pytest.mark.skipif(
@@ -74,9 +74,16 @@ def results(function, tensors, dtype=None):
     return y, *gradients
 
 
-def assert_agree(op, twin, tensors, dtype):
+def with_a_kernel(op):
+    """Parametrise over the backends that have a kernel for an op and can run here."""
+    have = [name for name in RUNNABLE if isinstance(getattr(BACKENDS[name], op), Kernel)]
+    return pytest.mark.parametrize("backend", have or [pytest.param("", marks=needs_library)])
+
+
+def assert_agree(backend, op, twin, tensors, dtype):
     exact = results(twin, tensors, dtype=torch.float64)
-    ours = results(op, tensors)
+    with use_backend(backend):
+        ours = results(op, tensors)
     assert ours[0].dtype == dtype
     # A gradient of nothing but rounding, as that of a norm over one channel would be, is compared with 1.
     for one, other in zip(ours, exact, strict=True):
@@ -87,37 +94,42 @@ def assert_agree(op, twin, tensors, dtype):
         )
 
 
-@needs_library
+@with_a_kernel("depthwise_conv")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("kernel", "stride", "activation", "residual", "bias"), CONVS)
-def test_depthwise_conv(size, kernel, stride, activation, residual, bias):
+def test_depthwise_conv(backend, size, kernel, stride, activation, residual, bias):
     options = (stride, activation, residual)
     for dtype in TOLERANCE:
         tensors = conv_inputs(size, kernel, bias, dtype)
         assert_agree(
-            lambda *t: depthwise_conv(*t, *options), lambda *t: torch_fused.depthwise_conv(*t, *options), tensors, dtype
+            backend,
+            lambda *t: depthwise_conv(*t, *options),
+            lambda *t: torch_fused.depthwise_conv(*t, *options),
+            tensors,
+            dtype,
         )
 
 
-@needs_library
+@with_a_kernel("gate")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("given", [("z", "weight"), ("z",), ("weight",)])
-def test_gate(size, given):
+def test_gate(backend, size, given):
     for dtype in TOLERANCE:
         z = normal(*size, dtype=dtype, seed=1) if "z" in given else None
         weight = normal(size[0], size[3], dtype=wide(dtype)) if "weight" in given else None
-        assert_agree(gate, torch_fused.gate, (normal(*size, dtype=dtype), z, weight), dtype)
+        assert_agree(backend, gate, torch_fused.gate, (normal(*size, dtype=dtype), z, weight), dtype)
 
 
-@needs_library
+@with_a_kernel("merge_scales")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     ("norm_first", "routes", "stride"),
     [(True, 3, 2), (True, 1, 1), (True, 2, 3), (True, 1, 7), (False, 1, 2), (False, 1, 3)],
 )
-def test_merge_scales(size, norm_first, routes, stride):
+def test_merge_scales(backend, size, norm_first, routes, stride):
     for dtype in TOLERANCE:
         assert_agree(
+            backend,
             lambda *t: merge_scales(*t, 1e-5, norm_first),
             lambda *t: torch_fused.merge_scales(*t, 1e-5, norm_first),
             merge_inputs(size, routes, stride, dtype),

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmmsv.kernels import scan2d, selective_scan, use_backend
+from mmmsv.kernels import BACKENDS, scan2d, selective_scan, use_backend
 
 from .scan_inputs import RUNNABLE, TOLERANCE, MapCase, assert_near, device_of, loss, run, run_map, scan_inputs
 
@@ -101,6 +101,42 @@ def test_opcheck_of_maps(case):
     arguments = [tensor.detach() for tensor in arguments]
     y, states = torch.ops.mmmsv.scan2d(*arguments, *options)
     torch.library.opcheck(torch.ops.mmmsv.scan2d_backward, (torch.randn_like(y), states, *arguments, *options))
+
+
+@pytest.mark.parametrize("backend", RUNNABLE)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_results_are_as_the_compiler_expects(backend, groups, monkeypatch):
+    """Shape, dtype and strides of y are those of ``new_results``, whichever way the inputs lie in memory."""
+    made, forward = [], BACKENDS[backend].scan2d.forward
+
+    def spy(scan):
+        y, states = forward(scan)
+        made.append((y, states, *scan.new_results()))
+        return y, states
+
+    kernel = dataclasses.replace(BACKENDS[backend].scan2d, forward=spy)
+    monkeypatch.setitem(BACKENDS, backend, dataclasses.replace(BACKENDS[backend], scan2d=kernel))
+    inputs = scan_inputs(length=9, state=2, groups=groups, dtype=torch.bfloat16)
+    run(backend, inputs)
+    run(backend, {name: tensor.detach().contiguous() for name, tensor in inputs.items()})
+    for case in (CARRIED, FOUR_SETS):
+        run_map(backend, case.inputs(), case.options)
+    for y, states, expected_y, expected_states in made:
+        assert (y.shape, y.dtype, y.stride()) == (expected_y.shape, expected_y.dtype, expected_y.stride())
+        assert (states.numel(), states.dtype) == (expected_states.numel(), expected_states.dtype)
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_traces(backend):
+    """torch.jit.trace records a scan as the op, since no backend makes it of PyTorch's."""
+    if backend not in RUNNABLE:
+        pytest.skip(f"{backend} cannot run here")
+    module, x = Scan(), torch.randn(2, 5, 7, 6)
+    with use_backend(backend), torch.no_grad():
+        traced = torch.jit.trace(module, x)
+        torch.testing.assert_close(traced(x), module(x))
+    assert "mmmsv::scan2d" in str(traced.graph)
 
 
 def test_flops():

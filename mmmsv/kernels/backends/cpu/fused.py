@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ...argument_checks import state_dtype
-from ...arguments import DepthwiseConv, Gate, MergeScales, ceil_div
-from ...fused import ACTIVATIONS
-from ..strides import last_axis_innermost
+from ...arguments import ACTIVATIONS, DepthwiseConv, Gate, MergeScales, ceil_div
+from ...strides import last_axis_innermost
 from .library import DTYPES, GROUPS, LANES, in_huge_pages, loaded_library
 
 # Channels of a task of a convolution, ``PITCH`` of depthwise.cpp: some rows of them stay in the cache of a core, and
@@ -230,9 +229,6 @@ def _as_read_merge(merge: MergeScales) -> MergeScales:
 
 def merge_scales(merge: MergeScales) -> tuple[Tensor, Tensor]:
     """Compute y, and the mean and inverse deviation of each token that went through the norm."""
-    if 0 in merge.half.shape[1:4]:
-        shape = tuple(merge.half.shape)
-        raise ValueError(f"merge_scales: half has shape {shape}, expected one route and one token at least")
     merge, (y, moments) = _as_read_merge(merge), merge.new_results()
     problem = _describe_merge(merge, in_huge_pages(y), moments)
     batch, _, *sizes = merge.half.shape

@@ -12,16 +12,16 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 # The library refers to these dtypes by index.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# The widest register holds so many floats.
+# The widest register holds 16 floats.
 LANES = 16
-# Gradients of weights are summed over images in so many groups, which other numbers of threads do not change.
+# Gradients of weights are summed over images in at most 8 groups, which other numbers of threads do not change.
 GROUPS = 8
 
 _REINSTALL = "install mmmsv again (pip install --force-reinstall --no-deps --no-cache-dir)"
@@ -29,10 +29,6 @@ _REINSTALL = "install mmmsv again (pip install --force-reinstall --no-deps --no-
 _HUGE, _PAGE, _MADV_HUGEPAGE = 4 << 20, mmap.PAGESIZE, 14
 # DEFAULT_MMAP_THRESHOLD_MAX of glibc, less what malloc adds to a block.
 _LARGEST_THAT_COUNTS = (32 << 20) - (64 << 10)
-
-
-# A function of ctypes, which has no types.
-CFunction: TypeAlias = Any
 
 
 class LibraryOp:
@@ -44,7 +40,7 @@ class LibraryOp:
         scratch: Returns how many numbers of scratch each thread needs for either.
     """
 
-    def __init__(self, forward: CFunction, backward: CFunction, scratch: CFunction) -> None:
+    def __init__(self, forward: Any, backward: Any, scratch: Any) -> None:
         self._forward, self._backward, self._scratch = forward, backward, scratch
         self._scratch.restype = ctypes.c_int64
 
@@ -61,7 +57,7 @@ class LibraryOp:
         """Fill the gradients; arguments of :meth:`forward`."""
         self._run(self._backward, problem, sums)
 
-    def _run(self, function: CFunction, problem: ctypes.Structure, sums: Tensor) -> None:
+    def _run(self, function: Any, problem: ctypes.Structure, sums: Tensor) -> None:
         address = ctypes.byref(problem)
         scratch = sums.new_empty(problem.threads * self._scratch(address))
         problem.scratch = scratch.data_ptr()
@@ -143,7 +139,7 @@ def _let_malloc_keep_memory() -> None:
 
     Until it has seen one, it hands what is freed back to the system after each operation on a map and takes it page by
     page again for the next: a fifth of the time of a forward pass on one image. From then on it keeps up to twice as
-    much as this block, whose memory nobody touches. To other systems the block means nothing.
+    much as this block, whose memory nothing touches. To other systems the block means nothing.
     """
     torch.empty(_LARGEST_THAT_COUNTS, dtype=torch.uint8)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...arguments import Scan2d, ceil_div
-from ..strides import last_axis_innermost
+from ...strides import last_axis_innermost
 from .library import DTYPES, GROUPS, LANES, in_huge_pages, loaded_library
 
 # Channels of a block in a backward pass. Sums over channels are made block by block, so this must not depend on the

@@ -1,9 +1,9 @@
 """The ops around the scans, made of PyTorch's own."""
 
-from typing import Literal
+from torch import Tensor
+from torch.nn.functional import conv2d, gelu, layer_norm, silu
 
-from torch import Size, Tensor
-from torch.nn.functional import conv2d, gelu, interpolate, layer_norm, silu
+from ...fused import upsample
 
 ACTIVATION_FUNCTIONS = {"none": lambda p: p, "silu": silu, "gelu": gelu}
 
@@ -32,9 +32,3 @@ def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: 
         sums = layer_norm(half, weight.shape, weight, bias, eps).sum(1)
         return layer_norm(full, weight.shape, weight, bias, eps) + upsample(sums, size, "bilinear")
     return layer_norm(full + upsample(half.squeeze(1), size, "nearest"), weight.shape, weight, bias, eps)
-
-
-def upsample(x: Tensor, size: Size | tuple[int, int], mode: Literal["bilinear", "nearest"]) -> Tensor:
-    """Bring a map ``(batch, h, w, D)`` to another size (H, W), corners not aligned; return ``(batch, H, W, D)``."""
-    align_corners = False if mode == "bilinear" else None
-    return interpolate(x.permute(0, 3, 1, 2), size, mode=mode, align_corners=align_corners).permute(0, 2, 3, 1)

@@ -51,15 +51,15 @@ def kernel(forward: Forward, backward: Backward) -> Kernel:
     """Return a kernel for ``scan2d`` that runs a scan along sequences."""
 
     def scan_maps(scan: Scan2d) -> tuple[Tensor, Tensor]:
-        y, states = forward(sequences_of(scan, _unroll(scan, scan.dt)))
-        return roll_up_all(scan, y, scan.merge).to(scan.x.dtype), states
+        y, states = forward(_sequences_of(scan, _unroll(scan, scan.dt)))
+        return _roll_up_all(scan, y, scan.merge).to(scan.x.dtype), states
 
     def scan_maps_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
         dt = _unroll(scan, scan.dt)
-        given = sequences_of(scan, dt)
+        given = _sequences_of(scan, dt)
         dy = _unroll_gradient(scan, dy)
         du, ddelta, dB, dC, dA, dskip, dbias = backward(given, dy, states.view(scan.states_shape))
-        dx = roll_up_all(scan, du, merge=True) if scan.x.dim() == 4 else du.unflatten(1, scan.x.shape[1:3])
+        dx = _roll_up_all(scan, du, merge=True) if scan.x.dim() == 4 else du.unflatten(1, scan.x.shape[1:3])
         ddt, dW_dt = ddelta, None
         if scan.W_dt is not None:
             ddt = torch.einsum("blqd,qdr->blqr", ddelta, _each(scan, scan.W_dt))
@@ -72,7 +72,7 @@ def kernel(forward: Forward, backward: Backward) -> Kernel:
     return Kernel(scan_maps, scan_maps_backward)
 
 
-def sequences_of(scan: Scan2d, dt: Tensor) -> Sequences:
+def _sequences_of(scan: Scan2d, dt: Tensor) -> Sequences:
     """Put the walks over the maps side by side; ``dt`` are those of the step, ``(batch, L, K, R or D)``."""
     delta = dt
     if scan.W_dt is not None:  # in the state's dtype, as the kernels that make the step themselves hold it
@@ -84,11 +84,11 @@ def sequences_of(scan: Scan2d, dt: Tensor) -> Sequences:
     return Sequences(u, delta, B, C, _each(scan, scan.A), skip, bias, scan.softplus)
 
 
-def roll_up_all(scan: Scan2d, tokens: Tensor, merge: bool) -> Tensor:
+def _roll_up_all(scan: Scan2d, tokens: Tensor, merge: bool) -> Tensor:
     """Lay ``(batch, L, K, D)`` back onto the map, summed over the routes or one map for each."""
     height, width = scan.x.shape[1:3]
     if scan.x.dim() == 5:
-        return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2, 4)
+        return tokens.contiguous().unflatten(1, (height, width)).permute(0, 3, 1, 2, 4)
     maps = []
     for routes, sequence in zip(scan.sequences, tokens.unbind(2), strict=True):
         walks = sequence.unflatten(1, (len(routes), height * width)).unbind(1)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ...arguments import CHUNK, Scan2d, ceil_div
-from ..strides import last_axis_innermost
+from ...strides import last_axis_innermost
 
 if TYPE_CHECKING:
     from .tiles import Inputs, PerToken, Sizes
@@ -63,6 +63,8 @@ def why_not(device: torch.device) -> str | None:
         return "its kernels run on NVIDIA GPUs only"
     if torch.version.hip is not None:
         return "its kernels are made for NVIDIA GPUs, and torch is built for AMD's"
+    if not torch.cuda.is_available():
+        return "torch sees no NVIDIA GPU"
     if (capability := torch.cuda.get_device_capability(device)) < (7, 5):
         return f"its kernels need compute capability 7.5, the GPU has {capability[0]}.{capability[1]}"
     return None
