@@ -79,6 +79,7 @@ def test_trains(built):
     assert without_gradient(model.named_parameters()) == []
 
 
+@pytest.mark.slow
 def test_settings_are_those_of_the_readme(built):
     path, _, model = built
     rows = [row for row in ROWS if row.config == path.resolve()]
@@ -105,6 +106,7 @@ def test_reported_figures():
             assert row.reported == ("?" if published else "none")
 
 
+@pytest.mark.slow
 def test_only_the_arch_differs_from_nano(built):
     cfg, nano = copy.deepcopy(built[1]), Config.fromfile(NANO)
     assert all(cfg[key] == nano[key] for key in nano if key != "model")

@@ -68,6 +68,7 @@ def test_samples(path):
 MEASURED = {"mmdet": ("metrics", ["bbox", "segm"]), "mmseg": ("metrics", ["mIoU"]), "mmpretrain": ("topk", (1, 5))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_evaluators(path):
     cfg = load(path)
@@ -82,6 +83,7 @@ def test_evaluators(path):
 MULTI_SCALE = [path for path in CONFIGS if path.stem.endswith("_ms")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MULTI_SCALE, ids=name)
 def test_multi_scale_differs_in_the_test_alone(path):
     cfg, plain = load(path), load(path.with_stem(path.stem.removesuffix("_ms")))

@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -28,6 +29,11 @@ def device_of(backend: str) -> torch.device:
 
 
 RUNNABLE = [name for name in BACKENDS if _devices_of(name)]
+# Those that an interpreter runs here, in seconds; as parameters of a test, their cases are slow ones.
+INTERPRETED = [name for name in RUNNABLE if name == "triton" and not torch.cuda.is_available()]
+SLOW_WHERE_INTERPRETED = [
+    pytest.param(name, marks=pytest.mark.slow) if name in INTERPRETED else name for name in RUNNABLE
+]
 
 
 def scan_inputs(

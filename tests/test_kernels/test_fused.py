@@ -272,6 +272,7 @@ def test_nothing_to_gate():
     assert gate(y) is y
 
 
+@pytest.mark.slow
 @needs_library
 @needs_opcheck
 @each_case

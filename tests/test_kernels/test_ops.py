@@ -15,7 +15,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmmsv.kernels import BACKENDS, scan2d, selective_scan, use_backend
 
-from .scan_inputs import RUNNABLE, TOLERANCE, MapCase, assert_near, device_of, loss, run, run_map, scan_inputs
+from .scan_inputs import (
+    RUNNABLE,
+    SLOW_WHERE_INTERPRETED,
+    TOLERANCE,
+    MapCase,
+    assert_near,
+    device_of,
+    loss,
+    run,
+    run_map,
+    scan_inputs,
+)
 
 needs_opcheck = pytest.mark.skipif(torch.__version__ < (2, 4), reason="torch.library.opcheck came with torch 2.4")
 needs_dim = pytest.mark.skipif(torch.__version__ < (2, 2), reason="torch.export.Dim came with torch 2.2")
@@ -66,7 +77,8 @@ def test_gradcheck(backend, numbers, length, softplus):
         assert torch.autograd.gradcheck(scan, arguments, fast_mode=True)
 
 
-@pytest.mark.parametrize(("backend", "case"), itertools.product(RUNNABLE, [CARRIED, FOUR_SETS]))
+@pytest.mark.parametrize("backend", SLOW_WHERE_INTERPRETED)
+@pytest.mark.parametrize("case", [CARRIED, FOUR_SETS])
 def test_gradcheck_of_maps(backend, case):
     inputs = dataclasses.replace(case, size=(2, 3), batch=1).inputs().values()
     arguments = [tensor.detach().double().to(device_of(backend)).requires_grad_() for tensor in inputs]
@@ -74,6 +86,7 @@ def test_gradcheck_of_maps(backend, case):
         assert torch.autograd.gradcheck(functools.partial(scan2d, **case.options), arguments, fast_mode=True)
 
 
+@pytest.mark.slow
 @needs_opcheck
 @pytest.mark.parametrize(("state", "groups"), [(1, 1), (3, 2)])
 @pytest.mark.parametrize("optional", [True, False])
@@ -91,6 +104,7 @@ def test_opcheck_of_sequences(state, groups, optional):
     torch.library.opcheck(torch.ops.mmmsv.scan2d_backward, (torch.randn_like(y), states, *tensors, *options))
 
 
+@pytest.mark.slow
 @needs_opcheck
 @pytest.mark.parametrize("case", [CARRIED, FOUR_SETS], ids=["carried", "four_sets"])
 def test_opcheck_of_maps(case):

@@ -52,6 +52,7 @@ def photographs():
     return (torch.stack(images) / 255 - 0.45) / 0.225
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "arch"), PUBLISHED, ids=lambda value: getattr(value, "__name__", value))
 def test_published_archs_learn(model, arch, photographs):
     """In full size. The head is not trained, so what lowers the loss is in the backbone."""

@@ -49,11 +49,13 @@ def sections(tmp_path_factory):
     return dict(part.split("\n", 1) for part in parts)
 
 
+@pytest.mark.slow
 def test_all_tables_are_there(sections):
     assert {title: len(tables_of(sections[title])) for title in TABLES} == TABLES
     assert set(sections) == {*TABLES, "What is compared"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", TABLES)
 def test_the_numbers_are_finite_and_positive(sections, title):
     for header, *rows in tables_of(sections[title]):
@@ -68,6 +70,7 @@ def test_the_numbers_are_finite_and_positive(sections, title):
                 assert value > 0, f"{row[0]}, {name}: {cell}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", [title for title, tables in TABLES.items() if tables == 3])
 def test_the_baselines_agree(sections, title):
     differences = tables_of(sections[title])[2]
@@ -75,6 +78,7 @@ def test_the_baselines_agree(sections, title):
     assert all(float(cell) < 1e-4 for _, *cells in differences[1:] for cell in cells)
 
 
+@pytest.mark.slow
 def test_everything_compared_runs_or_has_a_reason(sections):
     (table,) = tables_of(sections["What is compared"])
     state = {name: runs for name, _, runs in table[1:]}
@@ -83,6 +87,7 @@ def test_everything_compared_runs_or_has_a_reason(sections):
     assert state["mamba-ssm"] == "no: needs a CUDA device"
 
 
+@pytest.mark.slow
 def test_the_report_lists_every_backend():
     done = run("-m", "mmmsv.kernels")
     assert done.returncode == 0, done.stderr
@@ -127,6 +132,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", BAD)
 def test_bad_arguments_end_in_one_line(line):
     module, *arguments = line.split()
@@ -136,6 +142,7 @@ def test_bad_arguments_end_in_one_line(line):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_models_keep(device):
     """Fake tensors: of a GPU too, where there is none."""

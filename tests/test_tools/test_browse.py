@@ -22,6 +22,7 @@ def browse():
     return load_tool("browse")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLED)
 def test_draws_samples(browse, name, tmp_path):
     """What is drawn lies over its photograph, in its colours."""

@@ -55,6 +55,7 @@ def test_losses_of_a_run_that_does_not(demo, records, message):
         demo.check_losses(records)
 
 
+@pytest.mark.slow
 def test_a_failed_command_is_shown(demo, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit, match=r"mim train failed; all that it printed is in .*mim.log"):
@@ -62,6 +63,7 @@ def test_a_failed_command_is_shown(demo, tmp_path, monkeypatch):
     assert "--no-such-option" in (tmp_path / "mim.log").read_text()
 
 
+@pytest.mark.end_to_end
 def test_from_end_to_end(demo, tmp_path, monkeypatch):
     """On a network too small to learn them: all is tested and drawn, and the demo says that it fell short."""
     monkeypatch.setattr(demo, "CONFIG", Path("tests/test_end_to_end/small/mmdet.py"))

@@ -42,6 +42,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifiers_cost_what_is_published(name):
     published = CLASSIFIERS[name]
@@ -51,12 +52,14 @@ def test_classifiers_cost_what_is_published(name):
     assert (macs.layers + macs.scan) / 1e9 == pytest.approx(float(published), rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_models_of_configs_cost_what_is_published(config):
     model, shape = build_from_config(ROOT / f"configs/{config}.py")
     assert (round(parameters(model) / 1e6), round(count(model, shape).total / 1e9)) == CONFIGS[config]
 
 
+@pytest.mark.slow
 def test_mask_rcnn_tiny():
     """The one figure that is not met: 252 G are published.
 
@@ -200,6 +203,7 @@ def run(*arguments):
     return lines[0], [[float(number) for number in line.split()[-3:]] for line in lines[3:8]], done.stdout
 
 
+@pytest.mark.slow
 def test_tool_with_an_arch():
     title, rows, output = run("--model", "VMamba", "--arch", "tiny", "--ours", "--shape", "64", "96")
     assert title == "VMamba tiny, one image of 64 x 96 (H x W)"
@@ -215,6 +219,7 @@ def test_tool_with_an_arch():
     assert "multiply-adds that this code makes" in output
 
 
+@pytest.mark.slow
 def test_tool_with_a_config():
     title, rows, output = run("configs/cls/msvmamba_t_300e.py")
     assert title == "configs/cls/msvmamba_t_300e.py, one image of 224 x 224 (H x W)"

@@ -51,6 +51,7 @@ def run(tmp_path_factory):
     return output.getvalue(), log.getvalue(), out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured through Linux's /proc")
 def test_command_line_with_memory():
     done = subprocess.run(
@@ -71,6 +72,7 @@ def test_command_line_with_memory():
     assert beyond > 3 * weights
 
 
+@pytest.mark.slow
 def test_json_has_what_the_tables_show(run):
     output, _, out = run
     assert (out / "throughput.md").read_text() == output
@@ -98,6 +100,7 @@ def test_json_has_what_the_tables_show(run):
         assert cells["peak, MiB"] == cells["beyond weights, MiB"] == "-"
 
 
+@pytest.mark.slow
 def test_figures_follow_from_the_samples(run):
     rows = json.loads((run[2] / "throughput.json").read_text())["rows"]
     for first, row in ((rows[i - i % 2], row) for i, row in enumerate(rows)):
@@ -116,6 +119,7 @@ def test_figures_follow_from_the_samples(run):
         assert row["layout"] == min(tried, key=tried.get)
 
 
+@pytest.mark.slow
 def test_facts(run):
     facts = json.loads((run[2] / "throughput.json").read_text())["facts"]
     assert (facts["dtype"], facts["layout"], facts["mode"]) == ("float32", "best", "eager")
@@ -125,6 +129,7 @@ def test_facts(run):
     assert all(f"| {name} | {value} |" in run[0] for name, value in facts.items())
 
 
+@pytest.mark.slow
 def test_no_bar_where_stderr_is_no_terminal(run):
     lines = [line for line in run[1].splitlines() if not line.startswith("scan backend")]
     starts = [f"{kind}, 1 x {size}" for kind in ("inference", "training") for size in ("64 x 64", "64 x 96")]
@@ -150,6 +155,7 @@ def test_bar_on_a_terminal(monkeypatch):
     assert "inference, 1 x 64 x 64: resnet18 500 ms, MSVMamba nano failed, out of [memory]" in shown
 
 
+@pytest.mark.slow
 def test_plot_of_several_sizes(run):
     (path,) = run[2].glob("*.png")
     assert path.name == "throughput_batch1.png"
@@ -177,6 +183,7 @@ def test_plot_with_what_failed(tmp_path):
     assert widths[1] == pytest.approx(1.5 * widths[0], abs=2)
 
 
+@pytest.mark.slow
 def test_report_of_what_failed(run):
     rows = [
         row_of(OURS, INFERENCE, 0.5, ratio=(1.0,), no_peak="no /proc"),

@@ -238,6 +238,7 @@ CANNOT_MEASURE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "reason"), CANNOT_MEASURE.values(), ids=CANNOT_MEASURE)
 def test_memory_that_cannot_be_measured_has_a_reason(error, reason, monkeypatch):
     class Child:
@@ -256,6 +257,7 @@ def test_memory_that_cannot_be_measured_has_a_reason(error, reason, monkeypatch)
     assert (row.peak, row.no_peak) == (None, reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["contiguous", "best"])
 @pytest.mark.parametrize("part", ["build", "forward"])
 def test_a_model_that_fails_leaves_a_row(part, layout, monkeypatch):
