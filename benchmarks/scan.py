@@ -27,7 +27,7 @@ from .comparison import BACKWARD, BOTH, FORWARD, Call, compare, duration, extra_
 RESULTS = Path(__file__).parent / "results"
 LEGEND = (
     "Written by `make bench`. Times are medians, with the 10th and the 90th percentile in brackets; a time without "
-    "them is that of a single call, of more than a second. What stands in one row was measured in turns, round after "
+    "them is that of a single call, of more than a second. The figures in one row were measured in turns, round after "
     "round, after a warm-up, so the ratios hold whatever else the machine did. Each call of a backend goes through the "
     "public function, with its checks. A *pair* is one channel of one token on one route. *Forward* runs without "
     "autograd, *backward* on a kept graph, *forward+backward* makes the graph too."

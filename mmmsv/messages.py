@@ -1,4 +1,4 @@
-"""Lists that several messages share."""
+"""Write lists of names and of mismatches for messages."""
 
 from collections.abc import Iterable, Mapping
 

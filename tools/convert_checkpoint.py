@@ -1,7 +1,7 @@
 """Convert a checkpoint of the authors of MSVMamba or VMamba into one of MMEngine's, or back.
 
 What comes out loads like any checkpoint of mmpretrain, mmdet or mmseg: with --checkpoint, load_from, or
-init_cfg=dict(type='Pretrained', checkpoint=DST, prefix='backbone.'). The arch is told from the weights.
+init_cfg=dict(type='Pretrained', checkpoint=DST, prefix='backbone.'). The arch is inferred from the weights.
 """
 
 import argparse
@@ -25,8 +25,8 @@ def main() -> None:
     if args.flat and not args.to_authors:
         parser.error("--flat goes with --to-authors; files that are flat are understood without it")
     try:
-        checkpoint, told = to_authors_file(args.src, args.flat) if args.to_authors else from_authors_file(args.src)
-        print(told)
+        checkpoint, summary = to_authors_file(args.src, args.flat) if args.to_authors else from_authors_file(args.src)
+        print(summary)
         print(f"written: {save_named_by_hash(checkpoint, args.dst, args.src)}")
     except ValueError as error:
         raise SystemExit(f"{parser.prog}: {error}") from error

@@ -249,7 +249,7 @@ def table(losses: tuple[float, float], results: dict[str, dict]) -> str:
         "# Mask R-CNN, MSVMamba-Nano, bundled photographs",
         "",
         f"Loss: {losses[0]:.2f} at first, {losses[1]:.2f} at last. The network learnt its photographs by heart, on",
-        "purpose; only the last row tells what that is worth on others, for which they are far too few.",
+        "purpose; only the last row shows what that is worth on others, for which they are far too few.",
         "",
         "| | box AP | box AP50 | mask AP | mask AP50 |",
         "|---|---|---|---|---|",

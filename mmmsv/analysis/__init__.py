@@ -1,4 +1,4 @@
-"""What a model costs: parameters and multiply-adds."""
+"""Count the parameters and multiply-adds of a model."""
 
 from .flops import BACKBONES, SHAPES, Classifier, Macs, build_classifier, build_from_config, count, parameters
 

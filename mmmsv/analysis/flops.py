@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds (MACs) of a model, in the authors' convention or as this code computes them.
+"""Count parameters and multiply-adds (MACs) of a model, in the authors' convention or as this code computes them.
 
 The **published** convention is that of the authors of VMamba and MSVMamba: fvcore's, which is MMEngine's too, with a
 formula for the scan. It adds up different things, and calls the sum FLOPs, or MACs:

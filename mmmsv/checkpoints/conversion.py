@@ -30,7 +30,7 @@ def from_authors_file(source: str | os.PathLike) -> tuple[dict[str, object], str
 
     Returns:
         ``{"meta": ..., "state_dict": ...}``, for a whole model (``backbone.*``, and the head of a classifier as
-        mmpretrain's ``head.fc.*``), and one line that tells what it is.
+        mmpretrain's ``head.fc.*``), and one line that describes it.
 
     Raises:
         ValueError: The file cannot be read, or its weights are not those of one arch, whole.
@@ -45,7 +45,7 @@ def from_authors_file(source: str | os.PathLike) -> tuple[dict[str, object], str
         **_dataset_meta(checkpoint),
     }
     converted: dict[str, object] = {"meta": meta, "state_dict": _copied(matched.weights)}
-    return converted, f"{source} ({part}): {name_of(arch)}, {matched.told()}"
+    return converted, f"{source} ({part}): {name_of(arch)}, {matched.summary()}"
 
 
 def to_authors_file(source: str | os.PathLike, flat: bool = False) -> tuple[dict[str, object], str]:
@@ -56,8 +56,8 @@ def to_authors_file(source: str | os.PathLike, flat: bool = False) -> tuple[dict
         flat: Whether to write VMamba's current layout instead of the stacked one, which VMamba reads, too.
 
     Returns:
-        ``{"model": ...}`` for a classifier, ``{"state_dict": ..., "meta": ...}`` otherwise, and one line that tells
-        what it is.
+        ``{"model": ...}`` for a classifier, ``{"state_dict": ..., "meta": ...}`` otherwise, and one line that
+        describes it.
 
     Raises:
         ValueError: The file cannot be read, or its weights are not those of one arch, whole.
@@ -115,7 +115,7 @@ def save_named_by_hash(checkpoint: Mapping[str, object], destination: str, sourc
 
 
 def _match_alone(weights: Mapping[str, Tensor], source: str | os.PathLike) -> tuple[Match, Arch]:
-    """Translate the authors' weights for the model that they are of, as far as they tell it."""
+    """Translate the authors' weights for the model that their names and shapes imply."""
     if has_our_names(weights):
         raise ValueError(f"{source} is a checkpoint of MMEngine's already; --to-authors converts it back")
     arch = _arch_of(weights, source)

@@ -23,7 +23,7 @@ class AuthorsCheckpoint:
 
     Files of classifiers, detectors and segmentors are understood: ``{"model": ...}``, ``{"model_ema": ...}`` (which is
     preferred), ``{"state_dict": {"backbone....": ...}}``, or the weights alone. Each tensor of the backbone is used, or
-    nothing is loaded. What may stay behind, and is told in the line that is logged:
+    nothing is loaded. What may be left out, and is reported in the line that is logged:
 
     - in the file: a classification head that has no counterpart of its size in the model, and what is not of the
       backbone when ``init_cfg`` is that of the backbone;
@@ -56,7 +56,7 @@ def load_authors(module: nn.Module, source: str | os.PathLike) -> str:
     """Load the authors' weights into a backbone or a model with one; see :class:`AuthorsCheckpoint`.
 
     Returns:
-        What was loaded, in one line: file, arch, number of tensors, and what stayed behind.
+        What was loaded, in one line: file, arch, number of tensors, and what was left out.
 
     Raises:
         TypeError: The model has no such backbone, or ``source`` is neither a path nor a URL.
@@ -75,7 +75,7 @@ def load_authors(module: nn.Module, source: str | os.PathLike) -> str:
     _check_values(ours, matched.weights, source)
     module.load_state_dict({name.removeprefix(prefix): value for name, value in {**ours, **matched.weights}.items()})
     _spare_from_initialisation(module, backbone, {name.removeprefix(prefix) for name in matched.weights})
-    return f"{source} ({part}): {name_of(backbone.arch)}, {matched.told()}"
+    return f"{source} ({part}): {name_of(backbone.arch)}, {matched.summary()}"
 
 
 def _check_order(module: nn.Module) -> None:

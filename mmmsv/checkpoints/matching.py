@@ -1,4 +1,4 @@
-"""Fit the authors' weights to a model: all of them, or an error that says what is wrong."""
+"""Match all of the authors' weights to a model, or raise an error that says what does not fit."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ class Match(NamedTuple):
         used: Names of the file that they are of.
         fresh: Names of the model that the file does not have.
         unused: Names of the file that the model does not have, or has in another size.
-        assumed: What the file does not tell, and the model decides.
+        assumed: What the file does not determine, and the model decides.
     """
 
     weights: dict[str, Tensor]
@@ -36,8 +36,8 @@ class Match(NamedTuple):
     unused: list[str]
     assumed: str
 
-    def told(self) -> str:
-        """Say in one phrase how much fits, and what does not have to."""
+    def summary(self) -> str:
+        """Return in one phrase how many tensors fit, and which are left out."""
         fresh = f"; left as initialised: {_modules(self.fresh)}" if self.fresh else ""
         unused = f"; in the file, not used: {_modules(self.unused)}" if self.unused else ""
         return f"{len(self.used)} tensors{fresh}{unused}{self.assumed}"
@@ -170,13 +170,13 @@ def _check_kind(weights: Mapping[str, Tensor], arch: Arch, source: str | os.Path
     """Refuse what has the right names and shapes, and yet another meaning."""
     if integers := [name for name, value in weights.items() if not value.is_floating_point()]:
         raise ValueError(f"{source} holds {weights[integers[0]].dtype} in {integers[0]}, expected floating point")
-    # The shapes do not tell where the norms stand; in the authors' families with MS2D and ConvFFN the stem does.
+    # The shapes do not show where the norms are; in the authors' families with MS2D and ConvFFN the stem does.
     fusion, ffn_norm = ("norm_last", "post") if arch.stem == "conv" else ("norm_first", "pre")
     for stage, block in enumerate(arch.blocks):
         two_scales = block.full_routes and block.half_routes
         if (two_scales and block.fusion != fusion) or (block.ffn == "conv" and block.ffn_norm != ffn_norm):
             raise ValueError(
-                f"{source} is of blocks with fusion={fusion!r} and ffn_norm={ffn_norm!r}, as its stem tells; stage "
+                f"{source} is of blocks with fusion={fusion!r} and ffn_norm={ffn_norm!r}, as its stem shows; stage "
                 f"{stage} of the model has fusion={block.fusion!r} and ffn_norm={block.ffn_norm!r}, and would compute "
                 "something else with these weights. Give the model the arch of the file"
             )
@@ -184,10 +184,10 @@ def _check_kind(weights: Mapping[str, Tensor], arch: Arch, source: str | os.Path
 
 def _assumed(weights: Mapping[str, Tensor], arch: Arch) -> str:
     try:
-        told = infer_arch(of_backbone(weights)) == arch
+        known = infer_arch(of_backbone(weights)) == arch
     except ValueError:  # routes that the authors never had
-        told = False
-    return "" if told else "; directions of routes and half_stride are the model's, the file does not tell them"
+        known = False
+    return "" if known else "; directions of routes and half_stride are the model's, the file does not show them"
 
 
 def _modules(names: Iterable[str]) -> str:

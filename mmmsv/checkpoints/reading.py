@@ -1,4 +1,4 @@
-"""Read a checkpoint file, from a path or a URL, without running anything that it holds."""
+"""Read a checkpoint file, from a path or a URL, without running any code in it."""
 
 import hashlib
 import os
@@ -54,7 +54,7 @@ def read_checkpoint(source: str | os.PathLike) -> Mapping[str, object]:
     try:
         return _read(path)
     except ValueError:
-        path.unlink(missing_ok=True)  # a download that was cut short is fetched anew next time
+        path.unlink(missing_ok=True)  # a download that was cut short is fetched again next time
         raise
 
 
@@ -62,7 +62,7 @@ def _read(path: Path) -> Mapping[str, object]:
     try:
         path = path.expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
-    except (OSError, RuntimeError) as error:  # a name that is too long, the home of nobody
+    except (OSError, RuntimeError) as error:  # a name that is too long, the home of an unknown user
         raise ValueError(f"the checkpoint {path} cannot be looked for ({_reason(error)})") from error
     if not is_file:
         what = "a folder" if is_folder else "not there"
@@ -93,9 +93,9 @@ def _check_start(path: Path) -> None:
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({_reason(error)})") from error
     if not start.startswith(_MAGIC):
-        told = f"begins with {start!r}" if start else "is empty"
+        fault = f"begins with {start!r}" if start else "is empty"
         what = "but a web page" if start.lstrip().startswith(b"<") else "is it that file, and is it all of it?"
-        raise ValueError(f"{path} {told}, so it is no PyTorch checkpoint: {what}")
+        raise ValueError(f"{path} {fault}, so it is no PyTorch checkpoint: {what}")
 
 
 def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> Weights:
@@ -118,7 +118,7 @@ def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> W
     others = [name for name, value in tensors.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
     if others:
         raise ValueError(f"{source}: {first_of(others)} among the weights should be tensors with names, and are not")
-    # Data-parallel training and moving averages put this in front of all names.
+    # Data-parallel training and moving averages put this before all names.
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     if strange := [name for name, value in tensors.items() if not _is_plain(value)]:

@@ -1,4 +1,4 @@
-"""Code that older versions of torch and MMEngine need, each file with the version that makes it superfluous.
+"""Support older versions of torch and MMEngine. A file goes when the versions that need it are no longer supported.
 
 - ``torch_versions``: functions that torch named differently, or did not have. It goes when torch 2.7 is the oldest one
   supported. It imports torch alone, since :mod:`mmmsv.kernels` uses it; hence this file imports nothing.

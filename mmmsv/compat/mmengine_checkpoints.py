@@ -10,7 +10,7 @@ Registering those classes as they are would open the door to a prepared file:
 - a HistoryBuffer pickles its methods through ``getattr``, with which any function of any module can be reached;
 - ``numpy.dtype.__setstate__`` checks nothing: a forged state corrupts the memory of the interpreter.
 
-So what is registered, under the names that stand in the files, are stand-ins that check what they are given and build
+So what is registered, under the names in the files, are stand-ins that check what they are given and build
 the plain object: numbers, strings and arrays of them, HistoryBuffers with their own methods, and the annealing function
 that a OneCycleLR keeps. Whatever else a file asks for is refused with ``pickle.UnpicklingError`` before it is built.
 """
@@ -182,8 +182,8 @@ def allow_mmengine_checkpoints() -> None:
     """
     if TAKES_SAFE_GLOBALS:
         torch.serialization.add_safe_globals(list(SAFE_GLOBALS))
-        # The maintained fork of MMEngine allows the types themselves while it loads. They would stand for some of the
-        # names, and the stand-ins for the others: which for which is left to chance.
+        # The maintained fork of MMEngine allows the types themselves while it loads. Then some names would be theirs
+        # and the others the stand-ins', and chance would decide which.
         if hasattr(checkpoint, "get_torch_safe_globals"):
             # pyrefly: ignore[missing-attribute]: the fork has it, and MMEngine has not
             checkpoint.get_torch_safe_globals = list

@@ -1,4 +1,4 @@
-"""Load plain data alone, also with torch before 2.6, whose ``weights_only`` takes no list of what is safe.
+"""Load plain data only, also with torch before 2.6, whose ``weights_only`` takes no list of safe types.
 
 There it also runs TorchScript archives, and cannot build what MMEngine puts into its checkpoints. Once 2.6 is the
 oldest torch that is supported, this file is the first two lines of :func:`load_weights_only`.
@@ -22,7 +22,7 @@ def load_weights_only(path: Path, also: Sequence[tuple[type, str]] = ()) -> obje
 
     Args:
         path: The file.
-        also: Types, each with the name that stands for it in the file.
+        also: Types, each with its name in the file.
 
     Raises:
         pickle.UnpicklingError: It asks for more; nothing of that was run.

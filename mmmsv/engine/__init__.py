@@ -1,4 +1,4 @@
-"""What training and testing do beyond MMEngine: data and checkpoints are checked, resumed runs are repeatable."""
+"""Extend MMEngine's training and testing: check data and checkpoints, and make resumed runs repeatable."""
 
 from .hooks import ChannelFitHook, CheckpointFitHook, CheckpointHook, SeedEpochHook
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop

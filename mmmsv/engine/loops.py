@@ -1,7 +1,7 @@
-"""MMEngine's loops, which first look for the data that they are about to read.
+"""Check that the data is there before MMEngine's loops read it.
 
 ``type='mmmsv.TestLoop'`` and the like in ``train_cfg``, ``val_cfg`` and ``test_cfg``. The check sits in the loops
-because each builds exactly the one data loader that it will use, in mmdet, mmseg and mmpretrain alike; a runner class
+because each builds exactly the one data loader that it will use, in mmdet, mmseg and mmpretrain; a runner class
 of our own (``runner_type``) would not do, since the test script of mmseg ignores it.
 """
 
@@ -18,7 +18,7 @@ from mmmsv.registry import LOOPS
 
 
 class _LooksForData(BaseLoop):
-    """Mixin in front of a loop of MMEngine; what else the loop takes is passed on.
+    """Check the data before a loop of MMEngine is built; a mixin that passes the loop's other arguments on.
 
     Raises:
         FileNotFoundError: A path of the data set is missing, or an annotation file of the evaluator. The message holds
@@ -55,22 +55,22 @@ class _LooksForData(BaseLoop):
 
 @LOOPS.register_module()
 class EpochBasedTrainLoop(_LooksForData, mmengine_runner.EpochBasedTrainLoop):
-    """MMEngine's ``EpochBasedTrainLoop`` behind a look for the data."""
+    """MMEngine's ``EpochBasedTrainLoop``, after a check that its data is there."""
 
 
 @LOOPS.register_module()
 class IterBasedTrainLoop(_LooksForData, mmengine_runner.IterBasedTrainLoop):
-    """MMEngine's ``IterBasedTrainLoop`` behind a look for the data."""
+    """MMEngine's ``IterBasedTrainLoop``, after a check that its data is there."""
 
 
 @LOOPS.register_module()
 class ValLoop(_LooksForData, mmengine_runner.ValLoop):
-    """MMEngine's ``ValLoop`` behind a look for the data."""
+    """MMEngine's ``ValLoop``, after a check that its data is there."""
 
 
 @LOOPS.register_module()
 class TestLoop(_LooksForData, mmengine_runner.TestLoop):
-    """MMEngine's ``TestLoop`` behind a look for the data."""
+    """MMEngine's ``TestLoop``, after a check that its data is there."""
 
 
 def _configs(part: object) -> list[Mapping]:

@@ -61,7 +61,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         layer_of = getattr(owner, "get_layer_depth", None)
         if layer_of is None:
             raise ValueError(
-                f"{type(self).__name__}: {type(owner).__name__} has no get_layer_depth, which tells the layer of a "
+                f"{type(self).__name__}: {type(owner).__name__} has no get_layer_depth, which returns the layer of a "
                 "parameter; the backbones of mmmsv and many of mmpretrain have one"
             )
         if inside:

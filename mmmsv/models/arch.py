@@ -1,4 +1,4 @@
-"""What distinguishes one vision Mamba from another: the settings of a backbone and of its blocks, and their check."""
+"""Describe a vision Mamba: the settings of a backbone and of its blocks, and their check."""
 
 import math
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class BlockArch:
         gate: The gate branch of the scans.
         ffn: ``'conv'`` (ConvFFN), ``'mlp'`` or ``'none'``.
         ffn_ratio: Width of the FFN over C.
-        ffn_norm: Whether the norm of the FFN's branch stands before (``'pre'``) or behind it (``'post'``).
+        ffn_norm: Whether the norm of the FFN's branch comes before (``'pre'``) or after it (``'post'``).
 
     Raises:
         TypeError: A setting is of another type.
@@ -84,7 +84,7 @@ class Arch:
     Args:
         embed_dims: Channels C of each stage.
         depths: Blocks of each stage.
-        blocks: Settings of the blocks of each stage; one for all of them may stand alone.
+        blocks: Settings of the blocks of each stage, or one for all of them.
         stem: ``'patch'`` (4 x 4 patches) or ``'conv'`` (two convolutions of stride 2).
         downsample: Between stages: ``'merge'`` (patch merging) or ``'conv'``.
 

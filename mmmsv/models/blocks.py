@@ -1,4 +1,4 @@
-"""The blocks of the backbones, and a stage of them."""
+"""The blocks of the backbones, and the stages that consist of them."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The norms after the 2-D scans, and with them how maps of two resolutions become one."""
+"""Normalise the maps after the 2-D scans, and make one of two resolutions."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Layers that several modules are made of.
+"""Layers that several modules share.
 
 Every map inside the network is channels-last, ``(B, H, W, C)``: linear layers and norms act on it as it is, and a
 convolution sees it as a ``torch.channels_last`` tensor without a copy.

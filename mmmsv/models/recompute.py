@@ -1,4 +1,4 @@
-"""Recomputation in the backward pass, a policy beside the mathematics: activations are computed again, not kept."""
+"""Compute activations again in the backward pass instead of keeping them, whatever the layers compute."""
 
 from collections.abc import Callable
 from contextvars import ContextVar

@@ -109,5 +109,5 @@ class ConvDownsample(nn.Module):
 
 
 def _channels_last(image: Tensor) -> Tensor:
-    # A copy of three channels, where the image is not channels-last yet, saves one of the whole map behind it.
+    # A copy of three channels, where the image is not channels-last yet, saves one of the whole map after it.
     return image.contiguous(memory_format=channels_last).permute(0, 2, 3, 1)

@@ -37,7 +37,7 @@ class S6(nn.Module):
         self.sets = sets = 1 if carry else len(routes)
         self.token_sizes = (dt_rank, state_size, state_size)
         self.x_proj = projection(dim, sets * sum(self.token_sizes))
-        # Plain parameters, no nn.Linear: an init_cfg that draws all linear layers anew, as those of many classifiers
+        # Plain parameters, no nn.Linear: an init_cfg that draws all linear layers again, as those of many classifiers
         # do, would set b_dt to 0, and with it every step to 0.69.
         self.dt_weight = nn.Parameter(torch.empty(sets, dim, dt_rank))
         self.dt_bias = nn.Parameter(torch.empty(sets, dim))
@@ -63,7 +63,7 @@ class S6(nn.Module):
         dt, B, C = self.x_proj(x).unflatten(-1, (self.sets, -1)).split(self.token_sizes, dim=-1)
         if x.dtype == torch.float16 and self.A_log.dtype != torch.float16:
             # The step, B and C are linear in x, so y grows with its fourth power: x of some hundreds gives y above
-            # 65504, which is infinite in float16, and NaN behind the norm that would have taken the size back.
+            # 65504, which is infinite in float16, and NaN after the norm that would have taken the size back.
             x, dt, B, C = [tensor.float() for tensor in (x, dt, B, C)]
         # At least float32: a decay rounded to half precision is another time constant.
         A_log = self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float()

@@ -104,7 +104,7 @@ def test_bad_rates(paramwise_cfg, message):
 
 
 def test_what_has_no_layers_or_no_rate():
-    with pytest.raises(ValueError, match="Linear has no get_layer_depth, which tells the layer of a parameter"):
+    with pytest.raises(ValueError, match="Linear has no get_layer_depth, which returns the layer of a parameter"):
         rates(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="the optimizer has no learning rate; give lr= in its config"):
         rates(MSVMamba(ARCH), optimizer={"type": "AdamW"})

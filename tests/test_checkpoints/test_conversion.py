@@ -50,8 +50,8 @@ def test_command(authors):
     source = authors.save({"model": authors.weights, "model_ema": authors.weights}, "msvmambav3.pth")
     run = convert(source, authors.folder / "out" / "v3.pth")
     assert run.returncode == 0, run.stderr
-    told, written = run.stdout.splitlines()
-    assert told == (f"{source} (model_ema): {NAME}, {len(authors.weights)} tensors")
+    summary, written = run.stdout.splitlines()
+    assert summary == (f"{source} (model_ema): {NAME}, {len(authors.weights)} tensors")
     path = Path(written.removeprefix("written: "))
     assert re.fullmatch(r"v3-[0-9a-f]{8}\.pth", path.name)
     assert path.stem[-8:] == hashlib.sha256(path.read_bytes()).hexdigest()[:8]
@@ -82,8 +82,8 @@ def test_a_trained_model_goes_back(authors):
     model.backbone, model.decode_head = authors.model(), torch.nn.Linear(2, 3)
     path = authors.folder / "epoch_1.pth"
     save_checkpoint({"state_dict": model.state_dict(), "meta": {"cfg": "model = dict()"}, "optimizer": {}}, str(path))
-    theirs, told = to_authors_file(path)
-    assert "(state_dict)" in told
+    theirs, summary = to_authors_file(path)
+    assert "(state_dict)" in summary
     assert torch.equal(theirs["state_dict"]["decode_head.weight"], model.decode_head.weight)
     assert_same(from_authors(theirs["state_dict"], model.backbone.arch), model.state_dict())
 

@@ -17,7 +17,7 @@ from tests.test_models.golden import arch_of, load_golden
 
 from .refusals import assert_refused
 
-# The arch of the small file, as it is told.
+# The arch of the small file, as it is reported.
 NAME = (
     "mmmsv.MSVMamba, arch=dict(embed_dims=(8, 16, 32, 48), depths=(1, 1, 2, 1), stem='conv', downsample='conv', "
     "ssm_ratio=1.0, fusion='norm_last', gate=False, ffn_ratio=4.0, ffn_norm='post')"
@@ -116,8 +116,8 @@ def test_half_precision(authors):
 def test_one_line_says_file_arch_and_number_of_tensors(authors, log):
     path = authors.save({"model": authors.weights, "model_ema": authors.weights})
     initialize(authors.model(), path)
-    told = [line for line in log if line.startswith("AuthorsCheckpoint")]
-    assert told == [
+    summary = [line for line in log if line.startswith("AuthorsCheckpoint")]
+    assert summary == [
         f"AuthorsCheckpoint: {path} (model_ema): {NAME}, {len(authors.weights) - 2} tensors; left as initialised: "
         "backbone.out_norms.0, backbone.out_norms.1, backbone.out_norms.2; in the file, not used: classifier.head"
     ]
@@ -144,8 +144,8 @@ class TestWholeModels:
         model = initialize(classifier(authors, classes=7), authors.save({"model": authors.weights}))
         assert loaded(model, authors.weights) == {name for name in model.state_dict() if name.startswith("backbone.")}
         assert model.head.fc.weight.shape == (7, 48)
-        told = next(line for line in log if line.startswith("AuthorsCheckpoint"))
-        assert told.endswith("left as initialised: head; in the file, not used: classifier.head")
+        summary = next(line for line in log if line.startswith("AuthorsCheckpoint"))
+        assert summary.endswith("left as initialised: head; in the file, not used: classifier.head")
 
     def test_segmentor_takes_a_classifiers_backbone(self, authors):
         model = segmentor(authors)
@@ -235,8 +235,8 @@ def test_model_without_memory(authors):
 def test_what_the_file_does_not_tell_is_said(authors, log):
     arch = {**arch_of(authors.meta), "half_stride": 4}
     initialize(MSVMamba(arch, out_indices=(3,)), authors.save({"model": authors.weights}))
-    told = next(line for line in log if line.startswith("AuthorsCheckpoint"))
-    assert told.endswith("; directions of routes and half_stride are the model's, the file does not tell them")
+    summary = next(line for line in log if line.startswith("AuthorsCheckpoint"))
+    assert summary.endswith("; directions of routes and half_stride are the model's, the file does not show them")
 
 
 def test_output_norms_that_the_model_does_not_want(authors):

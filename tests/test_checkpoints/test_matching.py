@@ -33,7 +33,7 @@ OTHER = {
     "norms elsewhere": (
         {"fusion": "norm_first"},
         lambda authors: authors.weights,
-        "fusion='norm_last' and ffn_norm='post', as its stem tells; stage 0 of the model has",
+        "fusion='norm_last' and ffn_norm='post', as its stem shows; stage 0 of the model has",
     ),
     "our names": (
         {},

@@ -93,8 +93,8 @@ def test_arch_is_told_from_golden_files(name):
 
 def test_other_archs_are_told_as_a_config_has_them():
     arch = MSVMamba({"base": "nano", "stages": [{"half_routes": ()}, {}, {}, {"ffn": "mlp"}]}).arch
-    told = name_of(arch)
-    assert told.startswith(
+    summary = name_of(arch)
+    assert summary.startswith(
         "mmmsv.MSVMamba, arch=dict(embed_dims=(48, 96, 192, 384), depths=(1, 2, 5, 2), half_routes=()"
     )
-    assert MSVMamba(eval(told.removeprefix("mmmsv.MSVMamba, arch="))).arch == arch
+    assert MSVMamba(eval(summary.removeprefix("mmmsv.MSVMamba, arch="))).arch == arch

@@ -1,4 +1,4 @@
-"""What the documentation tells to type works, and what it points to is there."""
+"""What the documentation says to type works, and what it points to is there."""
 
 import os
 import re

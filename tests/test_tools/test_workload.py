@@ -229,7 +229,7 @@ def test_the_rise_of_memory_on_a_gpu_is_that_of_torch(monkeypatch):
 
 
 CANNOT_MEASURE = {
-    "no /proc": (FileNotFoundError("no /proc"), "the system does not tell: FileNotFoundError: no /proc"),
+    "no /proc": (FileNotFoundError("no /proc"), "the system does not report it: FileNotFoundError: no /proc"),
     "out of memory": (torch.cuda.OutOfMemoryError("out"), "out of memory"),
     "killed": (
         memory.BrokenProcessPool("terminated"),

@@ -1,1 +1,1 @@
-"""Measure time and memory, in turns: of models, for ``tools/throughput.py``, and of scans, for ``benchmarks/``."""
+"""Measure, in turns, time and memory of models (``tools/throughput.py``) and of scans (``benchmarks/``)."""

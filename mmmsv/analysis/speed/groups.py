@@ -1,4 +1,4 @@
-"""Measure a group: all models make the same step in turns, each in its fastest variant."""
+"""Measure the models of a group: they run the same step in turns, each in its fastest variant."""
 
 import gc
 from collections.abc import Callable, Mapping, Sequence

@@ -30,7 +30,7 @@ def measure_in(child: Executor, measure: Callable[..., T], *arguments: object) -
     except BrokenProcessPool:
         return "the process that measured it was killed, as a rule for want of memory"
     except OSError as error:
-        return f"the system does not tell: {explain(error)}"
+        return f"the system does not report it: {explain(error)}"
     except FAILURES as error:
         return explain(error)
 

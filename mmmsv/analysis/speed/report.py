@@ -1,4 +1,4 @@
-"""Write what was measured of models as JSON and as Markdown."""
+"""Write the measurements of models as JSON and as Markdown."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +18,9 @@ from .timing import quantile
 
 _MIB = 1024**2
 LEGEND = (
-    "What stands in one table for one size was measured in turns, round by round, so that whatever else the machine "
-    "did fell on all alike: ratios suffer less from it than times, and their spread says how much. *latency* is that "
-    "of a batch: the median of all calls, with the 10th and the 90th percentile in brackets; *p95* is its 95th, of 20 "
+    "Figures for one size in one table were measured in turns, round by round, so that whatever else the machine did "
+    "affected all equally: ratios suffer less from it than times, and their spread says how much. *latency* is that of "
+    "a batch: the median of all calls, with the 10th and the 90th percentile in brackets; *p95* is its 95th, of 20 "
     "*calls* or more. *images/s* are batch / median. *time / first* is how many times as long as the first model it "
     "takes: the median of the ratios of the rounds, with the 10th and the 90th percentile. *eager / compiled*, where "
     "both were tried, is how many times as fast compiling made a model, in turns of that model alone. *peak* is all "

@@ -1,4 +1,4 @@
-"""Run a model in one step after the other, with all that its inference or training needs."""
+"""Run steps of inference or training of a model, with all that they need."""
 
 import logging
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Hooks: what does not fit is an error, checkpoints are whole, and a resumed run repeats an unbroken one."""
+"""Hooks that refuse what does not fit, save whole checkpoints, and make a resumed run repeat an unbroken one."""
 
 from .channel_fit import ChannelFitHook
 from .checkpoint import CheckpointHook

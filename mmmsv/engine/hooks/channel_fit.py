@@ -12,7 +12,7 @@ from .unwrap import unwrap
 
 # Heads that read the maps of the backbone where there is no neck, in mmdet, mmseg and mmpretrain.
 _HEADS = ("rpn_head", "bbox_head", "panoptic_head", "decode_head", "auxiliary_head", "head")
-# Necks behind which the last map has the channels that it had before.
+# Necks after which the last map has the channels that it had before.
 _POOLINGS = ("GlobalAveragePooling", "GeneralizedMeanPooling")
 
 
@@ -22,7 +22,7 @@ class ChannelFitHook(Hook):
 
     It compares the backbone's ``out_channels`` with what the config says, in the conventions of the three libraries: a
     list of ``in_channels`` is one number for each map, or for each map of ``in_index``; a single number is that of the
-    last map, or of the one map of ``in_index``. Behind a neck, but one that only pools, heads see other maps and are
+    last map, or of the one map of ``in_index``. After a neck, unless it only pools, heads see other maps and are
     not looked at. Says nothing about modules and backbones that name no channels, or in another way.
 
     Raises:

@@ -64,7 +64,7 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
             folder = Path(self.out_dir, folder.name)
         saved = self._saved_in(folder)
         if named is None and not saved:
-            return  # A run that has saved nothing yet begins anew; MMEngine logs it.
+            return  # A run that has saved nothing yet starts over; MMEngine logs it.
         fault = f"{pointer} is missing" if named is None else f"{pointer} names {named!r}, which is torn or gone"
         newest = next((path for path in saved if _is_whole(path)), None)
         if newest is None:

@@ -21,9 +21,8 @@ class SeedEpochHook(Hook):
     would have drawn in an unbroken run.
 
     What it cannot do: reach data loader workers that stay alive between epochs (``persistent_workers=True``); they
-    draw from generators of their own, which a resumed run starts anew. ``num_workers=0`` has none of them. A run
-    resumed inside an epoch, or in an iteration-based loop, is seeded where it goes on, and so differs from an unbroken
-    one.
+    draw from generators of their own, which a resumed run restarts. ``num_workers=0`` has none of them. A run
+    resumed in an epoch, or in an iteration-based loop, is seeded where it goes on, so differs from an unbroken one.
     """
 
     def before_train_epoch(self, runner: Runner) -> None:

@@ -4,8 +4,8 @@ A program walks a span of one sequence, tile by tile, for a block of channels: 3
 tokens of a tile for one channel. A scan over a tile then needs no other thread, and runs the recurrence as it is
 written.
 
-From tile to tile the states stand in memory, a row of channels for each n: registers do not depend on N, and the loop
-over n is inside that over the tiles, so that u and the step are made once for all n.
+From tile to tile the states are kept in memory, a row of channels for each n: registers do not depend on N, and the
+loop over n is inside that over the tiles, so that u and the step are made once for all n.
 """
 
 import triton
@@ -126,7 +126,7 @@ def scan_forward(
 ):
     """Walk each span from its state in ``carry``, ``(batch, spans, N, sequences * D)``, which is overwritten.
 
-    Writes y and, in front of each chunk, ``states`` ``(batch, chunks, N, sequences * D)``.
+    Writes y and, for the start of each chunk, ``states`` ``(batch, chunks, N, sequences * D)``.
     """
     dtype: tl.constexpr = carry.dtype.element_ty
     sizes = show(sizes)
@@ -178,7 +178,7 @@ def _tile_starts(
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Write to ``starts`` the state in front of a chunk, out of ``states``, and that behind its first tiles."""
+    """Write to ``starts`` the state before a chunk, from ``states``, and those after its first tiles."""
     dtype: tl.constexpr = starts.dtype.element_ty
     TILES: tl.constexpr = CHUNK // TILE
     real = lanes[1] < sizes.channels
@@ -225,8 +225,8 @@ def scan_backward(
     """Walk each span backwards from what is wanted of its last token's state, ``carry``, which is overwritten.
 
     With g_t = dL/dh_t = C_t dy_t + w_{t+1} and w_t = decay_t g_t, w_t h_{t-1} is the gradient of the exponent step A.
-    The states in front of a chunk's tiles, ``starts`` ``(batch, spans, CHUNK / TILE, N, sequences * D)``, are made from
-    that in front of the chunk.
+    The states before a chunk's tiles, ``starts`` ``(batch, spans, CHUNK / TILE, N, sequences * D)``, are made from
+    that before the chunk.
     """
     TILES: tl.constexpr = CHUNK // TILE
     dtype: tl.constexpr = carry.dtype.element_ty

@@ -9,7 +9,7 @@ RANKS = tl.constexpr(4)  # columns of the low-rank step in one tl.dot: more do n
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-# Triton looks at the integers in a tuple. It compiles anew for a 1, and of a multiple of 16 it concludes that a thread
+# Triton looks at the integers in a tuple. It compiles again for a 1, and of a multiple of 16 it concludes that a thread
 # can read neighbouring channels at once, and then hold fewer tokens. 2 n + 3 is never either.
 def hidden(n: int) -> int:
     """Encode an integer so that Triton does not compile for its value."""
@@ -98,8 +98,8 @@ def show(sizes):
 def join(decay_1, state_1, lead_1, before_1, decay_2, state_2, lead_2, before_2):
     """Join two neighbouring runs of tokens.
 
-    A run makes of the state h that enters it ``decay * h + state`` behind its last token, and ``lead * h + before`` in
-    front of that token.
+    A run makes of the state h that enters it ``decay * h + state`` after its last token, and ``lead * h + before``
+    before that token.
     """
     return decay_1 * decay_2, decay_2 * state_1 + state_2, decay_1 * lead_2, lead_2 * state_1 + before_2
 
@@ -153,9 +153,9 @@ def locate(
     WIDE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Return (route, place on the map, whether it is in front of the end) of the TILE tokens from ``start`` on.
+    """Return (route, place on the map, whether it is before the end) of the TILE tokens from ``start`` on.
 
-    What is behind the end has the place of the last token: so that it can be read, if not used.
+    Tokens after the end have the place of the last token, so that they can be read, if not used.
 
     ROUTES are places in :data:`.routes.ROUTES`, row, col, row_rev, col_rev, of each route or of all; WIDE, whether
     offsets need 64 bits.
@@ -188,14 +188,14 @@ def point(tensor, batch, tile, columns):
 
 @triton.jit
 def read(tensor, batch, tile, columns, limit, dtype: tl.constexpr):
-    """Read the columns in front of a limit, 0 for others; for tokens behind the end, those of the last."""
+    """Read the columns before a limit, 0 for others; for tokens after the end, those of the last."""
     mask = (columns < limit)[None, :]
     return tl.load(point(tensor, batch, tile, columns), mask, 0.0).to(dtype)
 
 
 @triton.jit
 def read_number(tensor, batch, tile, n, dtype: tl.constexpr):
-    """Read the n-th number of each token, ``[tokens, 1]``; behind the end, that of the last."""
+    """Read the n-th number of each token, ``[tokens, 1]``; after the end, that of the last."""
     return tl.load(point(tensor, batch, tile, n + tl.arange(0, 1))).to(dtype)
 
 
@@ -222,7 +222,7 @@ def point_row(tensor, index, sizes, lanes):
 
 @triton.jit
 def make_step(inputs, sizes, batch, lanes, tile, R: tl.constexpr, SOFTPLUS: tl.constexpr):
-    """Return the step, ``[tokens, channels]``, 0 behind the end and behind the last channel."""
+    """Return the step, ``[tokens, channels]``, 0 after the end and after the last channel."""
     dtype: tl.constexpr = inputs.A.dtype.element_ty
     channels = lanes[1]
     if inputs.W_dt is None:
@@ -241,7 +241,7 @@ def make_step(inputs, sizes, batch, lanes, tile, R: tl.constexpr, SOFTPLUS: tl.c
         same = sum_ == 1.0
         log = tl.where(same, power, tl.log(sum_) * (power / tl.where(same, 1.0, sum_ - 1.0)))
         step = tl.where(step > 20.0, step, log)
-    # 0 behind the last channel too: there a weight of 0 times infinity is NaN, which sums over channels would spread.
+    # 0 after the last channel too: there a weight of 0 times infinity is NaN, which sums over channels would spread.
     return tl.where(tile[2][:, None] & (channels < sizes.channels)[None, :], step, 0.0)
 
 

@@ -1,4 +1,4 @@
-// Depthwise convolutions of channels-last maps with what stands around them, forward and backward: activation, bias and
+// Depthwise convolutions of channels-last maps, forward and backward, with activation, bias and
 // the input added. Plain C interface (at the end), called by fused.py.
 //
 //     p = b + sum_k W_k x_k  (+ x)        y = activation(p)
@@ -23,8 +23,8 @@ struct DepthwiseConv {
     int64_t batch, height, width, channels, out_height, out_width;
     int64_t kernel, stride;        // 3 or 7, with half of it for padding; any
     int64_t activation, residual;  // of enum Activation; whether x is added to p, with stride 1 only
-    int64_t blocks;                // the channels are cut into so many
-    int64_t parts;                 // forward: the rows of y are cut into so many; backward: the batch
+    int64_t blocks;                // number of blocks that the channels are cut into
+    int64_t parts;                 // forward: number of parts of the rows of y; backward: of the batch
     int64_t threads;
     Map x, y;                   // y: forward, the result; backward, its gradient
     const void *weight, *bias;  // (D, kernel * kernel), (D) or null; in the dtype of the sums
@@ -38,8 +38,8 @@ struct DepthwiseConv {
 namespace {
 
 // The last rows of a map, for a block of channels, PITCH numbers from column to column, with zeros on both sides, and room
-// behind for the tiles that are not whole. The columns lie sorted by what they leave when divided by a stride: those that
-// neighbours in y read then lie side by side.
+// after them for the tiles that are not whole. The columns are sorted by what they leave when divided by a stride:
+// those that neighbours in y read then lie side by side.
 template <class Real> class Ring {
 public:
     static int64_t size(int64_t slots, int64_t width, int64_t margin, int64_t stride) {
@@ -54,7 +54,7 @@ public:
 
     void clear(int64_t row) { std::fill_n(at(row), pitch, Real(0)); }
 
-    // Nobody writes there later. What lies in the room behind them reaches no result.
+    // Nothing is written there later. The contents of the room after them reach no result.
     void clear_margins(int64_t width) {
         for (int64_t slot = 0; slot < slots; ++slot)
             for (int64_t i = 1; i <= margin; ++i) {
@@ -65,7 +65,7 @@ public:
 
     Real* at(int64_t row) const { return base + (row + slots) % slots * pitch; }
 
-    // Where a column lies behind at(row).
+    // Where a column begins, counted from at(row).
     int64_t offset(int64_t column) const {
         const int64_t inside = column + margin;
         return inside % stride * each + inside / stride * PITCH;
@@ -86,7 +86,7 @@ template <class T, int K> class Task {
     static constexpr int width = Simd<Real>::width, pad = K / 2, taps = K * K;
     static constexpr int rows_at_once = K == 3 ? 3 : 1;  // of the kernel, as many as keep the processor's pipes full
 
-    // Backward, a row of x takes part in so many rows of y at most, and one is made while the last ones are read.
+    // Backward, a row of x takes part in this many rows of y at most, and one is made while the last ones are read.
     static int64_t gradient_slots(const DepthwiseConv& conv) { return (K - 1) / conv.stride + 2; }
 
     const DepthwiseConv& conv;
@@ -218,7 +218,7 @@ private:
         });
     }
 
-    // Add what a row of y tells of some rows of the kernel, from ky on.
+    // Add what a row of y contributes to the gradients of some rows of the kernel, from ky on.
     void add_weight_sums(int ky, int64_t row, const Real* const* rows) {
         const Real* gradients = dp.at(row) + dp.offset(0);
         for (int64_t d = 0; d < block.channels(); d += width) {
@@ -246,7 +246,7 @@ private:
         }
         for_registers<Real>(block.channels(), [&](auto full, int64_t d, int lanes) {
             auto* to = place<T>(conv.dx, batch, row, 0) + block.begin + d;
-            // Columns that lie alike between those of y are reached by the same columns of the kernel.
+            // Columns of the same phase between those of y are reached by the same columns of the kernel.
             for (int64_t phase = 0; phase < stride; ++phase) {
                 const int64_t first = ((phase - pad) % stride + stride) % stride, nearest = (first + pad) / stride;
                 for_tiles((conv.width - first + stride - 1) / stride, [&](int64_t column, int count) {

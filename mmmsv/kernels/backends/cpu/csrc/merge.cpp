@@ -49,12 +49,12 @@ template <class Real> struct Between {
     Real of(int64_t place) const { return (place == low ? to_low : 0) + (place == high ? to_high : 0); }
 };
 
-// The place of a line of `in` that stands for place `at` of a line of `out`, as torch rounds it.
+// The place of a line of `in` that place `at` of a line of `out` copies, as torch rounds it.
 int64_t nearest(int64_t at, int64_t out, int64_t in) {
     return std::min<int64_t>(std::floor(at * ((float)in / out)), in - 1);
 }
 
-// The places of a line of `out` whose first source in `in` is `low` or behind it; sources rise with the place.
+// The places of a line of `out` whose first source in `in` is `low` or after it; sources rise with the place.
 template <class Source> int64_t first_from(int64_t low, int64_t out, const Source& source) {
     int64_t begin = 0, end = out;
     while (begin < end) {
@@ -250,7 +250,7 @@ private:
     }
 };
 
-// Call body(task, batch, row, sums) for the rows of all maps of a height, in so many parts.
+// Call body(task, batch, row, sums) for the rows of all maps of a height, in merge.parts parts.
 template <class T, class Body> void for_rows(const Merge& merge, int64_t height, const Body& body) {
     using Real = typename T::Real;
     const int64_t rows = merge.batch * height;

@@ -30,7 +30,7 @@ struct Scan {
     int64_t merge;     // their outputs are summed too
     int64_t shared;    // they share one parameter set
     int64_t softplus;  // whether the step goes through one
-    int64_t blocks;    // the channels of a sequence are cut into so many
+    int64_t blocks;    // number of blocks that the channels of a sequence are cut into
     int64_t threads;
     const int64_t* route_codes;  // (sequences, routes), places in ROUTES of routes.py
     PerToken x, dt, B, C, y;     // dt: of rank R; with rank 0 the step before bias and softplus of each channel

@@ -184,7 +184,7 @@ void backward_chunk(const Scan& scan, const Block<Real>& block, const Chunk<T>& 
         __builtin_prefetch(places.x[t]);
         __builtin_prefetch(places.dy[t]);
     }
-    std::fill_n(work.dB, 2 * scan.states * work.row, Real(0));  // dC lies behind it
+    std::fill_n(work.dB, 2 * scan.states * work.row, Real(0));  // dC follows it
     for (int64_t d = 0; d < block.channels(); d += width) {
         const auto one = block.lanes(block.begin + d) == width ? backward_register<T, Out, true>
                                                                : backward_register<T, Out, false>;

@@ -36,7 +36,7 @@ template <class Real> struct Block {
     int64_t padded() const { return (channels() + width - 1) / width * width; }
     int lanes(int64_t channel) const { return std::min<int64_t>(width, end - channel); }
 
-    // Of the largest of so many blocks.
+    // Of the largest of `blocks` blocks.
     static int64_t most_padded(int64_t all_channels, int64_t blocks) {
         const int64_t registers = (all_channels + width - 1) / width;
         return (registers + blocks - 1) / blocks * width;
@@ -49,7 +49,7 @@ template <class T> INLINE typename T::Bits* place(const Map& map, int64_t batch,
     return (typename T::Bits*)map.data + batch * map.batch + row * map.row + column * map.column;
 }
 
-// Call body(full, channel, lanes) for each register of so many channels; full is a constant, and false for a last register
+// Call body(full, channel, lanes) for each register of channels; full is a constant, and false for a last register
 // that is not whole.
 template <class Real, class Body> INLINE void for_registers(int64_t channels, const Body& body) {
     constexpr int width = Simd<Real>::width;
