@@ -31,7 +31,7 @@ HALF, NORM = torch.ones(2, 3, 3, 4, 6), torch.ones(6)
         (
             lambda: gate(X, X[:, 1:]),
             ValueError,
-            r"gate: z has shape \(2, 4, 7, 6\), expected that of y, \(2, 5, 7, 6\)",
+            r"gate: z has shape \(2, 4, 7, 6\), expected \(2, 5, 7, 6\) for y \(2, 5, 7, 6\)",
         ),
         (lambda: gate(X, X, B), ValueError, r"gate: weight has shape \(6,\), expected \(2, 6\) for y \(2, 5, 7, 6\)"),
         (lambda: gate(X, X.to("meta")), ValueError, "gate: z is on meta and y on cpu; move both to one device"),

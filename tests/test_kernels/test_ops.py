@@ -34,6 +34,7 @@ needs_half_on_cpus = pytest.mark.skipif(
     torch.__version__ < (2, 4), reason="autocast on CPUs took no float16 before torch 2.4"
 )
 FAST = [name for name in RUNNABLE if name != "triton"]  # which may be interpreted
+EACH_BACKEND = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in RUNNABLE if name not in FAST)]
 CARRIED = MapCase(
     size=(5, 4), state=2, routes=("row_rev", "col", "col_rev"), carry=True, merge=False, dtype=torch.float32
 )
@@ -117,7 +118,7 @@ def test_opcheck_of_maps(case):
     torch.library.opcheck(torch.ops.mmmsv.scan2d_backward, (torch.randn_like(y), states, *arguments, *options))
 
 
-@pytest.mark.parametrize("backend", RUNNABLE)
+@pytest.mark.parametrize("backend", EACH_BACKEND)
 @pytest.mark.parametrize("groups", [1, 3])
 def test_results_are_as_the_compiler_expects(backend, groups, monkeypatch):
     """Shape, dtype and strides of y are those of ``new_results``, whichever way the inputs lie in memory."""

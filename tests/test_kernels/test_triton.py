@@ -86,6 +86,9 @@ def test_why_not(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(triton_kernels, "scan_forward", real)
         assert "NVIDIA" in triton_scan.why_not(torch.device("cpu"))
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        assert "sees no NVIDIA GPU" in triton_scan.why_not(torch.device("cuda"))
+        patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
         assert "7.5" in triton_scan.why_not(torch.device("cuda"))
         patch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))

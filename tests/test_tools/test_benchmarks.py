@@ -109,7 +109,7 @@ def test_the_report_lists_every_backend():
     ("asked", "last"),
     [
         ("reference", "Asked for by the environment, instead of the automatic choice: reference"),
-        ("nonsense", "Scans on cpu will fail: .*there is no scan backend 'nonsense'; choose one of .*torch.*"),
+        ("nonsense", "Scans on cpu will fail: .*there is no backend 'nonsense'; choose one of .*torch.*"),
     ],
     ids=["reference", "nonsense"],
 )

@@ -245,8 +245,8 @@ def test_bad_arguments(line, message, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("backend", "message"),
     [
-        ("nonsense", "there is no scan backend 'nonsense'"),
-        ("triton", "scan backend 'triton' was asked for, and cannot run on cpu: no GPU; choose another, or none"),
+        ("nonsense", "there is no backend 'nonsense'"),
+        ("triton", "backend 'triton' was asked for, and cannot run on cpu: no GPU; choose another, or none"),
     ],
     ids=["unknown", "cannot run"],
 )
