@@ -24,7 +24,7 @@ class Kernel:
         forward: Computes, from the arguments of the op (a tuple of :mod:`.arguments`), y, with the shape, dtype and
             strides that ``new_results`` of the arguments gives it, and what the backward pass needs beside the tensors.
         backward: Computes, from the arguments, dy, and what was kept, flat, the gradient of each tensor, in their
-            order; None for one that was not given.
+            order; in the place of one that was not given, anything.
     """
 
     forward: Callable[[Any], tuple[Tensor, Tensor]]

@@ -157,7 +157,7 @@ def depthwise_conv_backward(conv: DepthwiseConv, dy: Tensor, kept: Tensor) -> tu
     loaded_library().depthwise_conv.backward(problem, conv.weight)
     *taps, dbias = parts.sum(0)
     dweight = torch.stack(taps, 1).view(conv.weight.shape)
-    return dx, dweight, None if conv.bias is None else dbias
+    return dx, dweight, dbias
 
 
 def _as_read_gate(gate: Gate) -> Gate:
@@ -195,7 +195,7 @@ def gate_backward(given: Gate, dout: Tensor, kept: Tensor) -> tuple[Tensor | Non
     sums = y.new_empty(parts, dtype=state_dtype(y))
     problem.dy, problem.dz, problem.weight_parts = _of(dy), _NO_MAP if dz is None else _of(dz), sums.data_ptr()
     loaded_library().gate.backward(problem, sums)
-    return dy, dz, None if weight is None else sums.sum(1)
+    return dy, dz, sums.sum(1)
 
 
 def _describe_merge(merge: MergeScales, y: Tensor, moments: Tensor) -> _Merge:

@@ -120,16 +120,8 @@ def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, .
     ddt, dB, dC = token_parts.sum(0).split((rank, state, state), 4)
     weights = weight_parts.sum(0)[..., :channels].transpose(1, 2)
     dW_dt, dA, db_dt, dDskip = weights.split((rank, state, 1, 1), 2)
-    return (
-        dx.view(scan.x.shape),
-        ddelta if scan.W_dt is None else ddt,
-        dB,
-        dC,
-        None if scan.W_dt is None else dW_dt,
-        None if scan.b_dt is None else db_dt[..., 0],
-        dA,
-        None if scan.Dskip is None else dDskip[..., 0],
-    )
+    ddt = ddelta if scan.W_dt is None else ddt
+    return dx.view(scan.x.shape), ddt, dB, dC, dW_dt, db_dt[..., 0], dA, dDskip[..., 0]
 
 
 def _describe(scan: Scan2d, blocks: int, threads: int) -> tuple[_Scan, tuple[object, ...]]:

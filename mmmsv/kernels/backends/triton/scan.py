@@ -94,16 +94,9 @@ def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, .
     dW_dt, db_dt, dA, dDskip = (
         part.sum(sequences, keepdim=True)[0].permute(1, 2, 0) for part in (parts.W_dt, parts.bias, parts.A, parts.skip)
     )
-    return (
-        _sum_maps(scan, dx) if scan.x.dim() == 4 else dx.permute(0, 2, 3, 1, 4),
-        ddt if ddelta is None else ddelta.permute(0, 2, 3, 1, 4),
-        dB,
-        dC,
-        None if scan.W_dt is None else dW_dt,
-        None if scan.b_dt is None else db_dt[..., 0],
-        dA,
-        None if scan.Dskip is None else dDskip[..., 0],
-    )
+    dx = _sum_maps(scan, dx) if scan.x.dim() == 4 else dx.permute(0, 2, 3, 1, 4)
+    ddt = ddt if ddelta is None else ddelta.permute(0, 2, 3, 1, 4)
+    return dx, ddt, dB, dC, dW_dt, db_dt[..., 0], dA, dDskip[..., 0]
 
 
 class _Parts(NamedTuple):
