@@ -114,7 +114,7 @@ class Op:
     def _backward(self, dy: Tensor, kept: Tensor, *values: Any) -> tuple[Tensor, ...]:
         gradients = self._kernel(dy).backward(self._arguments(*values), dy, kept)
         return tuple(
-            dy.new_empty(0) if tensor is None else laid_out_as(tensor, gradient)
+            dy.new_empty(0) if tensor is None or gradient is None else laid_out_as(tensor, gradient)
             for tensor, gradient in zip(values[: self._count], gradients, strict=True)
         )
 

@@ -191,7 +191,7 @@ def gate_backward(given: Gate, dout: Tensor, kept: Tensor) -> tuple[Tensor | Non
     dy, dz = _new_like(y), None if z is None else _new_like(z)
     dout = last_axis_innermost(dout.to(y.dtype))
     problem = _describe_gate(given, dout)
-    parts = (0,) if weight is None else (len(y), problem.parts, y.shape[3])
+    parts = (0, 1) if weight is None else (len(y), problem.parts, y.shape[3])
     sums = y.new_empty(parts, dtype=state_dtype(y))
     problem.dy, problem.dz, problem.weight_parts = _of(dy), _NO_MAP if dz is None else _of(dz), sums.data_ptr()
     loaded_library().gate.backward(problem, sums)
