@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mmmsv.kernels import Route
 from mmmsv.models import MSVMamba, VMamba
-from mmmsv.models.arch import Arch, BlockArch
+from mmmsv.models.arch import Arch, BlockArch, Route
 
 from .translation import THEIR_MODULES, as_linear
 
