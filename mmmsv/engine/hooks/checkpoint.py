@@ -143,7 +143,7 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
         elif self.file_backend.isdir(path):  # DeepSpeed's checkpoints are folders
-            # pyrefly: ignore[missing-attribute]: storages have it; MMEngine's deprecated FileClient has no folders
+            # pyrefly: ignore[missing-attribute]: MMEngine's deprecated FileClient lacks it, as in its own hook
             self.file_backend.rmtree(path)
 
 
