@@ -27,6 +27,11 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
+def test_wheel_holds_the_sources_that_its_library_is_checked_against(package):
+    sources = "mmmsv/kernels/backends/cpu/csrc"
+    assert files(package.parent / sources) == files(ROOT / sources) != {}
+
+
 @pytest.mark.parametrize("folder", ["configs", "tools", "data/coco_mini", "data/clothing_mini"])
 def test_wheel_holds_what_mim_looks_for(package, folder):
     assert files(package / ".mim" / folder) == files(ROOT / folder) != {}
