@@ -47,7 +47,7 @@ def depthwise_conv(
         ValueError: Shapes or devices disagree, or an option is none of those above.
     """
     op = "depthwise_conv"
-    check_tensors(op, {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias}))
+    check_tensors(op, {"x": x, "weight": weight, **({} if bias is None else {"bias": bias})})
     check_bool(op, "residual", residual)
     channels = check_channels(op, "x", x)
     if weight.dim() != 4 or weight.shape[2] not in (3, 7) or weight.shape != (channels, 1, *weight.shape[2:3] * 2):
@@ -127,7 +127,7 @@ def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: 
             f"{op}: half has shape {tuple(half.shape)}, expected (batch, routes, h, w, D) = ({full.shape[0]}, routes, "
             f"h, w, {channels}) for full {tuple(full.shape)}"
         )
-    if 0 in half.shape[1:4]:
+    if half.shape[1] == 0 or half.shape[2] == 0 or half.shape[3] == 0:
         raise ValueError(f"{op}: half has shape {tuple(half.shape)}, expected one route and one token at least")
     if not norm_first and half.shape[1] > 1:
         raise ValueError(f"{op}: half has {half.shape[1]} routes, expected one, their sum, where the norm comes last")
