@@ -155,9 +155,8 @@ def depthwise_conv_backward(conv: DepthwiseConv, dy: Tensor, kept: Tensor) -> tu
     parts = conv.weight.new_empty(problem.parts, height * width + 1, channels)
     problem.dx, problem.weight_parts = _of(dx), parts.data_ptr()
     loaded_library().depthwise_conv.backward(problem, conv.weight)
-    *taps, dbias = parts.sum(0)
-    dweight = torch.stack(taps, 1).view(conv.weight.shape)
-    return dx, dweight, dbias
+    sums = parts.sum(0)
+    return dx, sums[:-1].t().reshape(conv.weight.shape), sums[-1]
 
 
 def _as_read_gate(gate: Gate) -> Gate:
