@@ -28,7 +28,7 @@ class Kernel:
     """
 
     forward: Callable[[Any], tuple[Tensor, Tensor]]
-    backward: Callable[[Any, Tensor, Tensor], tuple[Tensor | None, ...]]
+    backward: Callable[[Any, Tensor, Tensor], tuple[Any, ...]]
 
 
 # An op as a function of its arguments, made of PyTorch's ops: autograd, compilers and exporters see through it.

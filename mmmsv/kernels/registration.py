@@ -47,13 +47,7 @@ class Op:
         pick: Reads the op off a backend.
     """
 
-    def __init__(
-        self,
-        name: str,
-        arguments: Callable[..., Arguments],
-        maps: int,
-        pick: Pick,
-    ) -> None:
+    def __init__(self, name: str, arguments: Callable[..., Arguments], maps: int, pick: Pick) -> None:
         kinds = get_type_hints(arguments)
         self._name, self._arguments, self._maps, self._pick = name, arguments, list(kinds)[:maps], pick
         self._count = count = sum(kind in (Tensor, Tensor | None) for kind in kinds.values())
@@ -89,11 +83,10 @@ class Op:
 
     def _cast(self, *values: Any) -> list[Any]:
         """Return the arguments as kernels take them: maps in one dtype, weights in that of sums over them."""
-        cast, dtype = list(values), values[0].dtype
-        for place in range(1, len(self._maps)):
-            if values[place] is not None and values[place].dtype != dtype:
-                maps = {name: value for name, value in zip(self._maps, values, strict=False) if value is not None}
-                cast[: len(maps)] = one_dtype(self._name, maps)  # of the maps, only the last one may be missing
+        cast, maps = list(values), [value for value in values[: len(self._maps)] if value is not None]
+        if [each for each in maps[1:] if each.dtype != maps[0].dtype]:
+            # Of the maps, only the last one may be missing.
+            cast[: len(maps)] = one_dtype(self._name, dict(zip(self._maps, maps, strict=False)))
         dtype = state_dtype(cast[0])
         for place in range(len(self._maps), self._count):
             if values[place] is not None and values[place].dtype != dtype:
@@ -114,7 +107,7 @@ class Op:
     def _backward(self, dy: Tensor, kept: Tensor, *values: Any) -> tuple[Tensor, ...]:
         gradients = self._kernel(dy).backward(self._arguments(*values), dy, kept)
         return tuple(
-            dy.new_empty(0) if tensor is None or gradient is None else laid_out_as(tensor, gradient)
+            dy.new_empty(0) if tensor is None else laid_out_as(tensor, gradient)
             for tensor, gradient in zip(values[: self._count], gradients, strict=True)
         )
 

@@ -46,8 +46,8 @@ def backward(given: Sequences, dy: Tensor, states: Tensor) -> Gradients:
         (g * (step * u).unsqueeze(-1)).sum(3),
         (after * dy.unsqueeze(-1)).sum(3),
         (dexponent * step.unsqueeze(-1)).sum((0, 1)),
-        None if skip is None else (dy * u).sum((0, 1)),
-        None if given.bias is None else ddelta.sum((0, 1)),
+        (dy * u).sum((0, 1)),
+        ddelta.sum((0, 1)),
     )
 
 

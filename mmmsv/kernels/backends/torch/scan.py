@@ -113,8 +113,7 @@ def backward(given: Sequences, dy: Tensor, states: Tensor) -> Gradients:
             dskip += (dy_ * u_).sum((0, 1))
         du[:, where] = gB
 
-    weights = (dskip if given.skip is not None else None, dbias if given.bias is not None else None)
-    return du, ddelta, dB, dC, dA.movedim(0, 2), *weights
+    return du, ddelta, dB, dC, dA.movedim(0, 2), dskip, dbias
 
 
 def _contract(weight: Tensor, state: Tensor) -> Tensor:

@@ -41,9 +41,8 @@ class Sequences(NamedTuple):
 
 # Computes y, (batch, L, K, D), and the states before every 64th token, (batch, chunks, N, K * D).
 Forward: TypeAlias = Callable[[Sequences], tuple[Tensor, Tensor]]
-# Of the first seven of Sequences, None for one that is not given.
-Gradients: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
-# Computes, from dy and these states, the gradients.
+# Computes, from dy and these states, the gradients of the first seven of Sequences.
+Gradients: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Backward: TypeAlias = Callable[[Sequences, Tensor, Tensor], Gradients]
 
 
