@@ -66,15 +66,20 @@ ZOO = {recipe.replace("*", size): (recipe, size) for recipe in RECIPES for size 
 
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=name)
-def built(request) -> tuple[str, Config, nn.Module]:
-    cfg = load(request.param)
-    return name(request.param), cfg, build(cfg)
+def loaded(request) -> tuple[str, Config]:
+    return name(request.param), load(request.param)
+
+
+@pytest.fixture
+def built(loaded) -> tuple[str, Config, nn.Module]:
+    return *loaded, build(loaded[1])
 
 
 def test_all_configs_are_there():
     assert {name(path) for path in CONFIGS} == BUNDLED | ZOO.keys()
 
 
+@pytest.mark.slow
 def test_backbone_is_the_one_in_the_name(built):
     config, cfg, model = built
     size = ZOO[config][1] if config in ZOO else "msvmamba_n"
@@ -85,8 +90,8 @@ def test_backbone_is_the_one_in_the_name(built):
     assert cfg.model.get("pretrained") is None
 
 
-def test_recipe_is_the_one_in_the_name(built):
-    config, cfg, _ = built
+def test_recipe_is_the_one_in_the_name(loaded):
+    config, cfg = loaded
     if config in BUNDLED:
         assert "auto_scale_lr" not in cfg  # one process, and a batch of its own
         return
@@ -107,8 +112,8 @@ def test_recipe_is_the_one_in_the_name(built):
     assert cfg.model.backbone.drop_path_rate == (0.1 if recipe.endswith("384") else DROP_PATH[size][task])
 
 
-def test_schedule_and_augmentation_are_those_of_the_recipe(built):
-    config, cfg, _ = built
+def test_schedule_and_augmentation_are_those_of_the_recipe(loaded):
+    config, cfg = loaded
     if config in BUNDLED:
         return
     (length,) = (part for part in ZOO[config][0].split("_") if part in SCHEDULES)
@@ -217,8 +222,8 @@ def test_step_sizes_survive_the_initialisation_of_a_classifier(stock):
     assert 0.018 < model.head.fc.weight.std() < 0.022
 
 
-def test_data_and_checkpoints_are_checked(built):
-    _, cfg, _ = built
+def test_data_and_checkpoints_are_checked(loaded):
+    _, cfg = loaded
     assert all(cfg[f"{stage}_cfg"].type.startswith("mmmsv.") for stage in ("train", "val", "test"))
     assert cfg.default_hooks.checkpoint.type == "mmmsv.CheckpointHook"
     assert {"mmmsv.ChannelFitHook", "mmmsv.CheckpointFitHook", "mmmsv.SeedEpochHook"} <= {
@@ -227,8 +232,8 @@ def test_data_and_checkpoints_are_checked(built):
     assert cfg.data_source
 
 
-def test_moving_average_is_kept_where_classifiers_are_trained(built):
-    config, cfg, _ = built
+def test_moving_average_is_kept_where_classifiers_are_trained(loaded):
+    config, cfg = loaded
     assert ("EMAHook" in {hook.type for hook in cfg.custom_hooks}) == config.endswith("_300e")
 
 

@@ -63,14 +63,15 @@ def test_published_archs_learn(model, arch, photographs):
     # Without weight decay, which would change parameters that get no gradient.
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=5e-5, weight_decay=0.0)
     losses = []
-    for _ in range(20):
+    # Until it is below a tenth, in at most 20 steps.
+    while not losses or (len(losses) < 20 and losses[-1] > 0.1 * losses[0]):
         optimizer.zero_grad()
         loss = cross_entropy(head(backbone(photographs)[0].mean((2, 3))), torch.arange(4))
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert 1.0 < losses[0] < 2.5  # log 4 = 1.39
-    assert losses[-1] < 0.3 * losses[0]
+    assert losses[-1] <= 0.1 * losses[0]
     assert without_gradient(backbone.named_parameters()) == []
     assert not any(torch.equal(p, before) for p, before in zip(backbone.parameters(), initial, strict=True))
 
