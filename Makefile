@@ -1,5 +1,5 @@
 # make demo        sets up .venv, trains Mask R-CNN with MSVMamba-Nano on the bundled photographs, draws what it found
-# make check       sets up .venv, runs the linter, the type checker and the fast tests, in about a minute
+# make check       sets up .venv, runs the linter, the type checker and the fast tests: a minute and a half
 # make test        sets up .venv, runs the linter, the type checker and all tests
 # make test-fork   sets up .venv-fork with the maintained fork of OpenMMLab, runs the tests that concern it
 # make test-oldest sets up .venv-oldest with torch 2.1 and the oldest OpenMMLab that is supported, runs the tests there

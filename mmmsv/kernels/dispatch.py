@@ -134,8 +134,7 @@ def automatic(pick: Callable[[Backend], T | None], device: torch.device) -> T:
     )
 
 
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
     """Compute every op in the ``with`` block, backward passes included, by the backend ``name``, if it has the op.
 
     Holds for all threads of the process. An op on a device that the backend cannot run on is a RuntimeError that says
@@ -148,8 +147,13 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: There is no such backend.
     """
+    return _choosing(_known(name, "use_backend"))
+
+
+@contextlib.contextmanager
+def _choosing(name: str) -> Iterator[None]:
     global _chosen
-    previous, _chosen = _chosen, _known(name, "use_backend")
+    previous, _chosen = _chosen, name
     try:
         yield
     finally:

@@ -105,10 +105,16 @@ class Op:
 
     # A schema has no optional results: an empty tensor is the gradient of a tensor that was not given.
     def _backward(self, dy: Tensor, kept: Tensor, *values: Any) -> tuple[Tensor, ...]:
-        gradients = self._kernel(dy).backward(self._arguments(*values), dy, kept)
+        tensors = values[: self._count]
+        gradients = tuple(self._kernel(dy).backward(self._arguments(*values), dy, kept))
+        each = zip(tensors, gradients, strict=False)
+        if len(gradients) != len(tensors) or not all(x is None or isinstance(dx, Tensor) for x, dx in each):
+            returned, given = (
+                ["tensor" if one is not None else "None" for one in ones] for ones in (gradients, tensors)
+            )
+            raise TypeError(f"{self._name}: a kernel's backward returned {returned}, for {given}; return one for each")
         return tuple(
-            dy.new_empty(0) if tensor is None else laid_out_as(tensor, gradient)
-            for tensor, gradient in zip(values[: self._count], gradients, strict=True)
+            dy.new_empty(0) if x is None else laid_out_as(x, dx) for x, dx in zip(tensors, gradients, strict=True)
         )
 
     def _fake_backward(self, dy: Tensor, kept: Tensor, *values: Any) -> tuple[Tensor, ...]:

@@ -7,7 +7,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path.relative_to(ROOT)
-    for pattern in ("README.md", "docs/*.md", "configs/**/README.md", "benchmarks/README.md", "tests/README.md")
+    for pattern in (
+        "README.md",
+        "docs/*.md",
+        "configs/**/README.md",
+        "benchmarks/README.md",
+        "mmmsv/kernels/README.md",
+        "tests/README.md",
+    )
     for path in ROOT.glob(pattern)
 )
 _BLOCK = re.compile(

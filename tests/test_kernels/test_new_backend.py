@@ -1,5 +1,7 @@
 """A backend is added by the steps of mmmsv/kernels/README.md and nothing else."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -109,9 +111,11 @@ def test_what_it_lacks_the_next_one_computes(toy):
 
 
 def test_a_name_is_given_once(toy):
+    names = list(BACKENDS)
     with pytest.raises(ValueError, match="there is a backend 'toy' already; register this one under another name"):
         register(Backend("toy", toy.why_not))
-    assert list(BACKENDS) == ["toy", "triton", "cpu", "torch", "reference"]
+    assert list(BACKENDS) == names
+    assert names[0] == "toy"
 
 
 def test_it_says_why_it_cannot_run(toy):
@@ -120,3 +124,12 @@ def test_it_says_why_it_cannot_run(toy):
         selective_scan(**scan_inputs())
     selective_scan(**scan_inputs())  # by the next one
     assert toy.calls == []
+
+
+@pytest.mark.parametrize("gradients", [(None, None, None), (torch.ones(2, 5, 3, 6),)], ids=["forgotten", "too few"])
+def test_a_gradient_that_is_missing(toy, monkeypatch, gradients):
+    tensors = maps((2, 5, 3, 6), (2, 5, 3, 6), (2, 6))
+    incomplete = dataclasses.replace(BACKENDS["toy"], gate=Kernel(toy.gate, lambda *_: gradients))
+    monkeypatch.setitem(BACKENDS, "toy", incomplete)
+    with use_backend("toy"), pytest.raises(TypeError, match="gate: a kernel's backward returned"):
+        gate(*tensors).sum().backward()

@@ -1,3 +1,5 @@
+"""Walking a map along each route, and laying the walks back."""
+
 import pytest
 import torch
 
