@@ -8,11 +8,18 @@ from torch import Tensor
 
 from .routes import ROUTES, Route
 
-# A scan keeps the state before every 64th token for its backward pass. The spacing is part of the op, so that any
-# backend can go back over what any other has computed. Tokens a chunk.
+# Tokens of a chunk on CPUs, and the most elsewhere.
 CHUNK = 64
 Activation = Literal["none", "silu", "gelu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+
+
+def choose_chunk(device: torch.device, state: int) -> int:
+    """Return the tokens of a chunk, for states of so many numbers.
+
+    Small ones save a GPU from computing a state twice; they are longer for larger states, so that no more is kept.
+    """
+    return CHUNK if device.type == "cpu" else min(8 * state, CHUNK)
 
 
 def ceil_div(count: int, by: int) -> int:
@@ -38,6 +45,8 @@ class Scan2d(NamedTuple):
         carry: Whether they are one sequence; otherwise each is a sequence.
         merge: Whether y is summed over the routes.
         softplus: Whether the step goes through a softplus, after ``b_dt`` was added.
+        chunk: The state before each chunk of so many tokens is kept for a backward pass; each route begins one. 0: none
+            is kept. It is part of the op, so that any backend can go back over what any other has computed.
     """
 
     x: Tensor
@@ -52,6 +61,7 @@ class Scan2d(NamedTuple):
     carry: bool
     merge: bool
     softplus: bool
+    chunk: int
 
     @property
     def maps(self) -> Tensor:
@@ -66,11 +76,23 @@ class Scan2d(NamedTuple):
 
     @property
     def states_shape(self) -> tuple[int, ...]:
-        """Shape of the states before every 64th token, ``(batch, chunks, N, sequences * D)``."""
+        """Shape of the states before each chunk of each route, ``(batch, chunks, N, sequences * D)``."""
         batch, height, width = self.x.shape[:3]
         sequences, routes = (1, len(self.route_codes)) if self.carry else (len(self.route_codes), 1)
-        length, (_, channels, state) = height * width * routes, self.A.shape
-        return batch, ceil_div(length, CHUNK), state, sequences * channels
+        _, channels, state = self.A.shape
+        return batch, routes * ceil_div(height * width, self.chunk), state, sequences * channels
+
+    def kept_states(self, kept: Tensor) -> Tensor:
+        """View what a forward pass has kept as the states.
+
+        Raises:
+            RuntimeError: It has kept none: a program was recorded without gradients, and is asked for some.
+        """
+        if not self.chunk:
+            raise RuntimeError(
+                "scan2d: this program was recorded without gradients; record it with inputs that require them"
+            )
+        return kept.view(self.states_shape)
 
     def map_dtype(self, summed: bool) -> torch.dtype:
         """Return the dtype of a map that several routes may be summed in: that of x would be rounded after each."""
@@ -92,7 +114,7 @@ class Scan2d(NamedTuple):
         """Make an uninitialised y and what is kept: the states, flat."""
         y = self.new_merged(self.x.dtype) if self.merge else self.new_routes(self.x.dtype)
         # Flat: as an axis of its own, a number of chunks that happens to be 1 would be a special case to torch.export.
-        return y, self.A.new_empty(prod(self.states_shape))
+        return y, self.A.new_empty(prod(self.states_shape) if self.chunk else 0)
 
 
 class DepthwiseConv(NamedTuple):

@@ -32,6 +32,15 @@ def is_profiled() -> bool:
     return torch.autograd._profiler_enabled()
 
 
+def are_gradients_asked_for(*values: object) -> bool:
+    """Return whether autograd records a call with these arguments."""
+    if torch.is_grad_enabled():
+        for each in values:  # no generator: torch.compile of torch 2.1 cannot trace one
+            if isinstance(each, Tensor) and each.requires_grad:
+                return True
+    return False
+
+
 def is_unobserved(*tensors: Tensor | None) -> bool:
     """Return whether nothing observes a call, so that it may pass addresses on instead of tensors.
 

@@ -14,7 +14,7 @@ from torch.autograd import Function
 from mmmsv.compat.torch_versions import is_compiling
 
 from .argument_checks import one_dtype, state_dtype
-from .bypass import is_profiled, is_unobserved, may_carry_tangents
+from .bypass import are_gradients_asked_for, is_profiled, is_unobserved, may_carry_tangents
 from .dispatch import BACKENDS, Backend, Implementation, Kernel, select
 from .strides import laid_out_as
 
@@ -160,7 +160,7 @@ def define_result_only(
     op = _define(name, f"({schema}) -> Tensor")
 
     def without_derivatives(*values: Tensor | None) -> Tensor:
-        if _gradients_are_asked_for(values) or may_carry_tangents():
+        if are_gradients_asked_for(*values) or may_carry_tangents():
             return instead(*values)
         return _below_autograd(op, *values)
 
@@ -185,7 +185,7 @@ def _implement(
     op: OpOverload, compute: Callable[..., tuple], fake: Callable[..., tuple], function: type[Function], name: str
 ) -> None:
     def with_gradients(*values: Any) -> tuple[Tensor, ...]:
-        if _gradients_are_asked_for(values):
+        if are_gradients_asked_for(*values):
             return function.apply(*values)
         return _below_autograd(op, *values)
 
@@ -235,7 +235,3 @@ def _autograd_functions(
             raise NotImplementedError(f"mmmsv::{name} has first derivatives only, not second ones (double backward)")
 
     return type(name, (Differentiable,), {}), type(f"{name}_backward", (DifferentiableOnce,), {})
-
-
-def _gradients_are_asked_for(values: tuple[object, ...]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)

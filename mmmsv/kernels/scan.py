@@ -14,6 +14,8 @@ from .argument_checks import (
     one_dtype,
     route_codes,
 )
+from .arguments import choose_chunk
+from .bypass import are_gradients_asked_for
 from .routes import Route
 
 
@@ -77,7 +79,8 @@ def selective_scan(
     B, C = [tensor.permute(0, 3, 1, 2).unsqueeze(1) for tensor in (B, C)]
     A = A.unflatten(0, channels)
     D, delta_bias = [None if weight is None else weight.unflatten(0, channels) for weight in (D, delta_bias)]
-    y = ops.scan2d(x, step, B, C, None, delta_bias, A, D, [0] * groups, False, False, delta_softplus)
+    chunk = _chunk(x, A, step, B, C, delta_bias, D)
+    y = ops.scan2d(x, step, B, C, None, delta_bias, A, D, [0] * groups, False, False, delta_softplus, chunk)
     y = y.squeeze(2).transpose(2, 3).flatten(1, 2)
     layout = torch.empty_like(u, device="meta").stride()
     return y if y.stride() == layout else torch.empty_like(u).copy_(y)
@@ -141,4 +144,13 @@ def scan2d(
     check_bool(op, "merge", merge)
     codes = route_codes(op, routes)
     check_map_shapes(x, dt, B, C, W_dt, b_dt, A, Dskip, len(codes), carry)
-    return ops.scan2d(x, dt, B, C, W_dt, b_dt, A, Dskip, codes, carry, merge, True)
+    chunk = _chunk(x, A, dt, B, C, W_dt, b_dt, Dskip)
+    return ops.scan2d(x, dt, B, C, W_dt, b_dt, A, Dskip, codes, carry, merge, True, chunk)
+
+
+def _chunk(x: Tensor, A: Tensor, *others: Tensor | None) -> int:
+    """Return the tokens of a chunk where gradients may be asked for, else 0: no states are kept."""
+    # What torch.jit records may be given them later, and is recorded without to be compared.
+    if torch.jit.is_tracing() or are_gradients_asked_for(x, A, *others):
+        return choose_chunk(x.device, A.shape[-1])
+    return 0

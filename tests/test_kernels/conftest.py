@@ -36,6 +36,8 @@ def _patched_once(patch_lang):
     @functools.cache
     def patch_lang_once(function):
         patch_lang(function)
+        # Triton's own gives int() an array of one number, which NumPy refuses from 2.4 on.
+        triton.language.core.tensor.__index__ = lambda self: self.handle.data.item()
         return SimpleNamespace(restore=lambda: None)
 
     return patch_lang_once
@@ -56,4 +58,4 @@ if triton_scan.why_no_triton() is None:
             patch.setenv("TRITON_INTERPRET", "1")
             importlib.reload(triton.language.standard)
             importlib.reload(triton.language)
-        from mmmsv.kernels.backends.triton import kernels  # noqa: F401
+        from mmmsv.kernels.backends.triton import scan_backward, scan_forward, spans  # noqa: F401

@@ -1,5 +1,6 @@
 """Both ops as torch sees them: gradients, registration, and every way in which torch runs a program."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmmsv.kernels import BACKENDS, scan2d, selective_scan, use_backend
+from mmmsv.kernels.dispatch import Kernel
 
 from .scan_inputs import (
     RUNNABLE,
@@ -98,7 +100,7 @@ def test_opcheck_of_sequences(state, groups, optional):
     B, C = torch.randn(2, 2, 1, 9, groups, state)
     bias, skip = torch.randn(2, groups, channels) if optional else (None, None)
     tensors = (u, delta, B, C, None, bias, -torch.rand(groups, channels, state), skip)
-    options = ([0] * groups, False, False, True)
+    options = ([0] * groups, False, False, True, 64)
     leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in tensors]
     torch.library.opcheck(torch.ops.mmmsv.scan2d, (*leaves, *options))
     y, states = torch.ops.mmmsv.scan2d(*tensors, *options)
@@ -110,7 +112,7 @@ def test_opcheck_of_sequences(state, groups, optional):
 @pytest.mark.parametrize("case", [CARRIED, FOUR_SETS], ids=["carried", "four_sets"])
 def test_opcheck_of_maps(case):
     codes = {"row": 0, "col": 1, "row_rev": 2, "col_rev": 3}
-    options = [codes[route] for route in case.routes], case.carry, case.merge, True
+    options = [codes[route] for route in case.routes], case.carry, case.merge, True, 64
     arguments = list(case.inputs().values())
     torch.library.opcheck(torch.ops.mmmsv.scan2d, (*arguments, *options))
     arguments = [tensor.detach() for tensor in arguments]
@@ -204,8 +206,42 @@ def test_a_forward_mode_derivative_is_refused(name):
 
 
 def test_the_states_have_no_gradient():
-    _, states = torch.ops.mmmsv.scan2d(*CARRIED.inputs().values(), [2, 1, 3], True, False, True)
+    _, states = torch.ops.mmmsv.scan2d(*CARRIED.inputs().values(), [2, 1, 3], True, False, True, 64)
     assert not states.requires_grad
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_states_are_kept_where_gradients_are_asked_for(asked):
+    tensors = [tensor.requires_grad_(asked) for tensor in CARRIED.inputs().values()]
+    sizes = []
+    with _sizes_of_states(sizes):
+        scan2d(*tensors, **CARRIED.options)
+        with torch.no_grad():
+            scan2d(*tensors, **CARRIED.options)
+    assert [size > 0 for size in sizes] == [asked, False]
+
+
+def test_a_program_without_gradients_is_asked_for_some():
+    leaves = list(CARRIED.inputs().values())
+    y, _ = torch.ops.mmmsv.scan2d(*leaves, [2, 1, 3], True, False, True, 0)
+    with pytest.raises(RuntimeError, match="this program was recorded without gradients"):
+        y.sum().backward()
+
+
+@contextlib.contextmanager
+def _sizes_of_states(sizes):
+    """Add the number of states that each scan keeps."""
+    backend = BACKENDS["torch"]
+
+    def forward(scan):
+        y, states = backend.scan2d.forward(scan)
+        sizes.append(states.numel())
+        return y, states
+
+    watched = dataclasses.replace(backend, scan2d=Kernel(forward, backend.scan2d.backward))
+    with pytest.MonkeyPatch.context() as patch, use_backend("torch"):
+        patch.setitem(BACKENDS, "torch", watched)
+        yield
 
 
 def gradients_of(function, module, x):

@@ -150,3 +150,13 @@ def test_what_models_keep(device):
     assert done.returncode == 0, done.stderr
     kept = {name: int(size) for name, size in re.findall(r"^\| (.+?) \| (\d+) \|$", done.stdout, re.MULTILINE)}
     assert 0 < kept["MSVMamba nano, with_cp"] < kept["MSVMamba nano"] < kept["swin_t"]
+
+
+def test_polynomials_of_the_kernels_are_those_that_are_fitted():
+    done = run("-m", "benchmarks.polynomials")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"off by (\S+)", done.stdout) == ["1.5e-07", "6.4e-08"]
+    kernels = (ROOT / "mmmsv/kernels/backends/triton/tokens.py").read_text()
+    coefficients = [number.strip("-") for number in done.stdout.split() if "." in number and len(number) > 12]
+    assert coefficients
+    assert [number for number in coefficients if number not in kernels] == []

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...arguments import Scan2d, ceil_div
+from ...arguments import CHUNK, Scan2d, ceil_div
 from ...strides import last_axis_innermost
 from .library import DTYPES, GROUPS, LANES, in_huge_pages, loaded_library
 
@@ -80,16 +80,18 @@ class _Placed(NamedTuple):
 
 
 def forward(scan: Scan2d) -> tuple[Tensor, Tensor]:
-    """Compute y and the states before every 64th token."""
+    """Compute y and the states before each chunk."""
+    if scan.chunk not in (0, CHUNK):
+        raise RuntimeError("scan2d: this program was recorded for a GPU; record it again for a CPU")
     dtype = scan.map_dtype(scan.merge)
     y = in_huge_pages(scan.new_merged(dtype) if scan.merge else scan.new_routes(dtype))
-    states = scan.A.new_empty(scan.states_shape)
+    states = scan.A.new_empty(scan.states_shape if scan.chunk else 0)
     batch, channels, threads = scan.x.shape[0], scan.x.shape[-1], torch.get_num_threads()
     # Enough for two tasks a thread; each channel is computed alone, so the number changes no bit of the results.
     blocks = max(ceil_div(2 * threads, max(batch, 1)), ceil_div(channels, _FORWARD_CHANNELS))
     problem, _alive = _describe(scan, blocks, threads)
     problem.wide = dtype != scan.x.dtype
-    problem.y, problem.kept = _Placed.of_routes(y).fields, states.data_ptr()
+    problem.y, problem.kept = _Placed.of_routes(y).fields, states.data_ptr() if scan.chunk else None
     loaded_library().scan.forward(problem, scan.A)
     return y.to(scan.x.dtype), states
 
@@ -105,7 +107,8 @@ def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, .
     dx = in_huge_pages(maps.new_empty(maps.shape, dtype=scan.map_dtype(maps.shape[3] == 1)))
     dy_at = _Placed.of_routes(dy.to(scan.x.dtype))
     problem.wide = dx.dtype != scan.x.dtype
-    problem.dy, problem.dx, problem.kept = dy_at.fields, _Placed.of_sequences(dx).fields, states.data_ptr()
+    problem.dy, problem.dx = dy_at.fields, _Placed.of_sequences(dx).fields
+    problem.kept = scan.kept_states(states).data_ptr()
     ddelta = in_huge_pages(scan.dt.new_empty(scan.dt.shape if scan.W_dt is None else 0))
     if scan.W_dt is None:
         problem.ddelta = _Placed.of_sequences(ddelta).fields

@@ -4,18 +4,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ...arguments import CHUNK
 from ..torch.unrolled import Gradients, Sequences
 
 
 def forward(given: Sequences) -> tuple[Tensor, Tensor]:
-    """Compute y and the states before every 64th token."""
+    """Compute y and the states before each chunk."""
     u, _, _, C, A, skip, *_ = given
     states = _states(given, _step(given))
     y = (states[:, 1:] * C.to(A.dtype).unsqueeze(3)).sum(-1)
     if skip is not None:
         y = y + skip * u
-    return y.to(u.dtype), states[:, :-1:CHUNK].permute(0, 1, 4, 2, 3).flatten(3)
+    return y.to(u.dtype), states[:, given.chunk_starts].permute(0, 1, 4, 2, 3).flatten(3)
 
 
 def backward(given: Sequences, dy: Tensor, states: Tensor) -> Gradients:

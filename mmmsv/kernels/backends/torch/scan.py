@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ...arguments import CHUNK
 from .unrolled import Gradients, Sequences
 
 # State elements worked on at once. Small enough for a CPU's last-level cache, large enough to hide launch costs.
@@ -63,14 +62,15 @@ def linear_scan_(decay: Tensor, drive: Tensor, start: Tensor, reverse: bool = Fa
 
 
 def forward(given: Sequences) -> tuple[Tensor, Tensor]:
-    """Compute y and the states before every 64th token."""
+    """Compute y and the states before each chunk."""
     walk = _Walk(given)
     y = torch.empty_like(given.u)
     state, kept = walk.zero_state(), []
     for where in walk.chunks():
         chunk = walk.run(where, state)
         state = chunk.states[:, -1]
-        kept.append(chunk.states[:, :-1:CHUNK].flatten(3))
+        starts = [start - where.start for start in given.chunk_starts if where.start <= start < where.stop]
+        kept.append(chunk.states[:, starts].flatten(3))
         total = _contract(chunk.C, chunk.states[:, 1:])
         if given.skip is not None:
             total.addcmul_(given.skip, chunk.u)
@@ -87,7 +87,8 @@ def backward(given: Sequences, dy: Tensor, states: Tensor) -> Gradients:
     # What the tokens behind a chunk want of the state that leaves it: exp(step_{t+1} A) g_{t+1}.
     wanted = walk.zero_state()
     for where in reversed(list(walk.chunks())):
-        u_, step, decay, states_, B_, C_ = walk.run(where, states[:, where.start // CHUNK].view_as(wanted))
+        start = states[:, given.chunk_starts.index(where.start)].view_as(wanted)
+        u_, step, decay, states_, B_, C_ = walk.run(where, start)
         before, after = states_[:, :-1], states_[:, 1:]
         dy_ = dy[:, where].to(walk.A.dtype)
 
@@ -148,9 +149,10 @@ class _Walk:
 
     def chunks(self) -> Iterator[slice]:
         batch, length = self.given.u.shape[:2]
-        size = CHUNK * max(_ELEMENTS // max(batch * self.A.numel() * CHUNK, 1), 1)
-        for begin in range(0, length, size):
-            yield slice(begin, min(begin + size, length))
+        count = max(_ELEMENTS // max(batch * self.A.numel() * self.given.chunk, 1), 1)
+        begins = self.given.chunk_starts[::count]
+        for begin, end in zip(begins, [*begins[1:], length], strict=False):  # no chunk of no tokens
+            yield slice(begin, end)
 
     def biased(self, where: slice) -> Tensor:
         delta = self.given.delta[:, where].to(self.A.dtype)

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ...arguments import Scan2d
+from ...arguments import CHUNK, Scan2d
 from ...dispatch import Kernel
 from ...routes import ROUTES, roll_up, unroll
 
@@ -27,6 +27,8 @@ class Sequences(NamedTuple):
         skip: ``(K, D)``.
         bias: ``(K, D)``.
         softplus: Whether the step goes through a softplus.
+        chunk: Tokens of a chunk.
+        chunk_starts: First token of each chunk; each walk over a map begins with one.
     """
 
     u: Tensor
@@ -37,9 +39,11 @@ class Sequences(NamedTuple):
     skip: Tensor | None
     bias: Tensor | None
     softplus: bool
+    chunk: int
+    chunk_starts: list[int]
 
 
-# Computes y, (batch, L, K, D), and the states before every 64th token, (batch, chunks, N, K * D).
+# Computes y, (batch, L, K, D), and the states before each chunk, (batch, chunks, N, K * D).
 Forward: TypeAlias = Callable[[Sequences], tuple[Tensor, Tensor]]
 # Computes, from dy and these states, the gradients of the first seven of Sequences.
 Gradients: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -51,13 +55,13 @@ def kernel(forward: Forward, backward: Backward) -> Kernel:
 
     def scan_maps(scan: Scan2d) -> tuple[Tensor, Tensor]:
         y, states = forward(_sequences_of(scan, _unroll(scan, scan.dt)))
-        return _roll_up_all(scan, y, scan.merge).to(scan.x.dtype), states
+        return _roll_up_all(scan, y, scan.merge).to(scan.x.dtype), states if scan.chunk else states.new_empty(0)
 
     def scan_maps_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
         dt = _unroll(scan, scan.dt)
         given = _sequences_of(scan, dt)
         dy = _unroll_gradient(scan, dy)
-        du, ddelta, dB, dC, dA, dskip, dbias = backward(given, dy, states.view(scan.states_shape))
+        du, ddelta, dB, dC, dA, dskip, dbias = backward(given, dy, scan.kept_states(states))
         dx = _roll_up_all(scan, du, merge=True) if scan.x.dim() == 4 else du.unflatten(1, scan.x.shape[1:3])
         ddt, dW_dt = ddelta, None
         if scan.W_dt is not None:
@@ -80,7 +84,10 @@ def _sequences_of(scan: Scan2d, dt: Tensor) -> Sequences:
     dtype = scan.A.dtype if scan.x.dim() == 4 else scan.x.dtype
     u, B, C = (_unroll(scan, tensor).to(dtype) for tensor in (scan.maps, scan.B, scan.C))
     skip, bias = (None if weight is None else _each(scan, weight) for weight in (scan.Dskip, scan.b_dt))
-    return Sequences(u, delta, B, C, _each(scan, scan.A), skip, bias, scan.softplus)
+    tokens = scan.x.shape[1] * scan.x.shape[2]
+    chunk = scan.chunk or CHUNK
+    starts = [begin + start for begin in range(0, u.shape[1], max(tokens, 1)) for start in range(0, tokens, chunk)]
+    return Sequences(u, delta, B, C, _each(scan, scan.A), skip, bias, scan.softplus, chunk, starts)
 
 
 def _roll_up_all(scan: Scan2d, tokens: Tensor, merge: bool) -> Tensor:

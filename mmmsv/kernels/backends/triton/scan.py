@@ -1,21 +1,22 @@
 """The scan by Triton kernels: puts them together, and launches them.
 
-Routes are followed by index arithmetic; no copy of the map is made.
+Routes are followed by index arithmetic; no copy of the map is made. The step of each channel is made outside of the
+kernels, as a product of matrices in the dtype of the inputs, once for all routes that share it; what it keeps for the
+backward pass is its low-rank form.
 
-A sequence is cut into spans of whole chunks, as many as fill the GPU. A program walks a span from its first token to
-its last (backwards in the backward pass). Where there is more than one span, two kernels come before: one finds what
-each span makes of a state of 0, one carries the states over the spans.
+A program walks a whole sequence, from its first token to its last (backwards in the backward pass). Where that would
+leave the GPU idle, each route is cut into spans, a program for each, and two kernels come before: one finds what each
+span makes of a state of 0, one carries the states over the spans.
 
 Every sum is taken in a fixed order. Where several routes or programs add to one number, each writes its part, in the
 state's dtype, and torch adds the parts up: so all of them run at once without atomics, and only the sum is rounded to
-the dtype of the inputs. The parts of y and of the gradient of u take a map for each route (none where there is one
-route); those of the gradients of B, C and the low-rank step, (2 N + R) / BLOCK_D of that; those of the gradients of the
-weights, N + R + 2 numbers for each channel of each program.
+the dtype of the inputs.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,19 +24,15 @@ from torch import Tensor
 from ...arguments import CHUNK, Scan2d, ceil_div
 from ...strides import last_axis_innermost
 
-if TYPE_CHECKING:
-    from .tiles import Inputs, PerToken, Sizes
-
-# Older ones have no tuples as arguments (before 3.3), or no product of 8 rows on the tensor cores.
+# Before 3.5, kernels cannot carry tuples through loops.
 _OLDEST_TRITON = (3, 5)
-_WARP = 32  # threads of a warp, a channel each
-_WARPS = (4, 2, 1)  # of a program
-# Tokens that a thread holds in registers.
-_TILE, _BACKWARD_TILE = 16, 8
-# Warps that keep a multiprocessor busy; fewer leave it waiting for memory.
-_WARPS_WANTED = 16
+_WARP = 32  # threads of a warp
+# A multiprocessor with fewer warps waits for memory most of the time.
+_WARPS_WANTED = 4
 # Fewer spans are not worth two more kernels and a second reading.
 _MIN_SPANS = 3
+# Spans that carry_over takes at once, and columns.
+_CARRY_ROWS, _CARRY_COLUMNS = 256, 8
 
 
 def why_no_triton() -> str | None:
@@ -55,9 +52,9 @@ def why_not(device: torch.device) -> str | None:
         return reason
     import triton
 
-    from . import kernels
+    from .scan_forward import scan_forward
 
-    if not isinstance(kernels.scan_forward, triton.JITFunction):
+    if not isinstance(scan_forward, triton.JITFunction):
         return None  # Triton's interpreter: TRITON_INTERPRET was set when the kernels were imported
     if device.type != "cuda":
         return "its kernels run on NVIDIA GPUs only"
@@ -71,226 +68,250 @@ def why_not(device: torch.device) -> str | None:
 
 
 def forward(scan: Scan2d) -> tuple[Tensor, Tensor]:
-    """Compute y and the states before every 64th token."""
+    """Compute y and the states before each chunk."""
     y = scan.new_routes(scan.map_dtype(scan.merge))
-    states = _problem(scan).forward(y.flatten(2, 3))
+    states = _Problem.of(scan).forward(y.flatten(2, 3))
     return _sum_maps(scan, y) if scan.merge else y, states
 
 
 def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients of the tensors, in their order."""
     dy = _for_routes(scan, dy.unsqueeze(3)) if scan.merge else last_axis_innermost(dy.flatten(2, 3))
-    dx = scan.new_routes(scan.map_dtype(scan.x.dim() == 4))
-    ddelta = None if scan.W_dt is not None else scan.new_routes(scan.x.dtype)
-    parts = _problem(scan).backward(
-        states.view(scan.states_shape), dy, dx.flatten(2, 3), None if ddelta is None else ddelta.flatten(2, 3)
-    )
-    # From (batch, blocks, routes, tokens, *) and (batch * spans, *, sequences, D): one set of weights takes all routes.
-    routes, sequences = ((1, 2), (0, 2)) if scan.A.shape[0] == 1 else ((1,), (0,))
-    ddt, dB, dC = (
-        part.sum(routes, keepdim=True)[:, 0].transpose(1, 2).unflatten(1, scan.x.shape[1:3])
-        for part in (parts.delta, parts.B, parts.C)
-    )
-    dW_dt, db_dt, dA, dDskip = (
-        part.sum(sequences, keepdim=True)[0].permute(1, 2, 0) for part in (parts.W_dt, parts.bias, parts.A, parts.skip)
-    )
+    dx, ddelta, dBC, dweights = _Problem.of(scan).backward(scan.kept_states(states), dy)
     dx = _sum_maps(scan, dx) if scan.x.dim() == 4 else dx.permute(0, 2, 3, 1, 4)
-    ddt = ddt if ddelta is None else ddelta.permute(0, 2, 3, 1, 4)
+    # Parts are summed over batch and programs, and over routes where one set of weights takes all.
+    shared, state = scan.A.shape[0] == 1, scan.A.shape[2]
+    dBC = dBC.sum((1, 2) if shared else 1, keepdim=True)[:, 0].transpose(1, 2).unflatten(1, scan.x.shape[1:3])
+    dB, dC = dBC.split(state, -1)
+    dweights = dweights.flatten(0, 1).sum((0, 2) if shared else 0, keepdim=True)[0].permute(1, 2, 0)
+    db_dt, dDskip, dA = dweights.split((1, 1, state), -1)
+    ddt, dW_dt = ddelta.permute(0, 2, 3, 1, 4), None
+    if scan.W_dt is not None:
+        ddt, dW_dt = _low_rank_gradients(scan, scan.W_dt, ddelta)
     return dx, ddt, dB, dC, dW_dt, db_dt[..., 0], dA, dDskip[..., 0]
 
 
-class _Parts(NamedTuple):
-    """Gradients whose parts remain to be added up."""
+class _Gradients(NamedTuple):
+    """Gradients, some of them in parts."""
 
-    delta: Tensor  # of the low-rank step, (batch, blocks of channels, routes, tokens, R)
-    B: Tensor  # (batch, blocks of channels, routes, tokens, N)
-    C: Tensor  # as B
-    W_dt: Tensor  # (batch * spans, R, sequences, D)
-    bias: Tensor  # (batch * spans, 1, sequences, D)
-    A: Tensor  # (batch * spans, N, sequences, D)
-    skip: Tensor  # as bias
+    u: Tensor  # (batch, routes or 1, H, W, D)
+    delta: Tensor  # (batch, routes, H, W, D)
+    BC: Tensor  # (batch, blocks of channels, routes, tokens, 2 N)
+    weights: Tensor  # of bias, skip and A, (batch, spans, 2 + N, sequences, D)
+
+
+def _dense_step(scan: Scan2d) -> Tensor:
+    """Make the step of each channel before its bias, ``(batch, H, W, S, D)``."""
+    if scan.W_dt is None:
+        return scan.dt
+    by_set = scan.dt.permute(3, 0, 1, 2, 4)
+    step = torch.bmm(by_set.flatten(1, 3), scan.W_dt.to(scan.dt.dtype).mT)
+    return step.unflatten(1, by_set.shape[1:4]).permute(1, 2, 3, 0, 4)
+
+
+def _low_rank_gradients(scan: Scan2d, W_dt: Tensor, ddelta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of dt and of W_dt from that of the step, ``(batch, routes, H, W, D)``."""
+    sets, channels, rank = W_dt.shape
+    batch, routes, height, width, _ = ddelta.shape
+    by_route = ddelta.flatten(2, 3)  # (batch, routes, tokens, D)
+    weight = W_dt.to(ddelta.dtype).expand(routes, channels, rank)
+    ddt = torch.bmm(by_route.transpose(0, 1).flatten(1, 2), weight)  # (routes, batch * tokens, R)
+    ddt = ddt.view(routes, batch, height, width, rank).sum_to_size(sets, batch, height, width, rank)
+    # A product for each image: only sums of as many tokens are rounded.
+    dt = _for_routes(scan, scan.dt)
+    dW_dt = torch.bmm(by_route.flatten(0, 1).mT, dt.flatten(0, 1)).view(batch, routes, channels, rank)
+    return ddt.permute(1, 2, 3, 0, 4), dW_dt.sum(0, dtype=W_dt.dtype).sum_to_size(W_dt.shape)
 
 
 @dataclass(frozen=True)
 class _Problem:
     """The scan as the kernels see it: D channels for each sequence, S sets of weights, one or one a sequence."""
 
-    height: int
-    width: int
+    scan: Scan2d
     u: Tensor  # (batch, routes, tokens, D)
-    delta: Tensor  # (batch, routes, tokens, D), or with W_dt (batch, routes, tokens, R)
+    delta: Tensor  # (batch, routes, tokens, D)
     B: Tensor  # (batch, routes, tokens, N)
-    C: Tensor  # (batch, routes, tokens, N)
-    W_dt: Tensor | None  # (S, D, R)
+    C: Tensor  # (batch, routes, tokens, N), strides of B
     bias: Tensor | None  # (S, D)
-    A: Tensor  # (S, D, N)
+    A: Tensor  # (N, S, D)
     skip: Tensor | None  # (S, D)
-    softplus: bool
-    route_codes: tuple[int, ...]  # one for each route, or one for all
-    per_sequence: int  # routes
+
+    @classmethod
+    def of(cls, scan: Scan2d) -> "_Problem":
+        u, delta, B, C = (_for_routes(scan, tensor) for tensor in (scan.maps, _dense_step(scan), scan.B, scan.C))
+        if B.stride() != C.stride():
+            B, C = B.contiguous(), C.contiguous()
+        bias, skip = (None if weight is None else weight.contiguous() for weight in (scan.b_dt, scan.Dskip))
+        return cls(scan, u, delta, B, C, bias, scan.A.movedim(-1, 0).contiguous(), skip)
 
     def forward(self, y: Tensor) -> Tensor:
         """Write y ``(batch, routes, tokens, D)`` and return the states."""
-        from . import kernels
+        from .scan_forward import scan_forward
 
-        sizes, state = self._sizes, self.A.shape[2]
-        states = self.A.new_empty(self.u.shape[0], sizes.chunks, state, sizes.sequences * sizes.channels)
+        states = self.A.new_empty(prod(self.scan.states_shape)) if self.scan.chunk else None
         if self.u.numel():
             with torch.cuda.device_of(self.u):
-                carry = self._carried(self.u, self.B, reverse=False)
-                kernels.scan_forward[self._grid](
-                    self._inputs, _per_token(y), states, carry, sizes.hide(), **self._constants(y), TILE=_TILE
+                launch = self._launch(_FORWARD_TILE, y)
+                carry = self._carried(launch, self.u, self.B, backward=False)
+                scan_forward[launch.grid](
+                    *(self.u, self.delta, self.B, self.C, self.bias, self.A, self.skip, y, states, carry),
+                    *_strides(self.u, self.delta, self.B, y),
+                    *launch.sizes,
+                    **launch.constants,
+                    SPLIT=launch.spans > 0,
+                    CHUNK=self.chunk,
                 )
-        return states
+        return self.A.new_empty(0) if states is None else states
 
-    def backward(self, states: Tensor, dy: Tensor, du: Tensor, ddelta: Tensor | None = None) -> _Parts:
-        """Write du and, for a dense step, ddelta ``(batch, routes, tokens, D)``; return the other gradients."""
-        from . import kernels
-        from .tiles import Gradients
+    def backward(self, states: Tensor, dy: Tensor) -> _Gradients:
+        """Compute the gradients from that of y, ``(batch, routes, tokens, D)``, and the states."""
+        from .scan_backward import scan_backward
 
-        batch, routes, tokens, _ = self.u.shape
-        state = self.A.shape[2]
-        # Zeros: the kernel adds to the weights' gradients, and does not run for no tokens.
-        per_token = [
-            self.A.new_zeros(batch, self._blocks, routes, tokens, size) for size in (self._ranks, state, state)
-        ]
-        weights = [self.A.new_zeros(self._rows(size)) for size in (self._ranks, 1, state, 1)]
-        if self.u.numel():
-            views = [_per_token(part.flatten(0, 1)) for part in per_token]
-            if ddelta is not None:
-                views[0] = _per_token(ddelta)
-            with torch.cuda.device_of(self.u):
-                kernels.scan_backward[self._grid](
-                    self._inputs,
-                    _per_token(dy),
-                    Gradients(_per_token(du), *views, *weights),
-                    states.contiguous(),
-                    self._carried(dy, self.C, reverse=True),
-                    self.A.new_empty(self._rows(CHUNK // _BACKWARD_TILE * state)),
-                    self._sizes.hide(),
-                    **self._constants(dy, du, *(() if ddelta is None else (ddelta,))),
-                    TILE=_BACKWARD_TILE,
-                    maxnreg=255,  # else the assembler spills some, where that fits one more program on a multiprocessor
-                    # Where one factor has no more digits than tf32, three products of tf32 are as good as float32.
-                    PRECISION="ieee" if self.u.dtype in (torch.float32, torch.float64) else "tf32x3",
-                )
-        return _Parts(*per_token, *weights)
-
-    def _carried(self, signal: Tensor, projection: Tensor, reverse: bool) -> Tensor:
-        """Return the state that enters each span, as :attr:`_Parts.A`: 0 where there is one span."""
-        from . import kernels
-
-        sizes, state = self._sizes, self.A.shape[2]
-        carry = self.A.new_zeros(self._rows(state))
-        if sizes.spans > 1:
-            total = self.A.new_empty(self._rows(1))
-            kernels.summarise[self._grid](
-                self._inputs,
-                _per_token(signal),
-                _per_token(projection),
-                carry,
-                total,
-                sizes.hide(),
-                **self._constants(signal),
-                TILE=_TILE,
-                REVERSE=reverse,
+        batch, routes, tokens, channels = self.u.shape
+        scan, state, sequences = self.scan, self.A.shape[0], self._sequences
+        launch = self._launch(_backward_tile(state, self.A.dtype), dy)
+        # The routes that one program walks are summed there, in a map of the state's dtype.
+        summed = scan.x.dim() == 4 and scan.carry and routes > 1 and not launch.spans
+        if summed:
+            du, sums = scan.new_merged(scan.x.dtype).unsqueeze(1), scan.new_merged(self.A.dtype).unsqueeze(1)
+        else:
+            du = sums = scan.new_routes(scan.map_dtype(scan.x.dim() == 4))
+        gradients = _Gradients(
+            u=du,
+            delta=scan.new_routes(scan.x.dtype),
+            BC=self.A.new_empty(batch, launch.blocks, routes, tokens, 2 * state),
+            weights=self.A.new_empty(batch, launch.rows, 2 + state, sequences, channels),
+        )
+        if not self.u.numel():
+            return _Gradients(*(gradient.zero_() for gradient in gradients))
+        tiles = self.chunk // launch.constants["TILE"]
+        starts = self.A.new_empty(batch * launch.rows * (tiles + 1 if tiles > 1 else 0), state, sequences * channels)
+        views = [gradient.flatten(2, 3) for gradient in (du.expand(-1, routes, -1, -1, -1), gradients.delta)]
+        with torch.cuda.device_of(self.u):
+            scan_backward[launch.grid](
+                *(self.u, self.delta, self.B, self.C, self.bias, self.A, self.skip, dy, du, sums),
+                *(*gradients[1:], states.contiguous(), self._carried(launch, dy, self.C, backward=True), starts),
+                *_strides(self.u, self.delta, self.B, dy, *views),
+                *launch.sizes,
+                **launch.constants,
+                SPLIT=launch.spans > 0,
+                SUMMED=summed,
+                CHUNK=self.chunk,
+                maxnreg=255,  # else the assembler spills some, where that fits one more program on a multiprocessor
             )
-            programs = self.u.shape[0] * sizes.sequences * state * ceil_div(sizes.channels, _WARP)
-            kernels.carry_over[programs,](
-                self._inputs.A,
-                total,
-                carry,
-                sizes.hide(),
+        return gradients
+
+    def _carried(self, launch: "_Launch", signal: Tensor, projection: Tensor, backward: bool) -> Tensor:
+        """Return the state that enters each span, ``(batch, spans, N, sequences * D)``; without spans, any numbers."""
+        from .spans import carry_over, summarise
+
+        batch, channels, state, sequences = self.u.shape[0], self.u.shape[3], self.A.shape[0], self._sequences
+        rows, size = launch.rows, sequences * channels
+        carry = self.A.new_empty(batch, rows, state, size)
+        if launch.spans:
+            ends, totals = torch.empty_like(carry), self.A.new_empty(batch, rows, size)
+            summarise[launch.grid](
+                *(signal, self.delta, projection, self.bias, self.A, ends, totals),
+                *_strides(signal, self.delta, projection),
+                *launch.sizes,
+                **launch.constants,
+                BACKWARD=backward,
+            )
+            programs = batch * state * ceil_div(size, _CARRY_COLUMNS)
+            carry_over[programs,](
+                *(self.A, totals, ends, carry, rows, size, self.A[0].numel()),
                 N=state,
-                TILE=_TILE,
-                BLOCK_D=_WARP,
-                REVERSE=reverse,
-                num_warps=1,
+                ROWS=min(_CARRY_ROWS, 1 << (rows - 1).bit_length()),
+                BLOCK_D=_CARRY_COLUMNS,
+                BACKWARD=backward,
+                num_warps=8,
             )
         return carry
 
-    def _rows(self, numbers: int) -> tuple[int, ...]:
-        return self.u.shape[0] * self._sizes.spans, numbers, self._sizes.sequences, self._sizes.channels
+    @property
+    def chunk(self) -> int:
+        """Tokens of a chunk, whether or not the states before them are kept."""
+        return self.scan.chunk or CHUNK
 
     @property
-    def _ranks(self) -> int:
-        return 1 if self.W_dt is None else self.W_dt.shape[2]
+    def _sequences(self) -> int:
+        return len(self.scan.sequences)
 
-    @property
-    def _blocks(self) -> int:
-        return ceil_div(self.u.shape[3], _block(self.u.shape[3]))
-
-    @property
-    def _grid(self) -> tuple[int]:
-        return (self.u.shape[0] * self._sizes.sequences * self._sizes.spans * self._blocks,)
-
-    @cached_property
-    def _sizes(self) -> "Sizes":
-        from .tiles import Sizes
-
+    def _launch(self, tile: "_Tile", *others: Tensor) -> "_Launch":
+        """Choose how to launch a kernel that reads the inputs, and reads or writes others like u."""
         batch, routes, tokens, channels = self.u.shape
-        sequences, length = routes // self.per_sequence, tokens * self.per_sequence
-        count = ceil_div(length, CHUNK)
-        warps = batch * sequences * ceil_div(channels, _WARP)
-        spans = min(count, ceil_div(_warps_wanted(self.u.device), max(warps, 1)))
-        span = ceil_div(count, spans) if spans >= _MIN_SPANS else max(count, 1)
-        return Sizes(
-            height=self.height,
-            width=self.width,
-            length=length,
-            sequences=sequences,
-            channels=channels,
-            sets=self.A.shape[0],
-            spans=ceil_div(count, span),
-            span=span,
-            chunks=count,
+        like_u = (self.u, self.delta, *others)
+        fitting = [v for v in tile.vectors if channels % v == 0 and all(_is_multiple(tensor, v) for tensor in like_u)]
+        # As many channels a thread as can be with no more of them idle than with one.
+        vector = min(fitting, key=lambda vector: -channels % (_WARP * vector))
+        block = _WARP * vector
+        blocks, per_sequence = ceil_div(channels, block), routes // self._sequences
+        programs = batch * self._sequences * blocks
+        spans, span = _cut(tokens, per_sequence, programs, self.chunk, _warps_wanted(self.u.device))
+        offsets = max(routes * tokens * 2 * self.A.shape[0], *map(_extent, (*like_u, self.B, self.C)))
+        column_major, reversed_ = _masks(tuple(self.scan.route_codes))
+        rows = per_sequence * spans if spans else 1
+        return _Launch(
+            grid=(programs * rows,),
+            blocks=blocks,
+            spans=spans,
+            rows=rows,
+            sizes=(
+                *_divisor(self.scan.x.shape[1]),
+                self.scan.x.shape[2],
+                self._sequences,
+                channels,
+                self.A.shape[1],
+                spans,
+                span,
+            ),
+            constants={
+                "N": self.A.shape[0],
+                "ROUTES": per_sequence,
+                "COLUMN_MAJOR": column_major,
+                "REVERSED": reversed_,
+                "SOFTPLUS": self.scan.softplus,
+                "WIDE": offsets > torch.iinfo(torch.int32).max,
+                "VECTOR": vector,
+                "FULL": channels % block == 0,
+                "TILE": tile.tokens,
+                "BLOCK_D": block,
+                "num_warps": 1,
+            },
         )
 
-    @cached_property
-    def _inputs(self) -> "Inputs":
-        from .tiles import Inputs
 
-        W_dt, bias, A, skip = (
-            None if weight is None else weight.movedim(-1, 0).contiguous() if weight.dim() == 3 else weight.contiguous()
-            for weight in (self.W_dt, self.bias, self.A, self.skip)
-        )
-        u, delta, B, C = (_per_token(tensor) for tensor in (self.u, self.delta, self.B, self.C))
-        return Inputs(u, delta, B, C, W_dt, bias, A, skip)
+class _Tile(NamedTuple):
+    """What a thread holds in registers.
 
-    def _constants(self, *others: Tensor) -> dict[str, object]:
-        """Return what the kernels are compiled for that read the inputs, and read or write others like u."""
-        most_parts = self.u[0, ..., 0].numel() * max(self._ranks, self.A.shape[2])
-        offsets = max(most_parts, *(_extent(tensor) for tensor in (self.u, self.delta, self.B, self.C, *others)))
-        return {
-            "N": self.A.shape[2],
-            "R": self._ranks,
-            "ROUTES": self.route_codes,
-            "PER_SEQUENCE": self.per_sequence,
-            "SOFTPLUS": self.softplus,
-            "WIDE": offsets > torch.iinfo(torch.int32).max,
-            "CHUNK": CHUNK,
-            "BLOCK_D": _block(self.u.shape[3]),
-            "num_warps": _block(self.u.shape[3]) // _WARP,
-        }
+    Args:
+        vectors: Numbers of neighbouring channels, to choose from: more share the work that is done once for each token.
+        tokens: Those that are written out one after the other, and whose inputs are read together.
+    """
+
+    vectors: tuple[int, ...]
+    tokens: int
 
 
-def _problem(scan: Scan2d) -> _Problem:
-    u, delta, B, C = (_for_routes(scan, tensor) for tensor in (scan.maps, scan.dt, scan.B, scan.C))
-    return _Problem(
-        height=scan.x.shape[1],
-        width=scan.x.shape[2],
-        u=u,
-        delta=delta,
-        B=B,
-        C=C,
-        W_dt=scan.W_dt,
-        bias=scan.b_dt,
-        A=scan.A,
-        skip=scan.Dskip,
-        softplus=scan.softplus,
-        route_codes=tuple(scan.route_codes) if scan.x.dim() == 4 else (0,),
-        per_sequence=len(scan.sequences[0]),
-    )
+_FORWARD_TILE = _Tile((4, 2, 1), 8)
+
+
+def _backward_tile(state: int, dtype: torch.dtype) -> _Tile:
+    """Return the largest that fits in the registers, for states of so many numbers of a dtype."""
+    if dtype == torch.float64:
+        return _Tile((1,), 8)
+    return _Tile((2, 1), 8 if state == 1 else 4)
+
+
+class _Launch(NamedTuple):
+    """How a kernel is launched: its grid, and the arguments that all kernels share."""
+
+    grid: tuple[int]
+    blocks: int  # of channels
+    spans: int  # of a route; 0: a program walks a whole sequence
+    rows: int  # spans of a sequence
+    sizes: tuple[int, ...]
+    constants: dict[str, int]
 
 
 def _for_routes(scan: Scan2d, tensor: Tensor) -> Tensor:
@@ -303,10 +324,8 @@ def _sum_maps(scan: Scan2d, maps: Tensor) -> Tensor:
     return (maps[:, 0] if maps.shape[1] == 1 else maps.sum(1)).to(scan.x.dtype)
 
 
-def _per_token(tensor: Tensor) -> "PerToken":
-    from .tiles import PerToken, hidden
-
-    return PerToken(tensor, *map(hidden, tensor.stride()[:3]))
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
 
 
 def _extent(tensor: Tensor) -> int:
@@ -314,12 +333,40 @@ def _extent(tensor: Tensor) -> int:
     return sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
 
 
+def _is_multiple(tensor: Tensor, vector: int) -> bool:
+    """Return whether a thread can read ``vector`` neighbouring channels at once."""
+    aligned = tensor.data_ptr() % (vector * tensor.element_size()) == 0
+    return aligned and not any(stride % vector for stride in tensor.stride()[:3])
+
+
+def _cut(tokens: int, routes: int, programs: int, chunk: int, warps: int) -> tuple[int, int]:
+    """Return how many spans a route is cut into, 0 for none, and the tokens of each: whole chunks."""
+    chunks = ceil_div(tokens, chunk)
+    spans = min(chunks, ceil_div(warps, programs * routes)) if 0 < programs < warps else 0
+    if spans * routes < _MIN_SPANS:
+        return 0, tokens
+    span = ceil_div(chunks, spans) * chunk
+    return ceil_div(tokens, span), span
+
+
+@lru_cache
+def _divisor(number: int) -> tuple[int, int, int]:
+    from .tokens import divisor
+
+    return divisor(number)
+
+
+@lru_cache
+def _masks(codes: tuple[int, ...]) -> tuple[int, int]:
+    """Return which routes are column-major, and which are reversed, as the kernels take it."""
+
+    def mask(bits: list[bool]) -> int:
+        return -all(bits) if len(set(bits)) == 1 else sum(1 << i for i, bit in enumerate(bits) if bit)
+
+    return mask([code % 2 == 1 for code in codes]), mask([code >= 2 for code in codes])
+
+
 def _warps_wanted(device: torch.device) -> int:
-    """Return how many warps fill a device."""
+    """Return how many warps keep a device busy."""
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     return multiprocessors * _WARPS_WANTED
-
-
-def _block(channels: int) -> int:
-    """Return how many channels a program takes: as many as can be without more of them idle than with one warp."""
-    return min((_WARP * warps for warps in _WARPS), key=lambda block: -channels % block)

@@ -11,7 +11,7 @@
 
 #include "tasks.h"
 
-constexpr int CHUNK = 64;  // the state before each 64th token is kept for the backward pass (arguments.py)
+constexpr int CHUNK = 64;  // tokens; the state before each chunk is kept for the backward pass (arguments.py)
 constexpr int TILE = 8;    // tokens whose steps are made together: each weight that is loaded serves them all
 
 extern "C" {
@@ -37,7 +37,7 @@ struct Scan {
     // Weights of S sets in the state's dtype, channels padded to a multiple of 16 with zeros.
     int64_t padded;                          // channels with their padding
     const void *W_dt, *b_dt, *A, *Dskip;     // (S, R, padded), (S, padded), (S, N, padded), (S, padded)
-    void* kept;                              // states before each chunk, (batch, chunks, N, sequences * D)
+    void* kept;                              // states before each chunk, (batch, chunks, N, sequences * D), or null
     // Backward only.
     PerToken dy, dx, ddelta;                 // ddelta: with rank 0 only
     int64_t padded_rank;                     // R rounded up to a multiple of 16
@@ -53,8 +53,9 @@ EXPORT int64_t mmmsv_scan_scratch(const Scan* scan);
 
 }  // extern "C"
 
-inline int64_t tokens_of(const Scan& scan) { return scan.height * scan.width * scan.routes; }
-inline int64_t chunks_of(const Scan& scan) { return (tokens_of(scan) + CHUNK - 1) / CHUNK; }
+// Each route begins with a chunk.
+inline int64_t chunks_of_route(const Scan& scan) { return (scan.height * scan.width + CHUNK - 1) / CHUNK; }
+inline int64_t chunks_of(const Scan& scan) { return scan.routes * chunks_of_route(scan); }
 inline int64_t shared_width(const Scan& scan) { return scan.rank + 2 * scan.states; }
 inline int64_t sets_of(const Scan& scan) { return scan.shared ? 1 : scan.sequences; }
 inline int64_t set_of(const Scan& scan, int64_t sequence) { return scan.shared ? 0 : sequence; }
@@ -70,22 +71,21 @@ template <class Real> struct Weights {
           Dskip((const Real*)scan.Dskip + set * scan.padded + channel) {}
 };
 
-// A walk over a map along the routes of one sequence.
+// A walk over a map along a route, from one of its tokens on.
 class Walk {
 public:
-    int64_t route, row, column;
+    int64_t row, column;
 
-    Walk(const Scan& scan, int64_t sequence, int64_t token)
-        : height(scan.height), width(scan.width), codes(scan.route_codes + sequence * scan.routes) {
-        route = token / (height * width);
-        enter(token % (height * width));
+    Walk(const Scan& scan, int64_t code, int64_t token) {
+        column_major = code & 1;
+        minors = column_major ? scan.height : scan.width;
+        stride = code & 2 ? -1 : 1;
+        const int64_t place = code & 2 ? scan.height * scan.width - 1 - token : token;
+        row = column_major ? place % minors : place / minors;
+        column = column_major ? place / minors : place % minors;
     }
 
     void next() {
-        if (--left == 0) {
-            ++route;
-            return enter(0);
-        }
         int64_t& minor = column_major ? row : column;
         int64_t& major = column_major ? column : row;
         minor += stride;
@@ -96,21 +96,8 @@ public:
     }
 
 private:
-    const int64_t height, width;
-    const int64_t* codes;
-    int64_t left, minors, stride;
+    int64_t minors, stride;
     bool column_major;
-
-    void enter(int64_t token) {
-        left = height * width - token;
-        const int64_t code = codes[route];
-        column_major = code & 1;
-        minors = column_major ? height : width;
-        stride = code & 2 ? -1 : 1;
-        const int64_t place = code & 2 ? left - 1 : token;
-        row = column_major ? place % height : place / width;
-        column = column_major ? place / height : place % width;
-    }
 };
 
 // The tokens of a chunk: where they lie, and what each has for all channels.
@@ -118,14 +105,17 @@ template <class T> struct Chunk {
     using Real = typename T::Real;
     int64_t batch, sequence;
     int count;
-    int64_t route[CHUNK], row[CHUNK], column[CHUNK];  // route: counted over all sequences
-    Real* shared;                                     // (R + 2 N, CHUNK): dt, B, C, in the state's dtype
+    int64_t route;  // counted over all sequences
+    int64_t row[CHUNK], column[CHUNK];
+    Real* shared;  // (R + 2 N, CHUNK): dt, B, C, in the state's dtype
 
     void fill(const Scan& scan, int64_t index) {
-        count = std::min<int64_t>(CHUNK, tokens_of(scan) - index * CHUNK);
-        Walk walk(scan, sequence, index * CHUNK);
+        route = sequence * scan.routes + index / chunks_of_route(scan);
+        const int64_t begin = index % chunks_of_route(scan) * CHUNK;
+        count = std::min<int64_t>(CHUNK, scan.height * scan.width - begin);
+        Walk walk(scan, scan.route_codes[route], begin);
         for (int t = 0;; walk.next()) {
-            route[t] = sequence * scan.routes + walk.route, row[t] = walk.row, column[t] = walk.column;
+            row[t] = walk.row, column[t] = walk.column;
             gather(shared + t, scan.dt, t, scan.rank);
             gather(shared + t + scan.rank * CHUNK, scan.B, t, scan.states);
             gather(shared + t + (scan.rank + scan.states) * CHUNK, scan.C, t, scan.states);
@@ -134,7 +124,7 @@ template <class T> struct Chunk {
     }
 
     int64_t place(const PerToken& tensor, int t) const {
-        return batch * tensor.batch + sequence * tensor.sequence + route[t] * tensor.route + row[t] * tensor.row +
+        return batch * tensor.batch + sequence * tensor.sequence + route * tensor.route + row[t] * tensor.row +
                column[t] * tensor.column;
     }
 

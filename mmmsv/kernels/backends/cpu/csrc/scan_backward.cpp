@@ -160,7 +160,7 @@ void backward_register(const Scan& scan, const Block<Real>& block, const Chunk<T
         const Vec<Real> x = load(work.x + at), dy = load(work.dy + at), gB = load(work.gB + at);
         const Vec<Real> dstep = (load(work.dstep_rate + at) + gB * x) * load(work.slope + at);
         Vec<Real> dx = gB * load(work.step + at) + skip * dy;
-        if (last_route >= 0 && chunk.route[t] != last_route) dx += read<Out, full>(places.dx[t] + d, lanes);
+        if (last_route >= 0 && chunk.route != last_route) dx += read<Out, full>(places.dx[t] + d, lanes);
         write<Out, full>(places.dx[t] + d, dx, lanes);
         if (rank == 0) write<T, full>(places.ddelta[t] + d, dstep, lanes);
         store(work.dstep + t * padded + d, dstep);
@@ -199,7 +199,7 @@ void backward_chunk(const Scan& scan, const Block<Real>& block, const Chunk<T>& 
         const int64_t token = chunk.row[t] * scan.width + chunk.column[t];
         parts[t] = (Real*)scan.token_parts +
                    (((block.index * scan.batch + chunk.batch) * size + token) * sets + set) * wide;
-        if (!scan.shared || chunk.route[t] == last_route) std::fill_n(parts[t], wide, Real(0));
+        if (!scan.shared || chunk.route == last_route) std::fill_n(parts[t], wide, Real(0));
         for (int64_t n = 0; n < scan.states; ++n) {
             parts[t][scan.rank + n] += lane_sum(load(work.dB + (t * scan.states + n) * width));
             parts[t][scan.rank + scan.states + n] += lane_sum(load(work.dC + (t * scan.states + n) * width));

@@ -30,7 +30,7 @@ void forward_tile(const Scan& scan, const Chunk<T>& chunk, int t, typename T::Bi
     }
     for (int i = 0; i < count; ++i) {
         auto* to = y_at[t + i] + offset;
-        if (scan.merge && chunk.route[t + i]) y[i] += read<Out, full>(to, lanes);
+        if (scan.merge && chunk.route) y[i] += read<Out, full>(to, lanes);
         write<Out, full>(to, y[i], lanes);
     }
 }
@@ -54,10 +54,10 @@ void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Rea
             std::fill_n(x_at + chunk.count, TILE, x_at[chunk.count - 1]);
             chunk.template find<T>(scan.dt, block.begin, delta_at);
             chunk.template find<Out>(scan.y, block.begin, y_at);
-            Real* kept = (Real*)scan.kept + (batch * chunks + c) * scan.states * scan.sequences * scan.channels;
-            for (int64_t n = 0; n < scan.states; ++n)
+            const int64_t rows = (batch * chunks + c) * scan.states;
+            for (int64_t n = 0; scan.kept && n < scan.states; ++n)
                 std::copy_n(state + n * padded, block.channels(),
-                            kept + (n * scan.sequences + chunk.sequence) * scan.channels + block.begin);
+                            (Real*)scan.kept + ((rows + n) * scan.sequences + chunk.sequence) * scan.channels + block.begin);
             for (int t = 0; t < chunk.count;) {
                 const bool whole = t + TILE <= chunk.count;
                 for (int64_t d = 0; d < block.channels(); d += block.width) {
