@@ -1,7 +1,7 @@
 """Backend ``triton``: NVIDIA GPUs from compute capability 7.5 on; no compiler is needed at installation."""
 
 from ...dispatch import Backend, Kernel, register
-from . import scan
+from . import fused, scan
 
 register(
     Backend(
@@ -10,5 +10,7 @@ register(
         automatic_for=("cuda",),
         priority=20,
         scan2d=Kernel(scan.forward, scan.backward),
+        gate=Kernel(fused.gate, fused.gate_backward),
+        merge_scales=Kernel(fused.merge_scales, fused.merge_scales_backward),
     )
 )

@@ -153,6 +153,7 @@ def scan_backward(
     """
     TILES: tl.constexpr = CHUNK // TILE
     dtype: tl.constexpr = A.dtype.element_ty
+    channels = channels // VECTOR * VECTOR  # says that it is a multiple
     sizes = Sizes(Divisor(height, height_inverse, height_shift), width, sequences, channels, sets, spans, span)
     block = find_block(sizes, ROUTES, SPLIT, BLOCK_D)
     u = of_batch(Map(u + block.channels, u_batch, u_route, u_token), block.batch, VECTOR)

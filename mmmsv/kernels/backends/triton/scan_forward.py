@@ -73,6 +73,7 @@ def scan_forward(
     sequences begin with 0. Where N is more than 1, ``carry`` is overwritten.
     """
     dtype: tl.constexpr = A.dtype.element_ty
+    channels = channels // VECTOR * VECTOR  # says that it is a multiple
     sizes = Sizes(Divisor(height, height_inverse, height_shift), width, sequences, channels, sets, spans, span)
     block = find_block(sizes, ROUTES, SPLIT, BLOCK_D)
     u = of_batch(Map(u + block.channels, u_batch, u_route, u_token), block.batch, VECTOR)

@@ -67,6 +67,7 @@ def summarise(
     FIRST: tl.constexpr = TILE - 1 if BACKWARD else 0
     STEP: tl.constexpr = -1 if BACKWARD else 1
     dtype: tl.constexpr = A.dtype.element_ty
+    channels = channels // VECTOR * VECTOR  # says that it is a multiple
     sizes = Sizes(Divisor(height, height_inverse, height_shift), width, sequences, channels, sets, spans, span)
     block = find_block(sizes, ROUTES, True, BLOCK_D)
     signal = Map(signal + block.channels, signal_batch, signal_route, signal_token)

@@ -1,0 +1,205 @@
+"""The ops around the scans by Triton kernels: chooses how they are launched.
+
+Maps are read and written in their dtype, and computed with in float32. Sums over tokens are made in parts, one for each
+program, which torch adds up: no atomics, the same bits in every run.
+"""
+
+import torch
+from torch import Tensor
+
+from ...argument_checks import state_dtype
+from ...arguments import Gate, MergeScales, ceil_div
+from ...strides import last_axis_innermost
+
+# Numbers of a tile; tokens of a program that has no norm, and channels.
+_TILE = 4096
+_GATE_SPAN, _GATE_COLUMNS = 64, 128
+# Tokens of a program with a norm, about: so many parts are summed afterwards.
+_SPAN = 64
+
+
+def gate(given: Gate) -> tuple[Tensor, Tensor]:
+    """Compute the gated map; nothing is kept."""
+    from .gate_kernels import gate_forward
+
+    y, z, weight = given = _as_read(given)
+    out, kept = given.new_results()
+    if out.numel():
+        with torch.cuda.device_of(y):
+            gate_forward[_gate_grid(y)](
+                *(y, z, weight, out),
+                *(*_strides(y), *_strides(y if z is None else z), *_strides(out)),
+                *_gate_sizes(y),
+                **_gate_constants(y, z, out),
+            )
+    return out, kept
+
+
+def gate_backward(given: Gate, dout: Tensor, kept: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of y, z and weight."""
+    from .gate_kernels import gate_backward
+
+    y, z, weight = given = _as_read(given)
+    dout = last_axis_innermost(dout.to(y.dtype))
+    dy, dz = y.new_empty(y.shape), None if z is None else y.new_empty(y.shape)
+    batch, height, width, channels = y.shape
+    parts = y.new_empty(batch, ceil_div(height * width, _GATE_SPAN), channels, dtype=state_dtype(y))
+    if y.numel():
+        with torch.cuda.device_of(y):
+            gate_backward[_gate_grid(y)](
+                *(y, z, weight, dout, dy, dz, parts),
+                *(*_strides(y), *_strides(y if z is None else z), *_strides(dout), *_strides(dy)),
+                *_gate_sizes(y),
+                **_gate_constants(y, z, dout, dy),
+            )
+    return dy, dz, None if weight is None else parts.sum(1)
+
+
+def _as_read(given: Gate) -> Gate:
+    y, z, weight = given
+    return Gate(_flat(y), None if z is None else _flat(z), None if weight is None else weight.contiguous())
+
+
+def _flat(map_: Tensor) -> Tensor:
+    """Return a map whose tokens lie at one distance, channels innermost: usually itself."""
+    map_ = last_axis_innermost(map_)
+    return map_ if map_.stride(1) == map_.shape[2] * map_.stride(2) or map_.shape[1] == 1 else map_.contiguous()
+
+
+def _strides(map_: Tensor) -> tuple[int, int]:
+    """Return the distances between images, and between tokens."""
+    return map_.stride(0), map_.stride(2) if map_.shape[2] > 1 else map_.stride(1)
+
+
+def _vector(*maps: Tensor | None) -> int:
+    """Return how many neighbouring channels can be read at once, so that no read is of more than 16 bytes."""
+    given = [map_ for map_ in maps if map_ is not None]
+    most = 16 // given[0].element_size()
+    while most > 1 and any(
+        map_.data_ptr() % (most * map_.element_size())
+        or any(number % most for number in (map_.shape[-1], *map_.stride()[:-1]))
+        for map_ in given
+    ):
+        most //= 2
+    return most
+
+
+def _gate_grid(y: Tensor) -> tuple[int]:
+    batch, height, width, channels = y.shape
+    return (batch * ceil_div(height * width, _GATE_SPAN) * ceil_div(channels, _GATE_COLUMNS),)
+
+
+def _gate_sizes(y: Tensor) -> tuple[int, int, int]:
+    _, height, width, channels = y.shape
+    return height * width, _GATE_SPAN, channels
+
+
+def _gate_constants(*maps: Tensor | None) -> dict[str, int]:
+    return {"VECTOR": _vector(*maps), "ROWS": 16, "COLUMNS": _GATE_COLUMNS, "num_warps": 4}
+
+
+def merge_scales(given: MergeScales) -> tuple[Tensor, Tensor]:
+    """Compute y, and the mean and inverse deviation of each token that went through the norm."""
+    from .merge_kernels import merge_forward, normalise_half
+
+    given = _as_read_merge(given)
+    y, moments = given.new_results()
+    full, half, weight, bias, eps, norm_first = given
+    if not y.numel():
+        return y, moments
+    batch, _, half_height, half_width, channels = half.shape
+    sums = half.new_empty(batch, half_height, half_width, channels if norm_first else 0)
+    constants = _merge_constants(given, y)
+    with torch.cuda.device_of(full):
+        if norm_first:
+            tokens = half_height * half_width
+            programs = ceil_div(tokens, _SPAN)
+            sizes = (full.shape[1] * full.shape[2], tokens, channels, programs)
+            normalise_half[batch * programs,](
+                *(half, sums, moments, *_route_strides(half), *sizes, eps),
+                **_without(constants, "NORM_FIRST"),
+                maxnreg=128,  # else the assembler spills some
+            )
+        programs = ceil_div(full.shape[1] * full.shape[2], _SPAN)
+        merge_forward[batch * programs,](
+            *(full, half, sums, weight, bias, y, moments),
+            *(*_strides(full), *_route_strides(half), *_strides(y), *_merge_sizes(given), programs, eps),
+            **constants,
+        )
+    return y, moments
+
+
+def merge_scales_backward(given: MergeScales, dy: Tensor, moments: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of full, half, weight and bias."""
+    from .merge_kernels import merge_backward_full, merge_backward_half
+
+    full, half, weight, _, _, norm_first = given = _as_read_merge(given)
+    dy = _flat(dy.to(full.dtype))
+    dfull, dhalf = full.new_empty(full.shape), half.new_empty(half.shape)
+    batch, routes, half_height, half_width, channels = half.shape
+    height, width = full.shape[1:3]
+    if not dy.numel():
+        return dfull, dhalf.zero_(), torch.zeros_like(weight), torch.zeros_like(weight)
+    constants = _merge_constants(given, dy)
+    programs, half_programs = ceil_div(height * width, _SPAN), ceil_div(half_height * half_width, _SPAN)
+    parts = weight.new_empty(batch * programs, 2, channels)
+    half_parts = weight.new_empty(batch * half_programs, channels)
+    with torch.cuda.device_of(full):
+        merge_backward_full[batch * programs,](
+            *(full, half, weight, moments, dy, dfull, parts),
+            *(*_strides(full), *_route_strides(half), *_strides(dfull), *_strides(dy), *_merge_sizes(given), programs),
+            **constants,
+        )
+        gathered = dy if norm_first else dfull
+        merge_backward_half[batch * half_programs,](
+            *(half, weight, moments, gathered, dhalf, half_parts),
+            *(*_route_strides(half), *_strides(gathered), *_merge_sizes(given), half_programs),
+            **constants,
+            WINDOW_ROWS=_window(height, half_height, norm_first),
+            WINDOW_COLUMNS=_window(width, half_width, norm_first),
+        )
+    dweight, dbias = parts.sum(0)
+    if norm_first:
+        dweight += half_parts.sum(0)
+        # What is interpolated adds up to what is interpolated from.
+        dbias *= 1 + routes
+    return dfull, dhalf, dweight, dbias
+
+
+def _window(length: int, half_length: int, norm_first: bool) -> int:
+    """Return how many lines of the full map may have a share of a line of the half map, from the first on."""
+    spread = 2 * length if norm_first else length
+    return ceil_div(spread, half_length) + (length % half_length > 0)
+
+
+def _as_read_merge(given: MergeScales) -> MergeScales:
+    half = last_axis_innermost(given.half)
+    if half.shape[2] > 1 and half.stride(2) != half.shape[3] * half.stride(3):
+        half = half.contiguous()
+    weight, bias = given.weight.contiguous(), given.bias.contiguous()
+    return given._replace(full=_flat(given.full), half=half, weight=weight, bias=bias)
+
+
+def _route_strides(half: Tensor) -> tuple[int, int, int]:
+    batch, route, row, token, _ = half.stride()
+    return batch, route, token if half.shape[3] > 1 else row
+
+
+def _merge_sizes(given: MergeScales) -> tuple[int, ...]:
+    return *given.full.shape[1:3], *given.half.shape[2:]
+
+
+def _merge_constants(given: MergeScales, *maps: Tensor) -> dict[str, int]:
+    columns = 1 << (given.full.shape[3] - 1).bit_length()
+    return {
+        "ROUTES": given.half.shape[1],
+        "NORM_FIRST": given.norm_first,
+        "VECTOR": _vector(given.full, given.half, *maps),
+        "ROWS": max(_TILE // columns, 1),
+        "COLUMNS": columns,
+        "num_warps": 8,
+    }
+
+
+def _without(constants: dict[str, int], name: str) -> dict[str, int]:
+    return {key: value for key, value in constants.items() if key != name}

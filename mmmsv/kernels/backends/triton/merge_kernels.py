@@ -1,0 +1,396 @@
+"""The Triton kernels of :func:`mmmsv.kernels.merge_scales`: a program takes some tokens, with all their channels."""
+
+import triton
+import triton.language as tl
+
+_MAPS = ("full_batch", "full_token", "half_batch", "half_route", "half_token", "y_batch", "y_token")
+_SIZES = ("height", "width", "half_height", "half_width", "channels", "programs")
+
+
+@triton.jit
+def _find(tokens, programs, ROWS: tl.constexpr):
+    """Return the batch index of a program, and where its span of the image's tokens begins and ends: whole tiles."""
+    index = tl.program_id(0)
+    span = tl.cdiv(tl.cdiv(tokens, ROWS), programs) * ROWS
+    begin = index % programs * span
+    return (index // programs).to(tl.int64), begin, tl.minimum(begin + span, tokens)
+
+
+@triton.jit
+def _at(map_, batch, map_batch, rows, map_token, columns, VECTOR: tl.constexpr):
+    """Point to the columns of some tokens of an image; begin and strides are multiples of VECTOR."""
+    image = map_ + tl.multiple_of(batch * map_batch, VECTOR)
+    return image + tl.multiple_of(rows * map_token, (VECTOR, VECTOR)) + columns
+
+
+@triton.jit
+def _read(map_, batch, map_batch, rows, token, columns, mask, VECTOR: tl.constexpr, dtype: tl.constexpr):
+    """Read the columns of some tokens of an image."""
+    return tl.load(_at(map_, batch, map_batch, rows, token, columns, VECTOR), mask, 0.0).to(dtype)
+
+
+@triton.jit
+def _write(map_, batch, map_batch, rows, token, columns, mask, values, VECTOR: tl.constexpr):
+    """Write the columns of some tokens of an image."""
+    to = _at(map_, batch, map_batch, rows, token, columns, VECTOR)
+    tl.store(to, values.to(map_.dtype.element_ty), mask)
+
+
+@triton.jit
+def _normalise(x, mask, channels, eps):
+    """Return the values of some tokens with mean 0 and deviation 1, the means, and the inverse deviations."""
+    mean = tl.sum(x, 1, keep_dims=True) / channels
+    centred = tl.where(mask, x - mean, 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 1, keep_dims=True) / channels + eps)
+    return centred * inverse, mean, inverse
+
+
+@triton.jit
+def _write_moments(moments, rows, inside, mean, inverse):
+    tl.store(moments + rows * 2, mean, inside)
+    tl.store(moments + rows * 2 + 1, inverse, inside)
+
+
+@triton.jit
+def _normalise_again(x, mask, moments, rows, inside):
+    """Return what :func:`_normalise` does, by the moments that it wrote."""
+    mean = tl.load(moments + rows * 2, inside, 0.0)
+    inverse = tl.load(moments + rows * 2 + 1, inside, 0.0)
+    return tl.where(mask, (x - mean) * inverse, 0.0), inverse
+
+
+@triton.jit
+def _through_norm(gradient, normal, inverse, channels):
+    """Return the gradient of what went into a norm, from that of the normalised values."""
+    mean = tl.sum(gradient, 1, keep_dims=True) / channels
+    along = tl.sum(gradient * normal, 1, keep_dims=True) / channels
+    return inverse * (gradient - mean - normal * along)
+
+
+@triton.jit
+def _between(line, length, half_length, dtype: tl.constexpr):
+    """Return which two lines of the half map a line of the full one lies between, and how much of the second it has."""
+    place = tl.maximum((line.to(dtype) + 0.5) * (half_length.to(dtype) / length.to(dtype)) - 0.5, 0.0)
+    low = tl.minimum(place.to(tl.int32), half_length - 1)
+    return low, tl.minimum(low + 1, half_length - 1), place - low.to(dtype)
+
+
+@triton.jit
+def _nearest(line, length, half_length):
+    """Return the line of the half map that a line of the full one copies, as torch rounds it."""
+    place = line.to(tl.float32) * (half_length.to(tl.float32) / length.to(tl.float32))
+    return tl.minimum(place.to(tl.int32), half_length - 1)
+
+
+@triton.jit
+def _share(line, half_line, length, half_length, NORM_FIRST: tl.constexpr, dtype: tl.constexpr):
+    """Return how much of a line of the half map a line of the full map has; 0 for lines that there are not."""
+    if NORM_FIRST:
+        low, high, to_high = _between(line, length, half_length, dtype)
+        share = tl.where(low == half_line, 1.0 - to_high, 0.0) + tl.where(high == half_line, to_high, 0.0)
+    else:
+        share = tl.where(_nearest(line, length, half_length) == half_line, 1.0, 0.0).to(dtype)
+    return tl.where((line >= 0) & (line < length), share, 0.0)
+
+
+@triton.jit
+def _first(half_line, length, half_length, NORM_FIRST: tl.constexpr):
+    """Return the first line of the full map that has a share of a line of the half map, or the one before it."""
+    ratio = length.to(tl.float32) / half_length.to(tl.float32)
+    if NORM_FIRST:  # those after the place of the line before; rounding must leave none of them out
+        return tl.floor((half_line.to(tl.float32) - 0.5) * ratio - 0.501).to(tl.int32) + 1
+    else:
+        return tl.floor(half_line.to(tl.float32) * ratio).to(tl.int32)
+
+
+@triton.jit(
+    do_not_specialize=["half_batch", "half_route", "half_token", "full_tokens", "tokens", "channels", "programs"]
+)
+def normalise_half(
+    half,
+    sums,
+    moments,
+    half_batch,
+    half_route,
+    half_token,
+    full_tokens,
+    tokens,
+    channels,
+    programs,
+    eps,
+    ROUTES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Write the sum over the routes of the normalised tokens of the half map, ``(batch, h, w, D)``, and the moments."""
+    dtype: tl.constexpr = moments.dtype.element_ty
+    channels = channels // VECTOR * VECTOR  # says that it is a multiple
+    batch, begin, end = _find(tokens, programs, ROWS)
+    columns = tl.arange(0, COLUMNS)[None, :]
+    moments += batch * (full_tokens + ROUTES * tokens) * 2
+    for start in range(begin, end, ROWS):
+        rows = (start + tl.arange(0, ROWS))[:, None]
+        inside = rows < end
+        mask = inside & (columns < channels)
+        total = tl.zeros((ROWS, COLUMNS), dtype)
+        for route in range(ROUTES):
+            route_ = half + tl.multiple_of(route * half_route, VECTOR)
+            x = _read(route_, batch, half_batch, rows, half_token, columns, mask, VECTOR, dtype)
+            normal, mean, inverse = _normalise(x, mask, channels, eps)
+            _write_moments(moments, full_tokens + route * tokens + rows, inside, mean, inverse)
+            total += normal
+        _write(sums, batch, tokens * channels, rows, channels, columns, mask, total, VECTOR)
+
+
+@triton.jit
+def _read_full(
+    full,
+    half,
+    full_batch,
+    full_token,
+    half_batch,
+    half_token,
+    batch,
+    rows,
+    columns,
+    mask,
+    height,
+    width,
+    half_height,
+    half_width,
+    NORM_FIRST: tl.constexpr,
+    VECTOR: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """Read what goes into the norm of the full map: with the norm last, the half map too."""
+    x = _read(full, batch, full_batch, rows, full_token, columns, mask, VECTOR, dtype)
+    if not NORM_FIRST:
+        line, column = _nearest(rows // width, height, half_height), _nearest(rows % width, width, half_width)
+        x += _read(half, batch, half_batch, line * half_width + column, half_token, columns, mask, VECTOR, dtype)
+    return x
+
+
+@triton.jit(do_not_specialize=[*_MAPS, *_SIZES])
+def merge_forward(
+    full,
+    half,
+    sums,
+    weight,
+    bias,
+    y,
+    moments,
+    full_batch,
+    full_token,
+    half_batch,
+    half_route,
+    half_token,
+    y_batch,
+    y_token,
+    height,
+    width,
+    half_height,
+    half_width,
+    channels,
+    programs,
+    eps,
+    ROUTES: tl.constexpr,
+    NORM_FIRST: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Write y and the moments of the full map; with the norm first, ``sums`` are those of :func:`normalise_half`."""
+    dtype: tl.constexpr = moments.dtype.element_ty
+    tokens, half_tokens = height * width, half_height * half_width
+    channels = channels // VECTOR * VECTOR  # says that it is a multiple
+    batch, begin, end = _find(tokens, programs, ROWS)
+    columns = tl.arange(0, COLUMNS)[None, :]
+    weight_ = tl.load(weight + columns, columns < channels, 0.0)
+    bias_ = tl.load(bias + columns, columns < channels, 0.0)
+    moments += batch * (tokens + (ROUTES * half_tokens if NORM_FIRST else 0)) * 2
+    for start in range(begin, end, ROWS):
+        rows = (start + tl.arange(0, ROWS))[:, None]
+        inside = rows < end
+        mask = inside & (columns < channels)
+        x = _read_full(
+            full,
+            half,
+            full_batch,
+            full_token,
+            half_batch,
+            half_token,
+            batch,
+            rows,
+            columns,
+            mask,
+            height,
+            width,
+            half_height,
+            half_width,
+            NORM_FIRST,
+            VECTOR,
+            dtype,
+        )
+        normal, mean, inverse = _normalise(x, mask, channels, eps)
+        _write_moments(moments, rows, inside, mean, inverse)
+        total = bias_
+        if NORM_FIRST:
+            # The norm's weight and bias come out of the interpolation.
+            total = bias_ * (1 + ROUTES)
+            top, bottom, to_bottom = _between(rows // width, height, half_height, dtype)
+            left, right, to_right = _between(rows % width, width, half_width, dtype)
+            corners = (
+                (top, left, (1.0 - to_bottom) * (1.0 - to_right)),
+                (top, right, (1.0 - to_bottom) * to_right),
+                (bottom, left, to_bottom * (1.0 - to_right)),
+                (bottom, right, to_bottom * to_right),
+            )
+            for corner in tl.static_range(4):
+                line, column, share = corners[corner]
+                at = line * half_width + column
+                normal += share * _read(sums, batch, half_tokens * channels, at, channels, columns, mask, VECTOR, dtype)
+        _write(y, batch, y_batch, rows, y_token, columns, mask, normal * weight_ + total, VECTOR)
+
+
+@triton.jit(do_not_specialize=[*_MAPS, "dy_batch", "dy_token", *_SIZES])
+def merge_backward_full(
+    full,
+    half,
+    weight,
+    moments,
+    dy,
+    dfull,
+    parts,
+    full_batch,
+    full_token,
+    half_batch,
+    half_route,
+    half_token,
+    y_batch,
+    y_token,
+    dy_batch,
+    dy_token,
+    height,
+    width,
+    half_height,
+    half_width,
+    channels,
+    programs,
+    ROUTES: tl.constexpr,
+    NORM_FIRST: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Write the gradient of full, and the sums over a program's tokens of those of weight and bias.
+
+    ``dfull`` has the strides of ``y``; the sums are ``(batch * programs, 2, D)``.
+    """
+    dtype: tl.constexpr = moments.dtype.element_ty
+    tokens = height * width
+    channels = channels // VECTOR * VECTOR  # says that it is a multiple
+    batch, begin, end = _find(tokens, programs, ROWS)
+    columns = tl.arange(0, COLUMNS)[None, :]
+    weight_ = tl.load(weight + columns, columns < channels, 0.0)
+    moments += batch * (tokens + (ROUTES * half_height * half_width if NORM_FIRST else 0)) * 2
+    dweight, dbias = tl.zeros((1, COLUMNS), dtype), tl.zeros((1, COLUMNS), dtype)
+    for start in range(begin, end, ROWS):
+        rows = (start + tl.arange(0, ROWS))[:, None]
+        inside = rows < end
+        mask = inside & (columns < channels)
+        x = _read_full(
+            full,
+            half,
+            full_batch,
+            full_token,
+            half_batch,
+            half_token,
+            batch,
+            rows,
+            columns,
+            mask,
+            height,
+            width,
+            half_height,
+            half_width,
+            NORM_FIRST,
+            VECTOR,
+            dtype,
+        )
+        normal, inverse = _normalise_again(x, mask, moments, rows, inside)
+        gradient = _read(dy, batch, dy_batch, rows, dy_token, columns, mask, VECTOR, dtype)
+        dweight += tl.sum(gradient * normal, 0, keep_dims=True)
+        dbias += tl.sum(gradient, 0, keep_dims=True)
+        dx = _through_norm(gradient * weight_, normal, inverse, channels)
+        _write(dfull, batch, y_batch, rows, y_token, columns, mask, dx, VECTOR)
+    to = parts + tl.program_id(0).to(tl.int64) * 2 * channels + columns
+    tl.store(to, dweight, columns < channels)
+    tl.store(to + channels, dbias, columns < channels)
+
+
+@triton.jit(do_not_specialize=["half_batch", "half_route", "half_token", "dy_batch", "dy_token", *_SIZES])
+def merge_backward_half(
+    half,
+    weight,
+    moments,
+    dy,
+    dhalf,
+    parts,
+    half_batch,
+    half_route,
+    half_token,
+    dy_batch,
+    dy_token,
+    height,
+    width,
+    half_height,
+    half_width,
+    channels,
+    programs,
+    ROUTES: tl.constexpr,
+    NORM_FIRST: tl.constexpr,
+    WINDOW_ROWS: tl.constexpr,
+    WINDOW_COLUMNS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Write the gradient of half, ``(batch, routes, h, w, D)``, and the sums over a program's tokens of that of weight.
+
+    A token gathers from those of the full map that have a share of it; with the norm first, ``dy`` is the gradient of
+    y, else that of what went into the norm. The sums are ``(batch * programs, D)``.
+    """
+    dtype: tl.constexpr = moments.dtype.element_ty
+    tokens = half_height * half_width
+    channels = channels // VECTOR * VECTOR  # says that it is a multiple
+    batch, begin, end = _find(tokens, programs, ROWS)
+    columns = tl.arange(0, COLUMNS)[None, :]
+    weight_ = tl.load(weight + columns, columns < channels, 0.0)
+    moments += batch * (height * width + ROUTES * tokens) * 2
+    dweight = tl.zeros((1, COLUMNS), dtype)
+    for start in range(begin, end, ROWS):
+        rows = (start + tl.arange(0, ROWS))[:, None]
+        inside = rows < end
+        mask = inside & (columns < channels)
+        half_line, half_column = rows // half_width, rows % half_width
+        top = _first(half_line, height, half_height, NORM_FIRST)
+        left = _first(half_column, width, half_width, NORM_FIRST)
+        dsum = tl.zeros((ROWS, COLUMNS), dtype)
+        for i in range(WINDOW_ROWS):
+            down = _share(top + i, half_line, height, half_height, NORM_FIRST, dtype)
+            for j in tl.static_range(WINDOW_COLUMNS):
+                share = down * _share(left + j, half_column, width, half_width, NORM_FIRST, dtype)
+                at, has = (top + i) * width + left + j, mask & (share != 0.0)
+                dsum += share * _read(dy, batch, dy_batch, at, dy_token, columns, has, VECTOR, dtype)
+        for route in range(ROUTES):
+            dx = dsum
+            if NORM_FIRST:
+                route_ = half + tl.multiple_of(route * half_route, VECTOR)
+                x = _read(route_, batch, half_batch, rows, half_token, columns, mask, VECTOR, dtype)
+                at = height * width + route * tokens + rows
+                normal, inverse = _normalise_again(x, mask, moments, at, inside)
+                dweight += tl.sum(dsum * normal, 0, keep_dims=True)
+                dx = _through_norm(dsum * weight_, normal, inverse, channels)
+            _write(dhalf, batch * ROUTES + route, tokens * channels, rows, channels, columns, mask, dx, VECTOR)
+    tl.store(parts + tl.program_id(0).to(tl.int64) * channels + columns, dweight, columns < channels)
