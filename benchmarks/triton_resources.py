@@ -17,21 +17,20 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
-from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 from triton import JITFunction, knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
 from mmmsv.analysis.speed.markdown import table
-from mmmsv.kernels import BACKENDS
+from mmmsv.kernels import BACKENDS, gate, merge_scales, use_backend
 from mmmsv.kernels import scan as public
 from mmmsv.kernels.arguments import choose_chunk
-from mmmsv.kernels.backends.triton import scan, scan_backward, scan_forward, spans
+from mmmsv.kernels.backends.triton import scan
 
 from .baselines import list_implementations
 from .cases import Case, MapCase, SequenceCase
@@ -43,31 +42,24 @@ BFLOAT16 = torch.bfloat16
 # The kinds of route of the models, at the widths of two of their stages: 2 and 4 channels a thread in a forward pass.
 ROW = partial(MapCase, 1, 8, 8)
 HALF = partial(MapCase, 1, 8, 8, routes=("row_rev", "col", "col_rev"), carry=True, merge=False)
-
-
-class Compiled(NamedTuple):
-    """A case, and whether its routes are cut into spans."""
-
-    case: Case
-    cut: bool = False
-
-
-CASES = (
-    *(Compiled(shape(channels, 6, 1, dtype=BFLOAT16)) for shape in (ROW, HALF) for channels in (192, 384)),
-    Compiled(ROW(200, 6, 1, dtype=BFLOAT16)),
-    Compiled(HALF(192, 6, 1, dtype=BFLOAT16), cut=True),
-    Compiled(ROW(192, 6, 16, dtype=BFLOAT16)),
-    Compiled(HALF(192, 6, 1)),
-    Compiled(HALF(192, 6, 16), cut=True),
-    Compiled(HALF(192, 6, 1, dtype=torch.float64)),
-    Compiled(SequenceCase(1, 128, 64, 16, True, torch.float16)),
+CASES: tuple[Case, ...] = (
+    *(shape(channels, 6, 1, dtype=BFLOAT16) for shape in (ROW, HALF) for channels in (192, 384)),
+    ROW(200, 6, 1, dtype=BFLOAT16),
+    ROW(192, 6, 16, dtype=BFLOAT16),
+    HALF(192, 6, 1),
+    HALF(192, 6, 1, dtype=torch.float64),
+    SequenceCase(1, 128, 64, 16, True, torch.float16),
 )
+# Whose routes are cut into spans.
+CUT = (HALF(192, 6, 1, dtype=BFLOAT16), HALF(192, 6, 16))
+# Widths of the first and the last stage.
+CHANNELS = (96, 192, 384, 768, 1536)
 COLUMNS = (
     "kernel",
     "capability",
     "dtype",
     "N",
-    "routes",
+    "case",
     "channels a thread",
     "instructions a pair",
     "registers",
@@ -92,36 +84,80 @@ class CompilingDriver:
         return GPUTarget("cuda", self.capability, 32)
 
 
-def usages(compiled: Compiled, capability: int) -> Iterator[tuple[object, ...]]:
-    """Compile the kernels of a forward and a backward pass; yield the ``COLUMNS`` of each."""
-    case, cut = compiled
+def usages(capability: int) -> Iterator[tuple[object, ...]]:
+    """Compile the kernels of forward and backward passes; yield the ``COLUMNS`` of each."""
     driver.set_active(CompilingDriver(capability))
+    triton = next(one for one in list_implementations(CPU) if one.name == "triton")
+    for case, wanted in (*((case, 0) for case in CASES), *((case, 1 << 20) for case in CUT)):
+        # As on a GPU, on a map that is small enough to be made here.
+        with (
+            patch.object(public, "choose_chunk", lambda device, state: choose_chunk(CUDA, state)),
+            patch.object(scan, "_warps_wanted", lambda device, wanted=wanted: wanted),
+            compiling() as launched,
+        ):
+            Call(case, CPU).results(triton)
+        routes = "1-D" if isinstance(case, SequenceCase) else "+".join(case.routes) + (", cut" if wanted else "")
+        for name, (kernel, constants) in launched.items():
+            count, resources = "", _resources(kernel)
+            if not name.startswith("carry_over"):
+                with _written(kernel) as cubin:
+                    count = instructions_a_pair(cubin, constants)
+            yield (
+                name,
+                capability,
+                _name(case.dtype),
+                case.state,
+                routes,
+                constants.get("VECTOR", ""),
+                count,
+                *resources,
+            )
+    for channels in CHANNELS:
+        with compiling() as launched:
+            _run_fused(channels)
+        for name, (kernel, constants) in launched.items():
+            case = f"{channels} channels"
+            yield name, capability, _name(BFLOAT16), "", case, constants["VECTOR"], "", *_resources(kernel)
+
+
+def _run_fused(channels: int) -> None:
+    def leaf(*shape: int, dtype: torch.dtype = BFLOAT16) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, requires_grad=True)
+
+    full, half = leaf(1, 4, 4, channels), leaf(1, 3, 2, 2, channels)
+    weight, bias = leaf(channels, dtype=torch.float32), leaf(channels, dtype=torch.float32)
+    with use_backend("triton"):
+        gate(full, leaf(1, 4, 4, channels), leaf(1, channels, dtype=torch.float32)).sum().backward()
+        merge_scales(full, half[:, :1], weight, bias, 1e-5, norm_first=False).sum().backward()
+        merge_scales(full, half, weight, bias, 1e-5, norm_first=True).sum().backward()
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[dict[str, tuple[CompiledKernel, dict[str, int]]]]:
+    """Let the backend run on a CPU, and collect the kernels that it would launch, with their constants, by name."""
     launched: dict[str, tuple[CompiledKernel, dict[str, int]]] = {}
+    run = JITFunction.run
 
     def compile_only(kernel: JITFunction, *args: object, grid: tuple[int], warmup: bool, **kwargs: int) -> None:
         name = kernel.__name__ + (" backward" if kwargs.get("BACKWARD") else "")
-        launched[name] = JITFunction.run(kernel, *args, grid=grid, warmup=True, **kwargs), kwargs
+        name += {True: ", norm first", False: ", norm last"}.get(kwargs.get("NORM_FIRST"), "")
+        launched[name] = run(kernel, *args, grid=grid, warmup=True, **kwargs), kwargs
 
     runnable = replace(BACKENDS["triton"], why_not=lambda device: None)
-    kernels = (scan_forward.scan_forward, scan_backward.scan_backward, spans.summarise, spans.carry_over)
-    with contextlib.ExitStack() as stack:
-        for kernel in kernels:
-            stack.enter_context(patch.object(kernel, "run", partial(compile_only, kernel), create=True))
-        stack.enter_context(patch.dict(BACKENDS, triton=runnable))
-        # What it does on a GPU, on a map that is small enough to be made here.
-        stack.enter_context(patch.object(public, "choose_chunk", lambda device, state: choose_chunk(CUDA, state)))
-        stack.enter_context(patch.object(scan, "_warps_wanted", lambda device: 1 << 20 if cut else 0))
-        triton = next(one for one in list_implementations(CPU) if one.name == "triton")
-        Call(case, CPU).results(triton)
-    routes = "1-D" if isinstance(case, SequenceCase) else "+".join(case.routes) + (", cut" if cut else "")
-    for name, (kernel, constants) in launched.items():
-        of_case = (name, capability, str(case.dtype).removeprefix("torch."), case.state, routes)
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(kernel.asm["cubin"])
-            file.flush()
-            count = "" if name.startswith("carry_over") else instructions_a_pair(file.name, constants)
-            resources = _resources(file.name)
-        yield *of_case, constants.get("VECTOR", 1), count, *resources, kernel.metadata.shared
+    with patch.object(JITFunction, "run", compile_only), patch.dict(BACKENDS, triton=runnable):
+        yield launched
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@contextlib.contextmanager
+def _written(kernel: CompiledKernel) -> Iterator[str]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        yield file.name
 
 
 @dataclass
@@ -188,12 +224,13 @@ def loops(cubin: str) -> list[Loop]:
     return [loop for loop in found if not any(o.begin < loop.begin and loop.end <= o.end for o in found)]
 
 
-def _resources(cubin: str) -> tuple[int, int]:
-    """Return the registers of a thread, and its bytes of local memory: where registers are spilled to."""
-    command = [knobs.nvidia.cuobjdump.path, "-res-usage", cubin]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def _resources(kernel: CompiledKernel) -> tuple[int, int, int]:
+    """Return the registers of a thread, its bytes of local memory, where registers are spilled to, and shared bytes."""
+    with _written(kernel) as cubin:
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", cubin]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     registers, stack, local = (int(re.search(rf"\b{what}:(\d+)", text)[1]) for what in ("REG", "STACK", "LOCAL"))
-    return registers, stack + local
+    return registers, stack + local, kernel.metadata.shared
 
 
 def main() -> None:
@@ -201,7 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_resources", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print a list of objects")
     arguments = parser.parse_args()
-    rows = [usage for capability, case in product(CAPABILITIES, CASES) for usage in usages(case, capability)]
+    rows = [usage for capability in CAPABILITIES for usage in usages(capability)]
     if arguments.json:
         print(json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows]))
     else:

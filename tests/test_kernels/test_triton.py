@@ -6,7 +6,6 @@ so a process in which the interpreter was not asked for.
 
 import dataclasses
 import json
-import math
 import os
 import subprocess
 import sys
@@ -173,13 +172,15 @@ def test_instructions_and_registers():
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)
-    names = {"summarise", "carry_over", "scan_forward", "scan_backward", "summarise backward", "carry_over backward"}
-    assert {row["kernel"] for row in rows} == names
+    names = {row["kernel"].partition(",")[0] for row in rows}
+    assert names >= {"summarise", "carry_over", "scan_forward", "scan_backward", "summarise backward"}
+    assert names >= {"gate_forward", "gate_backward", "normalise_half", "merge_forward", "merge_backward_half"}
     assert {row["capability"] for row in rows} == {80, 90}
     assert not [row for row in rows if row["spilled bytes"]]
     # What decides the speed on a GPU; a change of the kernels that costs more is one to look at.
-    limits = {("scan_forward", 1): 45, ("scan_backward", 1): 102, ("scan_forward", 16): 235, ("scan_backward", 16): 950}
-    rows = [row for row in rows if row["dtype"] != "float64" and row["channels a thread"] > 1]
+    limits = {("scan_forward", 1): 43, ("scan_backward", 1): 95, ("scan_forward", 16): 235, ("scan_backward", 16): 950}
+    rows = [row for row in rows if row["dtype"] != "float64" and row["N"] and row["channels a thread"] != 1]
     assert {(row["kernel"], row["N"]) for row in rows} >= limits.keys()
     for row in rows:
-        assert row["instructions a pair"] <= limits.get((row["kernel"], row["N"]), math.inf), row
+        limit = limits.get((row["kernel"], row["N"]))
+        assert limit is None or row["instructions a pair"] <= limit, row

@@ -160,6 +160,7 @@ class _Problem:
                     **launch.constants,
                     SPLIT=launch.spans > 0,
                     CHUNK=self.chunk,
+                    maxnreg=255 if self.A.shape[0] > 1 else None,  # as below
                 )
         return self.A.new_empty(0) if states is None else states
 
