@@ -27,7 +27,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
 from mmmsv.analysis.speed.markdown import table
-from mmmsv.kernels import BACKENDS, gate, merge_scales, use_backend
+from mmmsv.kernels import BACKENDS, depthwise_conv, gate, merge_scales, use_backend
 from mmmsv.kernels import scan as public
 from mmmsv.kernels.arguments import choose_chunk
 from mmmsv.kernels.backends.triton import scan
@@ -126,7 +126,10 @@ def _run_fused(channels: int) -> None:
 
     full, half = leaf(1, 4, 4, channels), leaf(1, 3, 2, 2, channels)
     weight, bias = leaf(channels, dtype=torch.float32), leaf(channels, dtype=torch.float32)
+    small, large = (leaf(channels, 1, side, side, dtype=torch.float32) for side in (3, 7))
     with use_backend("triton"):
+        depthwise_conv(full, small, bias, activation="gelu", residual=True).sum().backward()
+        depthwise_conv(full, large, bias, stride=2, activation="silu").sum().backward()
         gate(full, leaf(1, 4, 4, channels), leaf(1, channels, dtype=torch.float32)).sum().backward()
         merge_scales(full, half[:, :1], weight, bias, 1e-5, norm_first=False).sum().backward()
         merge_scales(full, half, weight, bias, 1e-5, norm_first=True).sum().backward()
@@ -141,6 +144,7 @@ def compiling() -> Iterator[dict[str, tuple[CompiledKernel, dict[str, int]]]]:
     def compile_only(kernel: JITFunction, *args: object, grid: tuple[int], warmup: bool, **kwargs: int) -> None:
         name = kernel.__name__ + (" backward" if kwargs.get("BACKWARD") else "")
         name += {True: ", norm first", False: ", norm last"}.get(kwargs.get("NORM_FIRST"), "")
+        name += f", {kwargs['K']} x {kwargs['K']}" if "K" in kwargs else ""
         launched[name] = run(kernel, *args, grid=grid, warmup=True, **kwargs), kwargs
 
     runnable = replace(BACKENDS["triton"], why_not=lambda device: None)

@@ -58,4 +58,11 @@ if triton_scan.why_no_triton() is None:
             patch.setenv("TRITON_INTERPRET", "1")
             importlib.reload(triton.language.standard)
             importlib.reload(triton.language)
-        from mmmsv.kernels.backends.triton import gate_kernels, merge_kernels, scan_backward, scan_forward, spans  # noqa: F401
+        from mmmsv.kernels.backends.triton import (  # noqa: F401
+            conv_kernels,
+            gate_kernels,
+            merge_kernels,
+            scan_backward,
+            scan_forward,
+            spans,
+        )

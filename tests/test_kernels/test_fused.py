@@ -16,7 +16,7 @@ from mmmsv.kernels.backends.cpu import library
 from mmmsv.kernels.backends.torch import fused as torch_fused
 from mmmsv.kernels.dispatch import Kernel
 
-from .scan_inputs import RUNNABLE, TOLERANCE, assert_near
+from .scan_inputs import INTERPRETED, RUNNABLE, TOLERANCE, assert_near
 
 CPU = torch.device("cpu")
 needs_library = pytest.mark.skipif(
@@ -24,6 +24,7 @@ needs_library = pytest.mark.skipif(
 )
 needs_opcheck = pytest.mark.skipif(torch.__version__ < (2, 4), reason="torch.library.opcheck came with torch 2.4")
 SIZES = [(2, 5, 9, 33), (1, 1, 1, 3), (3, 7, 4, 40), (1, 16, 17, 130), (9, 2, 3, 16)]  # batch, H, W, D
+INTERPRETED_SIZES = [(2, 5, 4, 33), (1, 1, 1, 3), (1, 4, 7, 72)]
 CONVS = [  # kernel, stride, activation, residual, bias
     (3, 1, "silu", False, True),
     (3, 1, "gelu", True, True),
@@ -75,9 +76,18 @@ def results(function, tensors, dtype=None):
 
 
 def with_a_kernel(op):
-    """Parametrise over the backends that have a kernel for an op and can run here."""
+    """Parametrise over the backends that have a kernel for an op and can run here, and over sizes: few to interpret."""
     have = [name for name in RUNNABLE if isinstance(getattr(BACKENDS[name], op), Kernel)]
-    return pytest.mark.parametrize("backend", have or [pytest.param("", marks=needs_library)])
+    cases = [
+        pytest.param(name, size, marks=[pytest.mark.slow] if name in INTERPRETED else [])
+        for name in have
+        for size in (INTERPRETED_SIZES if name in INTERPRETED else SIZES)
+    ]
+    return pytest.mark.parametrize(("backend", "size"), cases or [pytest.param("", (), marks=needs_library)])
+
+
+def dtypes_for(backend):
+    return (torch.float32, torch.bfloat16) if backend in INTERPRETED else TOLERANCE
 
 
 def assert_agree(backend, op, twin, tensors, dtype):
@@ -95,11 +105,10 @@ def assert_agree(backend, op, twin, tensors, dtype):
 
 
 @with_a_kernel("depthwise_conv")
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("kernel", "stride", "activation", "residual", "bias"), CONVS)
 def test_depthwise_conv(backend, size, kernel, stride, activation, residual, bias):
     options = (stride, activation, residual)
-    for dtype in TOLERANCE:
+    for dtype in dtypes_for(backend):
         tensors = conv_inputs(size, kernel, bias, dtype)
         assert_agree(
             backend,
@@ -111,23 +120,21 @@ def test_depthwise_conv(backend, size, kernel, stride, activation, residual, bia
 
 
 @with_a_kernel("gate")
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("given", [("z", "weight"), ("z",), ("weight",)])
 def test_gate(backend, size, given):
-    for dtype in TOLERANCE:
+    for dtype in dtypes_for(backend):
         z = normal(*size, dtype=dtype, seed=1) if "z" in given else None
         weight = normal(size[0], size[3], dtype=wide(dtype)) if "weight" in given else None
         assert_agree(backend, gate, torch_fused.gate, (normal(*size, dtype=dtype), z, weight), dtype)
 
 
 @with_a_kernel("merge_scales")
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     ("norm_first", "routes", "stride"),
     [(True, 3, 2), (True, 1, 1), (True, 2, 3), (True, 1, 7), (False, 1, 2), (False, 1, 3)],
 )
 def test_merge_scales(backend, size, norm_first, routes, stride):
-    for dtype in TOLERANCE:
+    for dtype in dtypes_for(backend):
         assert_agree(
             backend,
             lambda *t: merge_scales(*t, 1e-5, norm_first),

@@ -174,6 +174,7 @@ def test_instructions_and_registers():
     rows = json.loads(result.stdout)
     names = {row["kernel"].partition(",")[0] for row in rows}
     assert names >= {"summarise", "carry_over", "scan_forward", "scan_backward", "summarise backward"}
+    assert names >= {"conv_forward", "conv_backward_activation", "conv_backward_x", "conv_backward_weight"}
     assert names >= {"gate_forward", "gate_backward", "normalise_half", "merge_forward", "merge_backward_half"}
     assert {row["capability"] for row in rows} == {80, 90}
     assert not [row for row in rows if row["spilled bytes"]]

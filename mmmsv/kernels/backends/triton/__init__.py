@@ -1,7 +1,7 @@
 """Backend ``triton``: NVIDIA GPUs from compute capability 7.5 on; no compiler is needed at installation."""
 
 from ...dispatch import Backend, Kernel, register
-from . import fused, scan
+from . import conv, fused, scan
 
 register(
     Backend(
@@ -10,6 +10,7 @@ register(
         automatic_for=("cuda",),
         priority=20,
         scan2d=Kernel(scan.forward, scan.backward),
+        depthwise_conv=Kernel(conv.depthwise_conv, conv.depthwise_conv_backward),
         gate=Kernel(fused.gate, fused.gate_backward),
         merge_scales=Kernel(fused.merge_scales, fused.merge_scales_backward),
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...argument_checks import state_dtype
 from ...arguments import Gate, MergeScales, ceil_div
 from ...strides import last_axis_innermost
+from .maps import flat, strides, vector
 
 # Numbers of a tile; tokens of a program that has no norm, and channels.
 _TILE = 4096
@@ -28,7 +29,7 @@ def gate(given: Gate) -> tuple[Tensor, Tensor]:
         with torch.cuda.device_of(y):
             gate_forward[_gate_grid(y)](
                 *(y, z, weight, out),
-                *(*_strides(y), *_strides(y if z is None else z), *_strides(out)),
+                *(*strides(y), *strides(y if z is None else z), *strides(out)),
                 *_gate_sizes(y),
                 **_gate_constants(y, z, out),
             )
@@ -40,7 +41,7 @@ def gate_backward(given: Gate, dout: Tensor, kept: Tensor) -> tuple[Tensor | Non
     from .gate_kernels import gate_backward
 
     y, z, weight = given = _as_read(given)
-    dout = last_axis_innermost(dout.to(y.dtype))
+    dout = flat(dout.to(y.dtype))
     dy, dz = y.new_empty(y.shape), None if z is None else y.new_empty(y.shape)
     batch, height, width, channels = y.shape
     parts = y.new_empty(batch, ceil_div(height * width, _GATE_SPAN), channels, dtype=state_dtype(y))
@@ -48,7 +49,7 @@ def gate_backward(given: Gate, dout: Tensor, kept: Tensor) -> tuple[Tensor | Non
         with torch.cuda.device_of(y):
             gate_backward[_gate_grid(y)](
                 *(y, z, weight, dout, dy, dz, parts),
-                *(*_strides(y), *_strides(y if z is None else z), *_strides(dout), *_strides(dy)),
+                *(*strides(y), *strides(y if z is None else z), *strides(dout), *strides(dy)),
                 *_gate_sizes(y),
                 **_gate_constants(y, z, dout, dy),
             )
@@ -57,31 +58,7 @@ def gate_backward(given: Gate, dout: Tensor, kept: Tensor) -> tuple[Tensor | Non
 
 def _as_read(given: Gate) -> Gate:
     y, z, weight = given
-    return Gate(_flat(y), None if z is None else _flat(z), None if weight is None else weight.contiguous())
-
-
-def _flat(map_: Tensor) -> Tensor:
-    """Return a map whose tokens lie at one distance, channels innermost: usually itself."""
-    map_ = last_axis_innermost(map_)
-    return map_ if map_.stride(1) == map_.shape[2] * map_.stride(2) or map_.shape[1] == 1 else map_.contiguous()
-
-
-def _strides(map_: Tensor) -> tuple[int, int]:
-    """Return the distances between images, and between tokens."""
-    return map_.stride(0), map_.stride(2) if map_.shape[2] > 1 else map_.stride(1)
-
-
-def _vector(*maps: Tensor | None) -> int:
-    """Return how many neighbouring channels can be read at once, so that no read is of more than 16 bytes."""
-    given = [map_ for map_ in maps if map_ is not None]
-    most = 16 // given[0].element_size()
-    while most > 1 and any(
-        map_.data_ptr() % (most * map_.element_size())
-        or any(number % most for number in (map_.shape[-1], *map_.stride()[:-1]))
-        for map_ in given
-    ):
-        most //= 2
-    return most
+    return Gate(flat(y), None if z is None else flat(z), None if weight is None else weight.contiguous())
 
 
 def _gate_grid(y: Tensor) -> tuple[int]:
@@ -95,7 +72,7 @@ def _gate_sizes(y: Tensor) -> tuple[int, int, int]:
 
 
 def _gate_constants(*maps: Tensor | None) -> dict[str, int]:
-    return {"VECTOR": _vector(*maps), "ROWS": 16, "COLUMNS": _GATE_COLUMNS, "num_warps": 4}
+    return {"VECTOR": vector(*maps), "ROWS": 16, "COLUMNS": _GATE_COLUMNS, "num_warps": 4}
 
 
 def merge_scales(given: MergeScales) -> tuple[Tensor, Tensor]:
@@ -113,17 +90,15 @@ def merge_scales(given: MergeScales) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(full):
         if norm_first:
             tokens = half_height * half_width
-            programs = ceil_div(tokens, _SPAN)
-            sizes = (full.shape[1] * full.shape[2], tokens, channels, programs)
-            normalise_half[batch * programs,](
+            sizes = (full.shape[1] * full.shape[2], tokens, channels, _SPAN)
+            normalise_half[batch * ceil_div(tokens, _SPAN),](
                 *(half, sums, moments, *_route_strides(half), *sizes, eps),
                 **_without(constants, "NORM_FIRST"),
                 maxnreg=128,  # else the assembler spills some
             )
-        programs = ceil_div(full.shape[1] * full.shape[2], _SPAN)
-        merge_forward[batch * programs,](
+        merge_forward[batch * ceil_div(full.shape[1] * full.shape[2], _SPAN),](
             *(full, half, sums, weight, bias, y, moments),
-            *(*_strides(full), *_route_strides(half), *_strides(y), *_merge_sizes(given), programs, eps),
+            *(*strides(full), *_route_strides(half), *strides(y), *_merge_sizes(given), _SPAN, eps),
             **constants,
         )
     return y, moments
@@ -134,7 +109,7 @@ def merge_scales_backward(given: MergeScales, dy: Tensor, moments: Tensor) -> tu
     from .merge_kernels import merge_backward_full, merge_backward_half
 
     full, half, weight, _, _, norm_first = given = _as_read_merge(given)
-    dy = _flat(dy.to(full.dtype))
+    dy = flat(dy.to(full.dtype))
     dfull, dhalf = full.new_empty(full.shape), half.new_empty(half.shape)
     batch, routes, half_height, half_width, channels = half.shape
     height, width = full.shape[1:3]
@@ -147,13 +122,13 @@ def merge_scales_backward(given: MergeScales, dy: Tensor, moments: Tensor) -> tu
     with torch.cuda.device_of(full):
         merge_backward_full[batch * programs,](
             *(full, half, weight, moments, dy, dfull, parts),
-            *(*_strides(full), *_route_strides(half), *_strides(dfull), *_strides(dy), *_merge_sizes(given), programs),
+            *(*strides(full), *_route_strides(half), *strides(dfull), *strides(dy), *_merge_sizes(given), _SPAN),
             **constants,
         )
         gathered = dy if norm_first else dfull
         merge_backward_half[batch * half_programs,](
             *(half, weight, moments, gathered, dhalf, half_parts),
-            *(*_route_strides(half), *_strides(gathered), *_merge_sizes(given), half_programs),
+            *(*_route_strides(half), *strides(gathered), *_merge_sizes(given), _SPAN),
             **constants,
             WINDOW_ROWS=_window(height, half_height, norm_first),
             WINDOW_COLUMNS=_window(width, half_width, norm_first),
@@ -177,7 +152,7 @@ def _as_read_merge(given: MergeScales) -> MergeScales:
     if half.shape[2] > 1 and half.stride(2) != half.shape[3] * half.stride(3):
         half = half.contiguous()
     weight, bias = given.weight.contiguous(), given.bias.contiguous()
-    return given._replace(full=_flat(given.full), half=half, weight=weight, bias=bias)
+    return given._replace(full=flat(given.full), half=half, weight=weight, bias=bias)
 
 
 def _route_strides(half: Tensor) -> tuple[int, int, int]:
@@ -194,7 +169,7 @@ def _merge_constants(given: MergeScales, *maps: Tensor) -> dict[str, int]:
     return {
         "ROUTES": given.half.shape[1],
         "NORM_FIRST": given.norm_first,
-        "VECTOR": _vector(given.full, given.half, *maps),
+        "VECTOR": vector(given.full, given.half, *maps),
         "ROWS": max(_TILE // columns, 1),
         "COLUMNS": columns,
         "num_warps": 8,

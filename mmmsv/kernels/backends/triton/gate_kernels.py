@@ -3,25 +3,9 @@
 import triton
 import triton.language as tl
 
+from .map_tiles import find, read, write
+
 _SIZES = ("tokens", "span", "channels")
-
-
-@triton.jit
-def _find(tokens, span, channels, COLUMNS: tl.constexpr):
-    """Return the batch index, the first token and the end of a program's span, the span's index, and its columns."""
-    blocks, spans = tl.cdiv(channels, COLUMNS), tl.cdiv(tokens, span)
-    index = tl.program_id(0)
-    columns = index % blocks * COLUMNS + tl.arange(0, COLUMNS)
-    index = index // blocks
-    begin = index % spans * span
-    return (index // spans).to(tl.int64), begin, tl.minimum(begin + span, tokens), index, columns[None, :]
-
-
-@triton.jit
-def _at(map_, batch, map_batch, rows, map_token, columns, VECTOR: tl.constexpr):
-    """Point to the columns of some tokens of an image; begin and strides are multiples of VECTOR."""
-    image = map_ + tl.multiple_of(batch * map_batch, VECTOR)
-    return image + tl.multiple_of(rows * map_token, (VECTOR, VECTOR)) + columns
 
 
 @triton.jit
@@ -53,17 +37,16 @@ def gate_forward(
     """Write ``y * weight * SiLU(z)``; z and weight may be None."""
     dtype: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
     channels = channels // VECTOR * VECTOR  # says that it is a multiple
-    batch, begin, end, _, columns = _find(tokens, span, channels, COLUMNS)
+    batch, begin, end, _, columns = find(tokens, span, channels, COLUMNS)
     weight_ = _read_weight(weight, batch, channels, columns, dtype)
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
         mask = (rows < end) & (columns < channels)
-        value = weight_ * tl.load(_at(y, batch, y_batch, rows, y_token, columns, VECTOR), mask, 0.0).to(dtype)
+        value = weight_ * read(y, batch, y_batch, rows, y_token, columns, mask, VECTOR, dtype)
         if z is not None:
-            z_ = tl.load(_at(z, batch, z_batch, rows, z_token, columns, VECTOR), mask, 0.0).to(dtype)
+            z_ = read(z, batch, z_batch, rows, z_token, columns, mask, VECTOR, dtype)
             value *= z_ * tl.sigmoid(z_)
-        to = _at(out, batch, out_batch, rows, out_token, columns, VECTOR)
-        tl.store(to, value.to(out.dtype.element_ty), mask)
+        write(out, batch, out_batch, rows, out_token, columns, mask, value, VECTOR)
 
 
 @triton.jit(
@@ -98,24 +81,22 @@ def gate_backward(
     """Write the gradients of y and z, and the sum over each span of that of weight, ``(batch, spans, D)``."""
     dtype: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
     channels = channels // VECTOR * VECTOR  # says that it is a multiple
-    batch, begin, end, index, columns = _find(tokens, span, channels, COLUMNS)
+    batch, begin, end, index, columns = find(tokens, span, channels, COLUMNS)
     weight_ = _read_weight(weight, batch, channels, columns, dtype)
     sums = tl.zeros((1, COLUMNS), dtype)
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
         mask = (rows < end) & (columns < channels)
-        y_ = tl.load(_at(y, batch, y_batch, rows, y_token, columns, VECTOR), mask, 0.0).to(dtype)
-        gradient = tl.load(_at(dout, batch, dout_batch, rows, dout_token, columns, VECTOR), mask, 0.0).to(dtype)
-        new = _at(dy, batch, new_batch, rows, new_token, columns, VECTOR)
+        y_ = read(y, batch, y_batch, rows, y_token, columns, mask, VECTOR, dtype)
+        gradient = read(dout, batch, dout_batch, rows, dout_token, columns, mask, VECTOR, dtype)
         if z is not None:
-            z_ = tl.load(_at(z, batch, z_batch, rows, z_token, columns, VECTOR), mask, 0.0).to(dtype)
+            z_ = read(z, batch, z_batch, rows, z_token, columns, mask, VECTOR, dtype)
             sigmoid = tl.sigmoid(z_)
             dz_ = gradient * weight_ * y_ * (sigmoid * (1.0 + z_ * (1.0 - sigmoid)))
-            to = _at(dz, batch, new_batch, rows, new_token, columns, VECTOR)
-            tl.store(to, dz_.to(dz.dtype.element_ty), mask)
+            write(dz, batch, new_batch, rows, new_token, columns, mask, dz_, VECTOR)
             gradient *= z_ * sigmoid
-        tl.store(new, (gradient * weight_).to(dy.dtype.element_ty), mask)
+        write(dy, batch, new_batch, rows, new_token, columns, mask, gradient * weight_, VECTOR)
         if weight is not None:
             sums += tl.sum(gradient * y_, 0, keep_dims=True)
     if weight is not None:
-        tl.store(parts + index.to(tl.int64) * channels + columns, sums, columns < channels)
+        tl.store(parts + index * channels + columns, sums, columns < channels)

@@ -3,37 +3,10 @@
 import triton
 import triton.language as tl
 
+from .map_tiles import find, read, write
+
 _MAPS = ("full_batch", "full_token", "half_batch", "half_route", "half_token", "y_batch", "y_token")
-_SIZES = ("height", "width", "half_height", "half_width", "channels", "programs")
-
-
-@triton.jit
-def _find(tokens, programs, ROWS: tl.constexpr):
-    """Return the batch index of a program, and where its span of the image's tokens begins and ends: whole tiles."""
-    index = tl.program_id(0)
-    span = tl.cdiv(tl.cdiv(tokens, ROWS), programs) * ROWS
-    begin = index % programs * span
-    return (index // programs).to(tl.int64), begin, tl.minimum(begin + span, tokens)
-
-
-@triton.jit
-def _at(map_, batch, map_batch, rows, map_token, columns, VECTOR: tl.constexpr):
-    """Point to the columns of some tokens of an image; begin and strides are multiples of VECTOR."""
-    image = map_ + tl.multiple_of(batch * map_batch, VECTOR)
-    return image + tl.multiple_of(rows * map_token, (VECTOR, VECTOR)) + columns
-
-
-@triton.jit
-def _read(map_, batch, map_batch, rows, token, columns, mask, VECTOR: tl.constexpr, dtype: tl.constexpr):
-    """Read the columns of some tokens of an image."""
-    return tl.load(_at(map_, batch, map_batch, rows, token, columns, VECTOR), mask, 0.0).to(dtype)
-
-
-@triton.jit
-def _write(map_, batch, map_batch, rows, token, columns, mask, values, VECTOR: tl.constexpr):
-    """Write the columns of some tokens of an image."""
-    to = _at(map_, batch, map_batch, rows, token, columns, VECTOR)
-    tl.store(to, values.to(map_.dtype.element_ty), mask)
+_SIZES = ("height", "width", "half_height", "half_width", "channels", "span")
 
 
 @triton.jit
@@ -103,9 +76,7 @@ def _first(half_line, length, half_length, NORM_FIRST: tl.constexpr):
         return tl.floor(half_line.to(tl.float32) * ratio).to(tl.int32)
 
 
-@triton.jit(
-    do_not_specialize=["half_batch", "half_route", "half_token", "full_tokens", "tokens", "channels", "programs"]
-)
+@triton.jit(do_not_specialize=["half_batch", "half_route", "half_token", "full_tokens", "tokens", "channels", "span"])
 def normalise_half(
     half,
     sums,
@@ -116,7 +87,7 @@ def normalise_half(
     full_tokens,
     tokens,
     channels,
-    programs,
+    span,
     eps,
     ROUTES: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -126,8 +97,7 @@ def normalise_half(
     """Write the sum over the routes of the normalised tokens of the half map, ``(batch, h, w, D)``, and the moments."""
     dtype: tl.constexpr = moments.dtype.element_ty
     channels = channels // VECTOR * VECTOR  # says that it is a multiple
-    batch, begin, end = _find(tokens, programs, ROWS)
-    columns = tl.arange(0, COLUMNS)[None, :]
+    batch, begin, end, _, columns = find(tokens, span, channels, COLUMNS)
     moments += batch * (full_tokens + ROUTES * tokens) * 2
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
@@ -136,11 +106,11 @@ def normalise_half(
         total = tl.zeros((ROWS, COLUMNS), dtype)
         for route in range(ROUTES):
             route_ = half + tl.multiple_of(route * half_route, VECTOR)
-            x = _read(route_, batch, half_batch, rows, half_token, columns, mask, VECTOR, dtype)
+            x = read(route_, batch, half_batch, rows, half_token, columns, mask, VECTOR, dtype)
             normal, mean, inverse = _normalise(x, mask, channels, eps)
             _write_moments(moments, full_tokens + route * tokens + rows, inside, mean, inverse)
             total += normal
-        _write(sums, batch, tokens * channels, rows, channels, columns, mask, total, VECTOR)
+        write(sums, batch, tokens * channels, rows, channels, columns, mask, total, VECTOR)
 
 
 @triton.jit
@@ -164,10 +134,10 @@ def _read_full(
     dtype: tl.constexpr,
 ):
     """Read what goes into the norm of the full map: with the norm last, the half map too."""
-    x = _read(full, batch, full_batch, rows, full_token, columns, mask, VECTOR, dtype)
+    x = read(full, batch, full_batch, rows, full_token, columns, mask, VECTOR, dtype)
     if not NORM_FIRST:
         line, column = _nearest(rows // width, height, half_height), _nearest(rows % width, width, half_width)
-        x += _read(half, batch, half_batch, line * half_width + column, half_token, columns, mask, VECTOR, dtype)
+        x += read(half, batch, half_batch, line * half_width + column, half_token, columns, mask, VECTOR, dtype)
     return x
 
 
@@ -192,7 +162,7 @@ def merge_forward(
     half_height,
     half_width,
     channels,
-    programs,
+    span,
     eps,
     ROUTES: tl.constexpr,
     NORM_FIRST: tl.constexpr,
@@ -204,8 +174,7 @@ def merge_forward(
     dtype: tl.constexpr = moments.dtype.element_ty
     tokens, half_tokens = height * width, half_height * half_width
     channels = channels // VECTOR * VECTOR  # says that it is a multiple
-    batch, begin, end = _find(tokens, programs, ROWS)
-    columns = tl.arange(0, COLUMNS)[None, :]
+    batch, begin, end, _, columns = find(tokens, span, channels, COLUMNS)
     weight_ = tl.load(weight + columns, columns < channels, 0.0)
     bias_ = tl.load(bias + columns, columns < channels, 0.0)
     moments += batch * (tokens + (ROUTES * half_tokens if NORM_FIRST else 0)) * 2
@@ -249,8 +218,8 @@ def merge_forward(
             for corner in tl.static_range(4):
                 line, column, share = corners[corner]
                 at = line * half_width + column
-                normal += share * _read(sums, batch, half_tokens * channels, at, channels, columns, mask, VECTOR, dtype)
-        _write(y, batch, y_batch, rows, y_token, columns, mask, normal * weight_ + total, VECTOR)
+                normal += share * read(sums, batch, half_tokens * channels, at, channels, columns, mask, VECTOR, dtype)
+        write(y, batch, y_batch, rows, y_token, columns, mask, normal * weight_ + total, VECTOR)
 
 
 @triton.jit(do_not_specialize=[*_MAPS, "dy_batch", "dy_token", *_SIZES])
@@ -276,7 +245,7 @@ def merge_backward_full(
     half_height,
     half_width,
     channels,
-    programs,
+    span,
     ROUTES: tl.constexpr,
     NORM_FIRST: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -285,13 +254,12 @@ def merge_backward_full(
 ):
     """Write the gradient of full, and the sums over a program's tokens of those of weight and bias.
 
-    ``dfull`` has the strides of ``y``; the sums are ``(batch * programs, 2, D)``.
+    ``dfull`` has the strides of ``y``; the sums are ``(batch * spans, 2, D)``.
     """
     dtype: tl.constexpr = moments.dtype.element_ty
     tokens = height * width
     channels = channels // VECTOR * VECTOR  # says that it is a multiple
-    batch, begin, end = _find(tokens, programs, ROWS)
-    columns = tl.arange(0, COLUMNS)[None, :]
+    batch, begin, end, index, columns = find(tokens, span, channels, COLUMNS)
     weight_ = tl.load(weight + columns, columns < channels, 0.0)
     moments += batch * (tokens + (ROUTES * half_height * half_width if NORM_FIRST else 0)) * 2
     dweight, dbias = tl.zeros((1, COLUMNS), dtype), tl.zeros((1, COLUMNS), dtype)
@@ -319,12 +287,12 @@ def merge_backward_full(
             dtype,
         )
         normal, inverse = _normalise_again(x, mask, moments, rows, inside)
-        gradient = _read(dy, batch, dy_batch, rows, dy_token, columns, mask, VECTOR, dtype)
+        gradient = read(dy, batch, dy_batch, rows, dy_token, columns, mask, VECTOR, dtype)
         dweight += tl.sum(gradient * normal, 0, keep_dims=True)
         dbias += tl.sum(gradient, 0, keep_dims=True)
         dx = _through_norm(gradient * weight_, normal, inverse, channels)
-        _write(dfull, batch, y_batch, rows, y_token, columns, mask, dx, VECTOR)
-    to = parts + tl.program_id(0).to(tl.int64) * 2 * channels + columns
+        write(dfull, batch, y_batch, rows, y_token, columns, mask, dx, VECTOR)
+    to = parts + index * 2 * channels + columns
     tl.store(to, dweight, columns < channels)
     tl.store(to + channels, dbias, columns < channels)
 
@@ -347,7 +315,7 @@ def merge_backward_half(
     half_height,
     half_width,
     channels,
-    programs,
+    span,
     ROUTES: tl.constexpr,
     NORM_FIRST: tl.constexpr,
     WINDOW_ROWS: tl.constexpr,
@@ -359,13 +327,12 @@ def merge_backward_half(
     """Write the gradient of half, ``(batch, routes, h, w, D)``, and the sums over a program's tokens of that of weight.
 
     A token gathers from those of the full map that have a share of it; with the norm first, ``dy`` is the gradient of
-    y, else that of what went into the norm. The sums are ``(batch * programs, D)``.
+    y, else that of what went into the norm. The sums are ``(batch * spans, D)``.
     """
     dtype: tl.constexpr = moments.dtype.element_ty
     tokens = half_height * half_width
     channels = channels // VECTOR * VECTOR  # says that it is a multiple
-    batch, begin, end = _find(tokens, programs, ROWS)
-    columns = tl.arange(0, COLUMNS)[None, :]
+    batch, begin, end, index, columns = find(tokens, span, channels, COLUMNS)
     weight_ = tl.load(weight + columns, columns < channels, 0.0)
     moments += batch * (height * width + ROUTES * tokens) * 2
     dweight = tl.zeros((1, COLUMNS), dtype)
@@ -382,15 +349,15 @@ def merge_backward_half(
             for j in tl.static_range(WINDOW_COLUMNS):
                 share = down * _share(left + j, half_column, width, half_width, NORM_FIRST, dtype)
                 at, has = (top + i) * width + left + j, mask & (share != 0.0)
-                dsum += share * _read(dy, batch, dy_batch, at, dy_token, columns, has, VECTOR, dtype)
+                dsum += share * read(dy, batch, dy_batch, at, dy_token, columns, has, VECTOR, dtype)
         for route in range(ROUTES):
             dx = dsum
             if NORM_FIRST:
                 route_ = half + tl.multiple_of(route * half_route, VECTOR)
-                x = _read(route_, batch, half_batch, rows, half_token, columns, mask, VECTOR, dtype)
+                x = read(route_, batch, half_batch, rows, half_token, columns, mask, VECTOR, dtype)
                 at = height * width + route * tokens + rows
                 normal, inverse = _normalise_again(x, mask, moments, at, inside)
                 dweight += tl.sum(dsum * normal, 0, keep_dims=True)
                 dx = _through_norm(dsum * weight_, normal, inverse, channels)
-            _write(dhalf, batch * ROUTES + route, tokens * channels, rows, channels, columns, mask, dx, VECTOR)
-    tl.store(parts + tl.program_id(0).to(tl.int64) * channels + columns, dweight, columns < channels)
+            write(dhalf, batch * ROUTES + route, tokens * channels, rows, channels, columns, mask, dx, VECTOR)
+    tl.store(parts + index * channels + columns, dweight, columns < channels)
