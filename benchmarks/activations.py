@@ -10,6 +10,8 @@ fragmentation. What is counted for a GPU is of the ops that run there; no kernel
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mmmsv.analysis.speed.markdown import table
 from mmmsv.analysis.speed.memory import kept_for_backward
 from mmmsv.analysis.speed.models import build, full_name, short_name
+from mmmsv.kernels import BACKENDS
 from mmmsv.models import MSVMamba
 
 _BASELINES = ("swin_t", "convnext_tiny")
@@ -37,8 +40,9 @@ def main() -> None:
     )
     args = parser.parse_args()
     rows = []
+    on_a_gpu = {"triton": replace(BACKENDS["triton"], why_not=lambda device: None)}  # no kernel runs
     for name in map(full_name, (args.arch, *_BASELINES)):
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.device(args.device):
+        with patch.dict(BACKENDS, on_a_gpu), FakeTensorMode(allow_non_fake_inputs=True), torch.device(args.device):
             model, image = build(name, maps=True).train(), torch.empty(args.batch, 3, *args.size)
             with _autocast(args.device, args.dtype):
                 rows.append([short_name(name), f"{kept_for_backward(model, image) / 2**20:.0f}"])
