@@ -5,6 +5,7 @@
 # make test-oldest sets up .venv-oldest with torch 2.1 and the oldest OpenMMLab that is supported, runs the tests there
 # make test-wheel  builds the wheel, installs it in .venv-wheel, and uses it from outside the checkout
 # make bench       measures the selective scan against other implementations, to benchmarks/results/<machine>.md
+# make gpu         goes through one round on a GPU: tests, sanitizers, kernels, models; results to GPU_OUT
 # make setup       only the set-up; MMCV=compiled builds the real mmcv (5-10 minutes, needs a C++ compiler)
 
 PYTHON ?= python3
@@ -25,7 +26,7 @@ JOBS   ?= 2
 # Once the compiled mmcv is in place, later runs keep it.
 MMCV   ?= $(if $(wildcard $(VENV)/.done-mmcv-compiled),compiled,lite)
 
-.PHONY: setup demo check test pytest test-fork test-oldest test-wheel lint bench clean
+.PHONY: setup demo check test pytest test-fork test-oldest test-wheel lint bench gpu clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -71,6 +72,11 @@ lint: setup
 bench: setup
 	-$(PIP) install --no-deps -c $(CONSTRAINTS) mambapy
 	$(VENV)/bin/python -m benchmarks.scan
+
+# Without the set-up, where torch and the rest are there already: python -m benchmarks.gpu --out DIR.
+GPU_OUT ?= benchmarks/results/gpu
+gpu: setup
+	$(VENV)/bin/python -m benchmarks.gpu --out $(GPU_OUT)
 
 clean:
 	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis work_dirs build *.egg-info mmmsv/kernels/backends/cpu/_cpu_* packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info

@@ -1,5 +1,6 @@
 """The benchmark writes all its tables and the report on the backends is complete; no time is judged."""
 
+import json
 import math
 import os
 import re
@@ -128,6 +129,7 @@ def test_the_report_is_quiet_about_what_is_not_asked_for(monkeypatch):
 BAD = {
     "mmmsv.kernels --speed": "unrecognized arguments: --speed",
     "benchmarks.scan --device cuda": "--device cuda: torch sees no CUDA device here",
+    "benchmarks.gpu --out x": "torch sees no CUDA device here; --dry goes through the round on a CPU",
     "benchmarks.scan --output docs": "--output docs: is a folder, expected a file",
 }
 
@@ -160,3 +162,18 @@ def test_polynomials_of_the_kernels_are_those_that_are_fitted():
     coefficients = [number.strip("-") for number in done.stdout.split() if "." in number and len(number) > 12]
     assert coefficients
     assert [number for number in coefficients if number not in kernels] == []
+
+
+@pytest.mark.slow
+def test_round_on_a_gpu_without_one(tmp_path):
+    """All sections, in tiny sizes."""
+    done = run("-m", "benchmarks.gpu", "--out", str(tmp_path), "--dry")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "errors.txt").exists()
+    sections = {"environment", "tests", "check", "scans", "models", "profile", "parts"}
+    assert {path.stem for path in tmp_path.glob("*.json")} == sections
+    errors = [float(row["largest relative error"]) for row in json.loads((tmp_path / "check.json").read_text())]
+    assert len(errors) == 10
+    assert max(errors) < 0.05
+    assert (tmp_path / "README.md").read_text().count("\n## ") == len(sections)
+    assert "passed" in json.loads((tmp_path / "tests.json").read_text())[0]["result"]

@@ -1,0 +1,64 @@
+"""Go through one round on a GPU, most decisive first, within a budget of seconds.
+
+    python -m benchmarks.gpu --out DIR                      # all sections
+    python -m benchmarks.gpu --out DIR --only scans models  # some
+    python -m benchmarks.gpu --out DIR --dry                # on a CPU, tiny: does the script itself work?
+
+Needs torch, Triton, torchvision, pytest, and MMEngine with what it imports; no mmcv, no mmdet. Each row is written as
+soon as it is there, to DIR/<section>.json and DIR/README.md, so that a round that is cut off leaves what it had.
+"""
+
+import argparse
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from mmmsv.analysis.speed.timing import FAILURES
+
+from .correctness import check_scans, run_sanitizers, run_tests
+from .round import Round
+from .speed import measure_ceilings, profile_models, time_models, time_parts, time_scans
+
+SECTIONS = {
+    "tests": run_tests,
+    "sanitizers": run_sanitizers,
+    "check": check_scans,
+    "scans": time_scans,
+    "models": time_models,
+    "profile": profile_models,
+    "parts": time_parts,
+}
+
+
+def main() -> None:
+    """Run the sections that were asked for, after the ceilings."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=[*SECTIONS], help="sections (all)")
+    parser.add_argument("--budget", type=float, default=560.0, help="seconds (%(default)s)")
+    parser.add_argument("--dry", action="store_true", help="on a CPU, in tiny sizes")
+    arguments = parser.parse_args()
+    if not arguments.dry and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device here; --dry goes through the round on a CPU")
+    torch.backends.cudnn.benchmark = True
+    round_ = Round(arguments.out, arguments.budget, arguments.dry)
+    measure_ceilings(round_)
+    for name in arguments.only:
+        if round_.left < 30:
+            print("no time left for", name)
+            continue
+        begin = time.monotonic()
+        try:
+            SECTIONS[name](round_)
+        except FAILURES:  # the next section may still tell something
+            traceback.print_exc()
+            (round_.out / "errors.txt").open("a").write(traceback.format_exc())
+        print(f"-- {name}: {time.monotonic() - begin:.0f} s, {round_.left:.0f} s left", flush=True)
+
+
+if __name__ == "__main__":
+    main()
