@@ -16,7 +16,19 @@ import torch
 
 from mmmsv.kernels.backends.triton import scan as triton_scan
 
-from .scan_inputs import MAP_NAMES, NAMES, TOLERANCE, MapCase, assert_near, exact, exact_map, run, run_map, scan_inputs
+from .scan_inputs import (
+    MAP_NAMES,
+    NAMES,
+    TOLERANCE,
+    MapCase,
+    assert_near,
+    device_of,
+    exact,
+    exact_map,
+    run,
+    run_map,
+    scan_inputs,
+)
 
 if reason := triton_scan.why_no_triton():
     pytest.skip(reason, allow_module_level=True)
@@ -25,6 +37,7 @@ import triton
 
 from mmmsv.kernels import scan
 from mmmsv.kernels.arguments import Scan2d, choose_chunk
+from mmmsv.kernels.backends.triton import maps
 from mmmsv.kernels.backends.triton import scan_forward as forward_kernel
 from mmmsv.kernels.backends.triton.tokens import divisor
 from mmmsv.kernels.routes import ROUTES
@@ -65,6 +78,16 @@ def test_values_and_gradients(case):
         ("y", *MAP_NAMES), run_map("triton", case.inputs(), case.options), exact_map(case), strict=True
     ):
         assert_near(ours, theirs, TOLERANCE[case.dtype], name)
+
+
+def test_autocast_leaves_the_step_as_it_is():
+    """Its product of matrices is in float32 where the inputs are."""
+    case = MapCase(size=(3, 4), dim=8, rank=5, batch=1, dtype=torch.float32)
+    plain = run_map("triton", case.inputs(), case.options)
+    with torch.autocast(device_of("triton").type, torch.bfloat16):
+        cast = run_map("triton", case.inputs(), case.options)
+    for name, ours, theirs in zip(("y", *MAP_NAMES), cast, plain, strict=True):
+        assert torch.equal(ours, theirs), name
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 7, 16, 56, 1000, 65537, (1 << 31) - 1])
@@ -146,6 +169,13 @@ def _problem(case):
     return triton_scan._Problem.of(
         Scan2d(**tensors, route_codes=codes, carry=False, merge=True, softplus=True, chunk=8)
     )
+
+
+def test_an_image_beyond_32_bits():
+    assert maps.strides(torch.empty(2, 3, 4, 5, device="meta")) == (60, 5)
+    assert maps.strides(torch.empty(2, 3, 4, 1, 5, device="meta")) == (60, 20, 5)
+    with pytest.raises(ValueError, match="more than 2147483647 numbers, which backend 'triton' does not reach"):
+        maps.strides(torch.empty(1, 40000, 40000, 2, device="meta"))
 
 
 def test_why_not(monkeypatch):

@@ -92,13 +92,13 @@ def merge_scales(given: MergeScales) -> tuple[Tensor, Tensor]:
             tokens = half_height * half_width
             sizes = (full.shape[1] * full.shape[2], tokens, channels, _SPAN)
             normalise_half[batch * ceil_div(tokens, _SPAN),](
-                *(half, sums, moments, *_route_strides(half), *sizes, eps),
+                *(half, sums, moments, *strides(half), *sizes, eps),
                 **_without(constants, "NORM_FIRST"),
                 maxnreg=128,  # else the assembler spills some
             )
         merge_forward[batch * ceil_div(full.shape[1] * full.shape[2], _SPAN),](
             *(full, half, sums, weight, bias, y, moments),
-            *(*strides(full), *_route_strides(half), *strides(y), *_merge_sizes(given), _SPAN, eps),
+            *(*strides(full), *strides(half), *strides(y), *_merge_sizes(given), _SPAN, eps),
             **constants,
         )
     return y, moments
@@ -122,13 +122,13 @@ def merge_scales_backward(given: MergeScales, dy: Tensor, moments: Tensor) -> tu
     with torch.cuda.device_of(full):
         merge_backward_full[batch * programs,](
             *(full, half, weight, moments, dy, dfull, parts),
-            *(*strides(full), *_route_strides(half), *strides(dfull), *strides(dy), *_merge_sizes(given), _SPAN),
+            *(*strides(full), *strides(half), *strides(dfull), *strides(dy), *_merge_sizes(given), _SPAN),
             **constants,
         )
         gathered = dy if norm_first else dfull
         merge_backward_half[batch * half_programs,](
             *(half, weight, moments, gathered, dhalf, half_parts),
-            *(*_route_strides(half), *strides(gathered), *_merge_sizes(given), _SPAN),
+            *(*strides(half), *strides(gathered), *_merge_sizes(given), _SPAN),
             **constants,
             WINDOW_ROWS=_window(height, half_height, norm_first),
             WINDOW_COLUMNS=_window(width, half_width, norm_first),
@@ -153,11 +153,6 @@ def _as_read_merge(given: MergeScales) -> MergeScales:
         half = half.contiguous()
     weight, bias = given.weight.contiguous(), given.bias.contiguous()
     return given._replace(full=flat(given.full), half=half, weight=weight, bias=bias)
-
-
-def _route_strides(half: Tensor) -> tuple[int, int, int]:
-    batch, route, row, token, _ = half.stride()
-    return batch, route, token if half.shape[3] > 1 else row
 
 
 def _merge_sizes(given: MergeScales) -> tuple[int, ...]:

@@ -4,6 +4,8 @@ from torch import Tensor
 
 from ...strides import last_axis_innermost
 
+_LARGEST = (1 << 31) - 1
+
 
 def flat(map_: Tensor) -> Tensor:
     """Return a map whose tokens lie at one distance, channels innermost: usually itself."""
@@ -11,9 +13,20 @@ def flat(map_: Tensor) -> Tensor:
     return map_ if map_.stride(1) == map_.shape[2] * map_.stride(2) or map_.shape[1] == 1 else map_.contiguous()
 
 
-def strides(map_: Tensor) -> tuple[int, int]:
-    """Return the distances between images, and between tokens."""
-    return map_.stride(0), map_.stride(2) if map_.shape[2] > 1 else map_.stride(1)
+def strides(map_: Tensor) -> tuple[int, ...]:
+    """Return the distances between images, routes and tokens of a map ``(batch, [routes,] H, W, D)``.
+
+    Raises:
+        ValueError: An image has more numbers than the kernels' offsets of 32 bits reach.
+    """
+    *outer, row, token, _ = map_.stride()
+    token = token if map_.shape[-2] > 1 else row
+    if sum(size * stride for size, stride in zip(map_.shape[1:-1], map_.stride()[1:-1], strict=True)) > _LARGEST:
+        raise ValueError(
+            f"an image of a map {tuple(map_.shape)} has more than {_LARGEST} numbers, which backend 'triton' does not "
+            "reach; cut it, or choose backend 'torch'"
+        )
+    return *outer, token
 
 
 def vector(*maps: Tensor | None) -> int:

@@ -13,6 +13,7 @@ state's dtype, and torch adds the parts up: so all of them run at once without a
 the dtype of the inputs.
 """
 
+import contextlib
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -20,6 +21,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from mmmsv.compat.torch_versions import is_autocast_enabled
 
 from ...arguments import CHUNK, Scan2d, ceil_div
 from ...strides import last_axis_innermost
@@ -100,12 +103,19 @@ class _Gradients(NamedTuple):
     weights: Tensor  # of bias, skip and A, (batch, spans, 2 + N, sequences, D)
 
 
+def _as_given(scan: Scan2d) -> contextlib.AbstractContextManager:
+    """Compute products in the dtype of their factors, whatever autocast would make of them."""
+    kind = scan.x.device.type
+    return torch.autocast(kind, enabled=False) if is_autocast_enabled(kind) else contextlib.nullcontext()
+
+
 def _dense_step(scan: Scan2d) -> Tensor:
     """Make the step of each channel before its bias, ``(batch, H, W, S, D)``."""
     if scan.W_dt is None:
         return scan.dt
     by_set = scan.dt.permute(3, 0, 1, 2, 4)
-    step = torch.bmm(by_set.flatten(1, 3), scan.W_dt.to(scan.dt.dtype).mT)
+    with _as_given(scan):
+        step = torch.bmm(by_set.flatten(1, 3), scan.W_dt.to(scan.dt.dtype).mT)
     return step.unflatten(1, by_set.shape[1:4]).permute(1, 2, 3, 0, 4)
 
 
@@ -115,11 +125,12 @@ def _low_rank_gradients(scan: Scan2d, W_dt: Tensor, ddelta: Tensor) -> tuple[Ten
     batch, routes, height, width, _ = ddelta.shape
     by_route = ddelta.flatten(2, 3)  # (batch, routes, tokens, D)
     weight = W_dt.to(ddelta.dtype).expand(routes, channels, rank)
-    ddt = torch.bmm(by_route.transpose(0, 1).flatten(1, 2), weight)  # (routes, batch * tokens, R)
-    ddt = ddt.view(routes, batch, height, width, rank).sum_to_size(sets, batch, height, width, rank)
-    # A product for each image: only sums of as many tokens are rounded.
     dt = _for_routes(scan, scan.dt)
-    dW_dt = torch.bmm(by_route.flatten(0, 1).mT, dt.flatten(0, 1)).view(batch, routes, channels, rank)
+    with _as_given(scan):
+        ddt = torch.bmm(by_route.transpose(0, 1).flatten(1, 2), weight)  # (routes, batch * tokens, R)
+        # A product for each image: only sums of as many tokens are rounded.
+        dW_dt = torch.bmm(by_route.flatten(0, 1).mT, dt.flatten(0, 1)).view(batch, routes, channels, rank)
+    ddt = ddt.view(routes, batch, height, width, rank).sum_to_size(sets, batch, height, width, rank)
     return ddt.permute(1, 2, 3, 0, 4), dW_dt.sum(0, dtype=W_dt.dtype).sum_to_size(W_dt.shape)
 
 
