@@ -6,19 +6,17 @@ from functools import partial
 from itertools import product
 
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
-from mmmsv.analysis.flops import build_classifier
+from mmmsv.analysis.speed.models import build, full_name, short_name
 from mmmsv.kernels import scan2d, use_backend
 
 from .cases import parts, scan_cases
 from .round import Round
 
-_OURS = "MSVMamba tiny"
-_MODELS = (_OURS, "convnext_tiny", "swin_t")
+_MODELS = ("tiny", "convnext_tiny", "swin_t")
 
 
 def measure_ceilings(round_: Round) -> None:
@@ -114,7 +112,7 @@ def time_models(round_: Round) -> None:
 
 
 def _names(round_: Round) -> tuple[str, ...]:
-    return ("MSVMamba nano", "resnet18") if round_.dry else _MODELS
+    return tuple(map(full_name, ("nano", "resnet18") if round_.dry else _MODELS))
 
 
 def _time_model(round_: Round, name: str, training: bool, compiled: bool, batch: int) -> None:
@@ -129,7 +127,7 @@ def _time_model(round_: Round, name: str, training: bool, compiled: bool, batch:
     round_.add(
         "models",
         **{
-            "model": name,
+            "model": short_name(name),
             "what": "training" if training else "inference",
             "mode": "compiled" if compiled else "eager",
             "batch": batch,
@@ -141,16 +139,10 @@ def _time_model(round_: Round, name: str, training: bool, compiled: bool, batch:
     )
 
 
-def _build(name: str) -> nn.Module:
-    if name.startswith("MSVMamba "):
-        return build_classifier("MSVMamba", name.removeprefix("MSVMamba "))
-    return torchvision.models.get_model(name, weights=None)
-
-
 def _step(round_: Round, name: str, training: bool, compiled: bool, batch: int) -> Callable[[], object]:
     """Return a step of inference, or of training with AdamW, in bfloat16 by autocast and channels-last."""
     torch.manual_seed(0)
-    model = _build(name).to(round_.device, memory_format=torch.channels_last).train(training)
+    model = build(name, maps=False).to(round_.device, memory_format=torch.channels_last).train(training)
     side = 64 if round_.dry else 224
     image = torch.randn(batch, 3, side, side, device=round_.device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(1000, (batch,), device=round_.device)
@@ -189,7 +181,7 @@ def profile_models(round_: Round) -> None:
             step()
             round_.synchronise()
         for seconds, count, kernel in list(_longest(profiler, round_.dry))[:20]:
-            what = f"{name}, {'training' if training else 'inference'}"
+            what = f"{short_name(name)}, {'training' if training else 'inference'}"
             round_.add("profile", what=what, ms=round(1e3 * seconds, 2), times=count, kernel=kernel[:100])
 
 

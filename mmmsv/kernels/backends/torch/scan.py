@@ -66,11 +66,10 @@ def forward(given: Sequences) -> tuple[Tensor, Tensor]:
     walk = _Walk(given)
     y = torch.empty_like(given.u)
     state, kept = walk.zero_state(), []
-    for where in walk.chunks():
+    for chunks, where in walk.spans():
         chunk = walk.run(where, state)
         state = chunk.states[:, -1]
-        starts = [start - where.start for start in given.chunk_starts if where.start <= start < where.stop]
-        kept.append(chunk.states[:, starts].flatten(3))
+        kept.append(chunk.states[:, [start - where.start for start in given.chunk_starts[chunks]]].flatten(3))
         total = _contract(chunk.C, chunk.states[:, 1:])
         if given.skip is not None:
             total.addcmul_(given.skip, chunk.u)
@@ -86,9 +85,8 @@ def backward(given: Sequences, dy: Tensor, states: Tensor) -> Gradients:
 
     # What the tokens behind a chunk want of the state that leaves it: exp(step_{t+1} A) g_{t+1}.
     wanted = walk.zero_state()
-    for where in reversed(list(walk.chunks())):
-        start = states[:, given.chunk_starts.index(where.start)].view_as(wanted)
-        u_, step, decay, states_, B_, C_ = walk.run(where, start)
+    for chunks, where in reversed(list(walk.spans())):
+        u_, step, decay, states_, B_, C_ = walk.run(where, states[:, chunks.start].view_as(wanted))
         before, after = states_[:, :-1], states_[:, 1:]
         dy_ = dy[:, where].to(walk.A.dtype)
 
@@ -147,12 +145,15 @@ class _Walk:
     def zero_state(self) -> Tensor:
         return self.A.new_zeros(self.given.u.shape[0], *self.A.shape)
 
-    def chunks(self) -> Iterator[slice]:
+    def spans(self) -> Iterator[tuple[slice, slice]]:
+        """Yield which chunks are worked on at once, and which tokens these are."""
         batch, length = self.given.u.shape[:2]
         count = max(_ELEMENTS // max(batch * self.A.numel() * self.given.chunk, 1), 1)
-        begins = self.given.chunk_starts[::count]
-        for begin, end in zip(begins, [*begins[1:], length], strict=False):  # no chunk of no tokens
-            yield slice(begin, end)
+        starts = [*self.given.chunk_starts, length]
+        last = len(starts) - 1
+        for first in range(0, last, count):
+            end = min(first + count, last)
+            yield slice(first, end), slice(starts[first], starts[end])
 
     def biased(self, where: slice) -> Tensor:
         delta = self.given.delta[:, where].to(self.A.dtype)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ...argument_checks import state_dtype
 from ...arguments import Gate, MergeScales, ceil_div
-from ...strides import last_axis_innermost
 from .maps import flat, strides, vector
 
 # Numbers of a tile; tokens of a program that has no norm, and channels.
@@ -93,13 +92,14 @@ def merge_scales(given: MergeScales) -> tuple[Tensor, Tensor]:
             sizes = (full.shape[1] * full.shape[2], tokens, channels, _SPAN)
             normalise_half[batch * ceil_div(tokens, _SPAN),](
                 *(half, sums, moments, *strides(half), *sizes, eps),
-                **_without(constants, "NORM_FIRST"),
+                **constants,
                 maxnreg=128,  # else the assembler spills some
             )
         merge_forward[batch * ceil_div(full.shape[1] * full.shape[2], _SPAN),](
             *(full, half, sums, weight, bias, y, moments),
             *(*strides(full), *strides(half), *strides(y), *_merge_sizes(given), _SPAN, eps),
             **constants,
+            NORM_FIRST=norm_first,
         )
     return y, moments
 
@@ -124,12 +124,14 @@ def merge_scales_backward(given: MergeScales, dy: Tensor, moments: Tensor) -> tu
             *(full, half, weight, moments, dy, dfull, parts),
             *(*strides(full), *strides(half), *strides(dfull), *strides(dy), *_merge_sizes(given), _SPAN),
             **constants,
+            NORM_FIRST=norm_first,
         )
         gathered = dy if norm_first else dfull
         merge_backward_half[batch * half_programs,](
             *(half, weight, moments, gathered, dhalf, half_parts),
             *(*strides(half), *strides(gathered), *_merge_sizes(given), _SPAN),
             **constants,
+            NORM_FIRST=norm_first,
             WINDOW_ROWS=_window(height, half_height, norm_first),
             WINDOW_COLUMNS=_window(width, half_width, norm_first),
         )
@@ -148,11 +150,8 @@ def _window(length: int, half_length: int, norm_first: bool) -> int:
 
 
 def _as_read_merge(given: MergeScales) -> MergeScales:
-    half = last_axis_innermost(given.half)
-    if half.shape[2] > 1 and half.stride(2) != half.shape[3] * half.stride(3):
-        half = half.contiguous()
     weight, bias = given.weight.contiguous(), given.bias.contiguous()
-    return given._replace(full=flat(given.full), half=half, weight=weight, bias=bias)
+    return given._replace(full=flat(given.full), half=flat(given.half), weight=weight, bias=bias)
 
 
 def _merge_sizes(given: MergeScales) -> tuple[int, ...]:
@@ -163,13 +162,8 @@ def _merge_constants(given: MergeScales, *maps: Tensor) -> dict[str, int]:
     columns = 1 << (given.full.shape[3] - 1).bit_length()
     return {
         "ROUTES": given.half.shape[1],
-        "NORM_FIRST": given.norm_first,
         "VECTOR": vector(given.full, given.half, *maps),
         "ROWS": max(_TILE // columns, 1),
         "COLUMNS": columns,
         "num_warps": 8,
     }
-
-
-def _without(constants: dict[str, int], name: str) -> dict[str, int]:
-    return {key: value for key, value in constants.items() if key != name}

@@ -8,9 +8,10 @@ _LARGEST = (1 << 31) - 1
 
 
 def flat(map_: Tensor) -> Tensor:
-    """Return a map whose tokens lie at one distance, channels innermost: usually itself."""
+    """Return a map ``(batch, [routes,] H, W, D)`` with tokens at one distance, channels innermost: usually itself."""
     map_ = last_axis_innermost(map_)
-    return map_ if map_.stride(1) == map_.shape[2] * map_.stride(2) or map_.shape[1] == 1 else map_.contiguous()
+    *_, row, token, _ = map_.stride()
+    return map_ if row == map_.shape[-2] * token or map_.shape[-3] == 1 else map_.contiguous()
 
 
 def strides(map_: Tensor) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from mmmsv.compat.torch_versions import is_autocast_enabled
 
 from ...arguments import CHUNK, Scan2d, ceil_div
 from ...strides import last_axis_innermost
+from .maps import vector
 
 # Before 3.5, kernels cannot carry tuples through loops.
 _OLDEST_TRITON = (3, 5)
@@ -253,10 +254,11 @@ class _Problem:
         """Choose how to launch a kernel that reads the inputs, and reads or writes others like u."""
         batch, routes, tokens, channels = self.u.shape
         like_u = (self.u, self.delta, *others)
-        fitting = [v for v in tile.vectors if channels % v == 0 and all(_is_multiple(tensor, v) for tensor in like_u)]
+        most = vector(*like_u)
+        fitting = [count for count in tile.vectors if count <= most]
         # As many channels a thread as can be with no more of them idle than with one.
-        vector = min(fitting, key=lambda vector: -channels % (_WARP * vector))
-        block = _WARP * vector
+        count = min(fitting, key=lambda count: -channels % (_WARP * count))
+        block = _WARP * count
         blocks, per_sequence = ceil_div(channels, block), routes // self._sequences
         programs = batch * self._sequences * blocks
         spans, span = _cut(tokens, per_sequence, programs, self.chunk, _warps_wanted(self.u.device))
@@ -284,7 +286,7 @@ class _Problem:
                 "REVERSED": reversed_,
                 "SOFTPLUS": self.scan.softplus,
                 "WIDE": offsets > torch.iinfo(torch.int32).max,
-                "VECTOR": vector,
+                "VECTOR": count,
                 "FULL": channels % block == 0,
                 "TILE": tile.tokens,
                 "BLOCK_D": block,
@@ -343,12 +345,6 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
 def _extent(tensor: Tensor) -> int:
     """Return the largest offset of an element of one batch index."""
     return sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
-
-
-def _is_multiple(tensor: Tensor, vector: int) -> bool:
-    """Return whether a thread can read ``vector`` neighbouring channels at once."""
-    aligned = tensor.data_ptr() % (vector * tensor.element_size()) == 0
-    return aligned and not any(stride % vector for stride in tensor.stride()[:3])
 
 
 def _cut(tokens: int, routes: int, programs: int, chunk: int, warps: int) -> tuple[int, int]:
