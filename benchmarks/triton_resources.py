@@ -27,7 +27,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
 from mmmsv.analysis.speed.markdown import table
-from mmmsv.kernels import BACKENDS, depthwise_conv, gate, merge_scales, use_backend
+from mmmsv.kernels import BACKENDS, depthwise_conv, gate, layer_norm, merge_scales, use_backend
 from mmmsv.kernels import scan as public
 from mmmsv.kernels.arguments import choose_chunk
 from mmmsv.kernels.backends.triton import scan
@@ -131,8 +131,10 @@ def _run_fused(channels: int) -> None:
         depthwise_conv(full, small, bias, activation="gelu", residual=True).sum().backward()
         depthwise_conv(full, large, bias, stride=2, activation="silu").sum().backward()
         gate(full, leaf(1, 4, 4, channels), leaf(1, channels, dtype=torch.float32)).sum().backward()
-        merge_scales(full, half[:, :1], weight, bias, 1e-5, norm_first=False).sum().backward()
-        merge_scales(full, half, weight, bias, 1e-5, norm_first=True).sum().backward()
+        layer_norm(full, weight, bias, 1e-5).sum().backward()
+        for maps, norm_first in ((half[:, :1], False), (half, True)):
+            y, mean = merge_scales(full, maps, weight, bias, 1e-5, norm_first)
+            (y.sum() + mean.sum()).backward()
 
 
 @contextlib.contextmanager

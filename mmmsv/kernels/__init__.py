@@ -3,7 +3,7 @@
 from . import backends, flops  # noqa: F401  which registers them
 from .arguments import Activation
 from .dispatch import BACKENDS, use_backend
-from .fused import depthwise_conv, gate, merge_scales, upsample
+from .fused import depthwise_conv, gate, layer_norm, merge_scales, upsample
 from .linear import linear
 from .routes import ROUTES, Route
 from .scan import scan2d, selective_scan
@@ -15,6 +15,7 @@ __all__ = [
     "Route",
     "depthwise_conv",
     "gate",
+    "layer_norm",
     "linear",
     "merge_scales",
     "scan2d",

@@ -150,8 +150,26 @@ class Gate(NamedTuple):
         return self.y.new_empty(self.y.shape), self.y.new_empty(0)
 
 
+class LayerNorm(NamedTuple):
+    """Arguments of :func:`mmmsv.kernels.layer_norm`, weights in the dtype of sums.
+
+    Kernels keep mean and inverse deviation of each token.
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    eps: float
+    dtype: torch.dtype
+
+    def new_results(self) -> tuple[Tensor, Tensor]:
+        """Make an uninitialised y and what is kept, flat."""
+        tokens = prod(self.x.shape[:3])
+        return self.x.new_empty(self.x.shape, dtype=self.dtype), self.weight.new_empty(tokens * 2)
+
+
 class MergeScales(NamedTuple):
-    """Arguments of :func:`mmmsv.kernels.merge_scales`, weights in the dtype of sums.
+    """Arguments of :func:`mmmsv.kernels.merge_scales`, weights in the dtype of sums; its results are y and its mean.
 
     Kernels keep mean and inverse deviation of each token that goes through the norm.
     """
@@ -163,11 +181,12 @@ class MergeScales(NamedTuple):
     eps: float
     norm_first: bool
 
-    def new_results(self) -> tuple[Tensor, Tensor]:
-        """Make an uninitialised y and what is kept, flat."""
-        batch, routes, height, width, _ = self.half.shape
+    def new_results(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Make an uninitialised y, its mean, and what is kept, flat."""
+        batch, routes, height, width, channels = self.half.shape
         tokens = self.full.shape[1] * self.full.shape[2] + (routes * height * width if self.norm_first else 0)
-        return self.full.new_empty(self.full.shape), self.weight.new_empty(batch * tokens * 2)
+        full = self.full
+        return full.new_empty(full.shape), full.new_empty(batch, channels), self.weight.new_empty(batch * tokens * 2)
 
 
 class Linear(NamedTuple):

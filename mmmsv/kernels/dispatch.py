@@ -21,18 +21,22 @@ class Kernel:
     """Compute an op in one program: autograd, compilers and exporters see the op and not what is in it.
 
     Args:
-        forward: Computes, from the arguments of the op (a tuple of :mod:`.arguments`), y, with the shape, dtype and
-            strides that ``new_results`` of the arguments gives it, and what the backward pass needs beside the tensors.
-        backward: Computes, from the arguments, dy, and what was kept, flat, the gradient of each tensor, in their
-            order; in the place of one that was not given, anything.
+        forward: Computes, from the arguments of the op (a tuple of :mod:`.arguments`), y and other results, with the
+            shapes, dtypes and strides that ``new_results`` of the arguments gives them, and what the backward pass needs
+            beside the tensors.
+        backward: Computes, from the arguments, dy, the gradients of other results (None where nothing has used them),
+            and what was kept, flat, the gradient of each tensor, in their order; in the place of one that was not
+            given, anything.
+        yields_to_compilers: Whether ``torch.compile`` gets PyTorch's ops in its place, which it fuses with others.
     """
 
-    forward: Callable[[Any], tuple[Tensor, Tensor]]
-    backward: Callable[[Any, Tensor, Tensor], tuple[Any, ...]]
+    forward: Callable[[Any], tuple[Tensor, ...]]
+    backward: Callable[..., tuple[Any, ...]]
+    yields_to_compilers: bool = False
 
 
 # An op as a function of its arguments, made of PyTorch's ops: autograd, compilers and exporters see through it.
-Composite: TypeAlias = Callable[..., Tensor]
+Composite: TypeAlias = Callable[..., Any]
 Implementation: TypeAlias = Kernel | Composite
 
 
@@ -49,6 +53,7 @@ class Backend:
         depthwise_conv: Takes :class:`~.arguments.DepthwiseConv`.
         gate: Takes :class:`~.arguments.Gate`.
         merge_scales: Takes :class:`~.arguments.MergeScales`.
+        layer_norm: Takes :class:`~.arguments.LayerNorm`.
         linear: Takes :class:`~.arguments.Linear`.
     """
 
@@ -61,6 +66,7 @@ class Backend:
     depthwise_conv: Implementation | None = None
     gate: Implementation | None = None
     merge_scales: Implementation | None = None
+    layer_norm: Implementation | None = None
     linear: Implementation | None = None
 
 

@@ -8,6 +8,7 @@ own, which ``torch.compile`` can fuse with what is around them.
 
 from typing import Literal
 
+import torch
 from torch import Size, Tensor
 from torch.nn.functional import interpolate
 
@@ -66,6 +67,33 @@ def depthwise_conv(
     return ops.depthwise_conv(x, weight, bias, stride, activation, residual)
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
+    r"""Normalise each token of a map over its channels, in float32 or wider.
+
+    .. math:: y = \frac{x - mean(x)}{\sqrt{var(x) + eps}} \odot weight + bias
+
+    Args:
+        x: Map, ``(batch, H, W, D)``; float16, bfloat16, float32 or float64.
+        weight: ``(D,)``.
+        bias: ``(D,)``.
+        eps: Added to the variance.
+        dtype: Of y; that of x when omitted.
+
+    Returns:
+        ``(batch, H, W, D)`` in ``dtype``.
+
+    Raises:
+        TypeError: An argument is no floating-point tensor.
+        ValueError: Shapes or devices disagree.
+    """
+    op = "layer_norm"
+    check_tensors(op, {"x": x, "weight": weight, "bias": bias})
+    channels = check_channels(op, "x", x)
+    for name, each in (("weight", weight), ("bias", bias)):
+        check_shape(op, name, each, (channels,), "x", x)
+    return ops.layer_norm(x, weight, bias, eps, x.dtype if dtype is None else dtype)
+
+
 def gate(y: Tensor, z: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
     r"""Gate a map, and weigh its channels.
 
@@ -96,8 +124,10 @@ def gate(y: Tensor, z: Tensor | None = None, weight: Tensor | None = None) -> Te
     return ops.gate(y, z, weight)
 
 
-def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool) -> Tensor:
-    r"""Merge what was scanned in full resolution with what was scanned in a lower one.
+def merge_scales(
+    full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool
+) -> tuple[Tensor, Tensor]:
+    r"""Merge what was scanned in full resolution with what was scanned in a lower one; return the mean as well.
 
     .. math::
         y = \mathrm{LN}(full) + \mathrm{bilinear}\Big(\sum_{routes} \mathrm{LN}(half)\Big)
@@ -112,7 +142,7 @@ def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: 
         norm_first: Whether the norm comes before the sum; then upsampling is bilinear, otherwise to nearest neighbours.
 
     Returns:
-        ``(batch, H, W, D)`` in the widest dtype of full and half.
+        y, ``(batch, H, W, D)``, and its mean over the map, ``(batch, D)``, in the widest dtype of full and half.
 
     Raises:
         TypeError: An argument is no floating-point tensor; ``norm_first`` is no bool.

@@ -28,13 +28,14 @@ _SCHEMA = {
     float: "float",
     bool: "bool",
     str: "str",
+    torch.dtype: "ScalarType",
 }
 
 
 class Arguments(Protocol):
     """A tuple of :mod:`.arguments`."""
 
-    def new_results(self) -> tuple[Tensor, Tensor]: ...
+    def new_results(self) -> tuple[Tensor, ...]: ...
 
 
 class Op:
@@ -45,33 +46,44 @@ class Op:
         arguments: Class of its arguments, tensors first, whose fields are the schema.
         maps: Number of tensors that are maps; the others are weights.
         pick: Reads the op off a backend.
+        results: Names of its results, y first.
     """
 
-    def __init__(self, name: str, arguments: Callable[..., Arguments], maps: int, pick: Pick) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Callable[..., Arguments],
+        maps: int,
+        pick: Pick,
+        results: tuple[str, ...] = ("y",),
+    ) -> None:
         kinds = get_type_hints(arguments)
         self._name, self._arguments, self._maps, self._pick = name, arguments, list(kinds)[:maps], pick
         self._count = count = sum(kind in (Tensor, Tensor | None) for kind in kinds.values())
+        self._results = len(results)
         self._composite_backend = _naming_composites(pick)
         schema = ", ".join(f"{_SCHEMA[kind]} {field}" for field, kind in kinds.items())
-        self._op = _define(name, f"({schema}) -> (Tensor y, Tensor kept)")
+        returned = ", ".join(f"Tensor {result}" for result in results)
+        self._op = _define(name, f"({schema}) -> ({returned}, Tensor kept)")
+        given = ", ".join(f"Tensor? d{result}" for result in results)
         gradients = ", ".join(["Tensor"] * count)
-        backward_op = _define(f"{name}_backward", f"(Tensor dy, Tensor kept, {schema}) -> ({gradients})")
-        differentiable, differentiable_once = _autograd_functions(name, count, self._op, backward_op)
+        backward_op = _define(f"{name}_backward", f"({given}, Tensor kept, {schema}) -> ({gradients})")
+        differentiable, differentiable_once = _autograd_functions(name, count, len(results), self._op, backward_op)
         _implement(self._op, self._forward, self._fake_forward, differentiable, name)
         _implement(backward_op, self._backward, self._fake_backward, differentiable_once, name)
 
-    def __call__(self, *values: Any) -> Tensor:
-        """Compute y of the arguments, by a function of PyTorch's ops or by a kernel."""
+    def __call__(self, *values: Any) -> Any:
+        """Compute the result of the arguments, or a tuple of several, by a function of PyTorch's ops or by a kernel."""
         implementation = self.implementation(values[0])
         if implementation is not None and not isinstance(implementation, Kernel):
             return implementation(*values)
         cast = self._cast(*values)
         if implementation is not None and is_unobserved(*cast[: self._count]) and not is_profiled():
             # The shortcut past the dispatcher: bypass.py says when, and what it gains.
-            y, _ = implementation.forward(self._arguments(*cast))
+            *results, _ = implementation.forward(self._arguments(*cast))
         else:
-            y, _ = self._op(*cast)
-        return y
+            *results, _ = self._op(*cast)
+        return tuple(results) if self._results > 1 else results[0]
 
     def implementation(self, x: Tensor) -> Implementation | None:
         """Return what computes the op for a tensor like x; in a program that is recorded, None if that is a kernel."""
@@ -96,30 +108,34 @@ class Op:
     def _kernel(self, x: Tensor) -> Kernel:
         return select(lambda backend: kernel if isinstance(kernel := self._pick(backend), Kernel) else None, x.device)
 
-    def _forward(self, x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        y, kept = self._kernel(x).forward(self._arguments(x, *others))
-        return y, kept.flatten()
+    def _forward(self, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        *results, kept = self._kernel(x).forward(self._arguments(x, *others))
+        return *results, kept.flatten()
 
-    def _fake_forward(self, *values: Any) -> tuple[Tensor, Tensor]:
+    def _fake_forward(self, *values: Any) -> tuple[Tensor, ...]:
         return self._arguments(*values).new_results()
 
     # A schema has no optional results: an empty tensor is the gradient of a tensor that was not given.
-    def _backward(self, dy: Tensor, kept: Tensor, *values: Any) -> tuple[Tensor, ...]:
-        tensors = values[: self._count]
-        gradients = tuple(self._kernel(dy).backward(self._arguments(*values), dy, kept))
+    def _backward(self, *given: Any) -> tuple[Tensor, ...]:
+        of_results, (kept, *values) = given[: self._results], given[self._results :]
+        tensors, arguments, (dy, *others) = values[: self._count], self._arguments(*values), of_results
+        if dy is None:  # nothing has used y, but another result
+            dy = torch.zeros_like(arguments.new_results()[0])
+        gradients = tuple(self._kernel(kept).backward(arguments, dy, *others, kept))
         each = zip(tensors, gradients, strict=False)
         if len(gradients) != len(tensors) or not all(x is None or isinstance(dx, Tensor) for x, dx in each):
-            returned, given = (
+            returned, wanted = (
                 ["tensor" if one is not None else "None" for one in ones] for ones in (gradients, tensors)
             )
-            raise TypeError(f"{self._name}: a kernel's backward returned {returned}, for {given}; return one for each")
+            raise TypeError(f"{self._name}: a kernel's backward returned {returned}, for {wanted}; return one for each")
         return tuple(
-            dy.new_empty(0) if x is None else laid_out_as(x, dx) for x, dx in zip(tensors, gradients, strict=True)
+            kept.new_empty(0) if x is None else laid_out_as(x, dx) for x, dx in zip(tensors, gradients, strict=True)
         )
 
-    def _fake_backward(self, dy: Tensor, kept: Tensor, *values: Any) -> tuple[Tensor, ...]:
+    def _fake_backward(self, *given: Any) -> tuple[Tensor, ...]:
+        kept, *values = given[self._results :]
         return tuple(
-            dy.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in values[: self._count]
+            kept.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in values[: self._count]
         )
 
 
@@ -136,7 +152,10 @@ def _naming_composites(pick: Pick) -> Callable[[str, bool], str | None]:
         if is_tracing and any(map(with_composite, BACKENDS.values())):
             return select(with_composite, device).name
         backend = select(lambda backend: None if pick(backend) is None else backend, device)
-        return None if isinstance(pick(backend), Kernel) else backend.name
+        kernel = pick(backend)
+        if not isinstance(kernel, Kernel):
+            return backend.name
+        return select(with_composite, device).name if kernel.yields_to_compilers else None
 
     return name
 
@@ -201,27 +220,27 @@ def _implement(
 
 
 def _autograd_functions(
-    name: str, count: int, op: OpOverload, backward_op: OpOverload
+    name: str, count: int, results: int, op: OpOverload, backward_op: OpOverload
 ) -> tuple[type[Function], type[Function]]:
     """Make the autograd functions of an op whose first ``count`` arguments are tensors, and of its backward pass."""
 
     class Differentiable(Function):
         @staticmethod
-        def forward(ctx: Any, *values: Any) -> tuple[Tensor, Tensor]:
-            y, kept = _below_autograd(op, *values)
+        def forward(ctx: Any, *values: Any) -> tuple[Tensor, ...]:
+            *computed, kept = _below_autograd(op, *values)
             ctx.options = values[count:]
             ctx.save_for_backward(kept, *values[:count])
             ctx.set_materialize_grads(False)
             ctx.mark_non_differentiable(kept)
-            return y, kept
+            return *computed, kept
 
         @staticmethod
         def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-            dy, _ = gradients
-            if dy is None:
+            of_results = gradients[:results]
+            if not any(gradient is not None for gradient in of_results):
                 return (None,) * (count + len(ctx.options))
             kept, *tensors = ctx.saved_tensors
-            computed = backward_op(dy, kept, *tensors, *ctx.options)
+            computed = backward_op(*of_results, kept, *tensors, *ctx.options)
             given = (None if tensor is None else gradient for tensor, gradient in zip(tensors, computed, strict=True))
             return (*given, *(None for _ in ctx.options))
 

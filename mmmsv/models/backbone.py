@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .arch import Arch, resolve_arch
 from .blocks import Stage, build_block
-from .layers import Norm
+from .layers import LayerNorm
 from .mismatches import refuse_mismatches
 from .recompute import RecomputingModule
 from .resolution import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
@@ -87,7 +87,7 @@ class VisionMamba(BaseModule):
             downsample = _DOWNSAMPLES[self.arch.downsample](dims[i - 1], dim) if i else None
             blocks = [build_block(dim, block, ffn_drop_rate, rate) for rate in islice(rates, depth)]
             self.stages.append(Stage(downsample, blocks, with_cp))
-        self.out_norms = nn.ModuleDict({str(i): Norm(dims[i]) for i in self.out_indices})
+        self.out_norms = nn.ModuleDict({str(i): LayerNorm(dims[i]) for i in self.out_indices})
         for module in self.modules():
             if isinstance(module, RecomputingModule):
                 module.recompute = recompute
@@ -133,7 +133,7 @@ class VisionMamba(BaseModule):
             part.requires_grad_(False)
         if mode and self.norm_eval:
             for module in self.modules():
-                if isinstance(module, Norm):
+                if isinstance(module, LayerNorm):
                     module.eval()
         return self
 

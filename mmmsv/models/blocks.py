@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from .arch import BlockArch
 from .ffn import MLP, ConvFFN
-from .layers import Norm
+from .layers import DropPath, LayerNorm
 from .ms2d import Scan2D, build_scan
 from .recompute import recompute
 from .resolution import ConvDownsample, PatchMerging
@@ -27,13 +26,13 @@ class VSSBlock(nn.Module):
 
     def __init__(self, dim: int, scan: Scan2D, drop_path_rate: float) -> None:
         super().__init__()
-        self.norm1 = Norm(dim)
+        self.norm1 = LayerNorm(dim, in_branch=True)
         self.scan = scan
-        self.drop_path = StochasticDepth(drop_path_rate, mode="row")
+        self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        return x + self.drop_path(self.scan(self.norm1(x)))
+        return self.drop_path(x, self.scan(self.norm1(x)))
 
 
 class MS3Block(VSSBlock):
@@ -51,13 +50,13 @@ class MS3Block(VSSBlock):
 
     def __init__(self, dim: int, scan: Scan2D, ffn: ConvFFN | MLP, drop_path_rate: float) -> None:
         super().__init__(dim, scan, drop_path_rate)
-        self.norm2 = Norm(dim)
+        self.norm2 = LayerNorm(dim, in_branch=True)
         self.ffn = ffn
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        x = x + self.drop_path(self.scan(self.norm1(x)))
-        return x + self.drop_path(self.ffn(self.norm2(x)))
+        x = self.drop_path(x, self.scan(self.norm1(x)))
+        return self.drop_path(x, self.ffn(self.norm2(x)))
 
 
 class PostNormMS3Block(MS3Block):
@@ -67,10 +66,14 @@ class PostNormMS3Block(MS3Block):
         MSVMamba, NeurIPS 2024.
     """
 
+    def __init__(self, dim: int, scan: Scan2D, ffn: ConvFFN | MLP, drop_path_rate: float) -> None:
+        super().__init__(dim, scan, ffn, drop_path_rate)
+        self.norm2.in_branch = False
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        x = x + self.drop_path(self.scan(self.norm1(x)))
-        return x + self.drop_path(self.norm2(self.ffn(x)))
+        x = self.drop_path(x, self.scan(self.norm1(x)))
+        return self.drop_path(x, self.norm2(self.ffn(x)))
 
 
 def build_block(dim: int, arch: BlockArch, ffn_drop_rate: float, drop_path_rate: float) -> VSSBlock:

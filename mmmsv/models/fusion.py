@@ -6,10 +6,10 @@ from torch import Size, Tensor
 
 from mmmsv.kernels import merge_scales, upsample
 
-from .layers import Norm
+from .layers import LayerNorm
 
 
-class NormFirstFusion(Norm):
+class NormFirstFusion(LayerNorm):
     r"""Normalise each resolution, then upsample bilinearly and add; weights of :class:`torch.nn.LayerNorm`.
 
     .. math:: y = \mathrm{LN}(full) + \mathrm{bilinear}\Big(\sum_{routes} \mathrm{LN}(half)\Big)
@@ -19,12 +19,15 @@ class NormFirstFusion(Norm):
     """
 
     # pyrefly: ignore[bad-override]: torch lets each module take what it needs
-    def forward(self, full: Tensor, half: Tensor) -> Tensor:
-        """Fuse ``(B, H, W, D)`` and one map for each half route, ``(B, routes, h, w, D)``, to ``(B, H, W, D)``."""
+    def forward(self, full: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse ``(B, H, W, D)`` and one map for each half route, ``(B, routes, h, w, D)``.
+
+        Return y, ``(B, H, W, D)``, and its mean over the map, ``(B, D)``.
+        """
         return merge_scales(full, half, self.weight, self.bias, self.eps, norm_first=True)
 
 
-class NormLastFusion(Norm):
+class NormLastFusion(LayerNorm):
     r"""Upsample to the nearest neighbours, add, then normalise the sum; weights of :class:`torch.nn.LayerNorm`.
 
     .. math:: y = \mathrm{LN}(full + \mathrm{nearest}(half))
@@ -34,12 +37,15 @@ class NormLastFusion(Norm):
     """
 
     # pyrefly: ignore[bad-override]: torch lets each module take what it needs
-    def forward(self, full: Tensor, half: Tensor) -> Tensor:
-        """Fuse ``(B, H, W, D)`` and the sum over the half routes, ``(B, h, w, D)``, to ``(B, H, W, D)``."""
+    def forward(self, full: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse ``(B, H, W, D)`` and the sum over the half routes, ``(B, h, w, D)``.
+
+        Return y, ``(B, H, W, D)``, and its mean over the map, ``(B, D)``.
+        """
         return merge_scales(full, half.unsqueeze(1), self.weight, self.bias, self.eps, norm_first=False)
 
 
-class UpsampledNorm(Norm):
+class UpsampledNorm(LayerNorm):
     """Normalise a map, then upsample it; weights of :class:`torch.nn.LayerNorm`.
 
     Args:
@@ -48,7 +54,7 @@ class UpsampledNorm(Norm):
     """
 
     def __init__(self, dim: int, mode: Literal["bilinear", "nearest"]) -> None:
-        super().__init__(dim)
+        super().__init__(dim, in_branch=True)
         self.mode = mode
 
     # pyrefly: ignore[bad-override]: torch lets each module take what it needs

@@ -6,12 +6,56 @@ convolution sees it as a ``torch.channels_last`` tensor without a copy.
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from mmmsv.compat.torch_versions import get_autocast_dtype, is_autocast_enabled
-from mmmsv.kernels import Activation, depthwise_conv, linear
+from mmmsv.kernels import Activation, depthwise_conv, layer_norm, linear
 
-# The norm of every part of the network. Not a subclass: MMEngine's init_cfg knows the layer by the name of its class.
-Norm = nn.LayerNorm
+
+class LayerNorm(nn.LayerNorm):
+    """Normalise each token of a map; weights of :class:`torch.nn.LayerNorm`, and its name, which init_cfg knows.
+
+    Args:
+        dim: Channels.
+        in_branch: Whether matrix products follow before anything is added to the result. Autocast then gives it their
+            dtype at once; the result of another norm is float32 under the autocast of GPUs, as PyTorch's own is.
+    """
+
+    def __init__(self, dim: int, in_branch: bool = False) -> None:
+        super().__init__(dim)
+        self.in_branch = in_branch
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(B, H, W, C)`` to the same shape."""
+        dtype = input.dtype
+        if dtype != torch.float64 and (products := _autocast_dtype(input)):
+            if self.in_branch:
+                dtype = products
+            elif input.device.type == "cuda":
+                dtype = torch.float32
+        return layer_norm(input, self.weight, self.bias, self.eps, dtype)
+
+
+class DropPath(StochasticDepth):
+    """Add a branch to its input; while training, some samples skip the branch, and the others have more of it.
+
+    Args:
+        rate: Probability that a sample skips it.
+
+    Source:
+        Deep Networks with Stochastic Depth, arXiv 1603.09382.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(rate, mode="row")
+
+    # pyrefly: ignore[bad-override]: torch lets each module take what it needs
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Map x and its branch, both ``(B, H, W, C)``, to their sum."""
+        if not self.training or self.p == 0:
+            return x + branch
+        weights = super().forward(branch.new_ones(len(branch), 1, 1, 1))
+        return torch.addcmul(x, branch, weights)
 
 
 class Linear(nn.Linear):
@@ -77,10 +121,14 @@ class DepthwiseConv2d(nn.Conv2d):
 
 def cast_once(x: Tensor) -> Tensor:
     """Cast what several products take as autocast would do for each, so that they keep one tensor and not two."""
+    dtype = _autocast_dtype(x)
+    return x.to(dtype) if dtype and x.dtype == torch.float32 else x
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the dtype of matrix products under autocast on x's device; None where autocast is off."""
     kind = x.device.type
-    if x.dtype == torch.float32 and kind in ("cpu", "cuda") and is_autocast_enabled(kind):
-        return x.to(get_autocast_dtype(kind))
-    return x
+    return get_autocast_dtype(kind) if kind in ("cpu", "cuda") and is_autocast_enabled(kind) else None
 
 
 def half_of(projection: nn.Module, half: int, x: Tensor) -> Tensor:

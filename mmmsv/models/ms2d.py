@@ -10,13 +10,13 @@ from mmmsv.kernels import gate
 
 from .arch import BlockArch
 from .fusion import NormFirstFusion, NormLastFusion, UpsampledNorm
-from .layers import DepthwiseConv2d, HalvedLinear, Norm, cast_once, half_of, projection
+from .layers import DepthwiseConv2d, HalvedLinear, LayerNorm, cast_once, half_of, projection
 from .recompute import RecomputingModule, recomputed
 from .s6 import S6
 
 
 class SqueezeExcite(nn.Module):
-    """Compute a weight for each channel from the mean over the map: ``sigmoid(W_2 relu(W_1 mean(x)))``.
+    """Compute a weight for each channel of a map from its mean over the map: ``sigmoid(W_2 relu(W_1 mean))``.
 
     Args:
         dim: Channels.
@@ -31,9 +31,9 @@ class SqueezeExcite(nn.Module):
         self.reduce = projection(dim, dim // reduction)
         self.expand = projection(dim // reduction, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, C)`` to ``(B, C)``."""
-        return self.expand(self.reduce(x.mean((1, 2))).relu()).sigmoid()
+    def forward(self, mean: Tensor) -> Tensor:
+        """Map ``(B, C)`` to the same shape."""
+        return self.expand(self.reduce(mean).relu()).sigmoid()
 
 
 class Scan2D(RecomputingModule):
@@ -50,7 +50,7 @@ class Scan2D(RecomputingModule):
         out_norm: Makes the norm that turns what was scanned, with D channels, into y.
     """
 
-    def __init__(self, dim: int, arch: BlockArch, out_norm: Callable[[int], Norm]) -> None:
+    def __init__(self, dim: int, arch: BlockArch, out_norm: Callable[[int], LayerNorm]) -> None:
         super().__init__()
         self.inner, self.dt_rank = round(arch.ssm_ratio * dim), math.ceil(dim / 16)
         self.gated = arch.gate
@@ -66,9 +66,14 @@ class Scan2D(RecomputingModule):
     @recomputed
     def project_out(self, x: Tensor, *scanned: Tensor | Size) -> Tensor:
         """Compute the output, ``(B, H, W, C)``, from the input and from what ``out_norm`` takes."""
-        y = self.out_norm(*scanned)
+        y, mean = self.normalise(*scanned)
         z = half_of(self.in_proj, 1, x) if self.gated else None
-        return self.out_proj(gate(y, z, None if self.se is None else self.se(y)))
+        return self.out_proj(gate(y, z, None if self.se is None else self.se(mean)))
+
+    def normalise(self, *scanned: Tensor | Size) -> tuple[Tensor, Tensor | None]:
+        """Compute y, ``(B, H, W, D)``, and its mean over the map, ``(B, D)``, if squeeze-and-excitation needs it."""
+        y = self.out_norm(*scanned)
+        return y, None if self.se is None else y.mean((1, 2))
 
     def _full(self, arch: BlockArch) -> tuple[DepthwiseConv2d, S6]:
         """Make the convolution and the scan of the full-resolution map."""
@@ -91,7 +96,7 @@ class SS2D(Scan2D):
     """
 
     def __init__(self, dim: int, arch: BlockArch) -> None:
-        super().__init__(dim, arch, Norm)
+        super().__init__(dim, arch, partial(LayerNorm, in_branch=True))
         self.full_conv, self.full_scan = self._full(arch)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,6 +161,10 @@ class MS2D(Scan2D):
         full = self.full_scan(self.full_conv(inner), merge=True)
         half = self.half_scan(self.half_conv(inner), merge=self.merge_half)
         return self.project_out(x, full, half)
+
+    def normalise(self, *scanned: Tensor | Size) -> tuple[Tensor, Tensor | None]:
+        """Fuse the two scans to y, ``(B, H, W, D)``, and its mean over the map, ``(B, D)``."""
+        return self.out_norm(*scanned)
 
 
 def build_scan(dim: int, arch: BlockArch) -> Scan2D:

@@ -7,7 +7,7 @@ from torch.nn.functional import gelu, pad
 
 from mmmsv.compat.torch_versions import is_compiling
 
-from .layers import ChannelsLastConv2d, Norm, projection
+from .layers import ChannelsLastConv2d, LayerNorm, projection
 
 
 class PatchEmbed(nn.Module):
@@ -26,7 +26,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
         self.conv = ChannelsLastConv2d(in_channels, dim, 4, stride=4)
-        self.norm = Norm(dim)
+        self.norm = LayerNorm(dim)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, H // 4, W // 4, dim)``."""
@@ -49,9 +49,9 @@ class ConvStem(nn.Module):
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
         self.conv1 = ChannelsLastConv2d(in_channels, dim // 2, 3, stride=2, padding=1)
-        self.norm1 = Norm(dim // 2)
+        self.norm1 = LayerNorm(dim // 2)
         self.conv2 = ChannelsLastConv2d(dim // 2, dim, 3, stride=2, padding=1)
-        self.norm2 = Norm(dim)
+        self.norm2 = LayerNorm(dim)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, ceil(H / 4), ceil(W / 4), dim)``."""
@@ -74,7 +74,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
-        self.norm = Norm(4 * in_dim)
+        self.norm = LayerNorm(4 * in_dim, in_branch=True)
         self.reduction = projection(4 * in_dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class ConvDownsample(nn.Module):
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
         self.conv = ChannelsLastConv2d(in_dim, out_dim, 3, stride=2, padding=1)
-        self.norm = Norm(out_dim)
+        self.norm = LayerNorm(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, in_dim)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dim)``."""

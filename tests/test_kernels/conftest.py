@@ -62,6 +62,7 @@ if triton_scan.why_no_triton() is None:
             conv_kernels,
             gate_kernels,
             merge_kernels,
+            norm_kernels,
             scan_backward,
             scan_forward,
             spans,

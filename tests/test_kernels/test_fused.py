@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmmsv.kernels import BACKENDS, depthwise_conv, gate, merge_scales, ops, use_backend
+from mmmsv.kernels import BACKENDS, depthwise_conv, gate, layer_norm, merge_scales, ops, use_backend
 from mmmsv.kernels.backends.cpu import library
 from mmmsv.kernels.backends.torch import fused as torch_fused
 from mmmsv.kernels.dispatch import Kernel
@@ -70,9 +70,20 @@ def merge_inputs(size, routes, stride, dtype=torch.float64):
 def results(function, tensors, dtype=None):
     """Return what ``function`` makes of the tensors, computed in ``dtype`` if given, and all gradients."""
     leaves = [None if each is None else each.detach().clone().requires_grad_() for each in tensors]
-    y = function(*(each if each is None or dtype is None else each.to(dtype) for each in leaves))
-    gradients = torch.autograd.grad(y, [each for each in leaves if each is not None], normal(*y.shape).to(y.dtype))
-    return y, *gradients
+    return with_gradients(
+        function(*(each if each is None or dtype is None else each.to(dtype) for each in leaves)), leaves
+    )
+
+
+def with_gradients(y, leaves):
+    """Return y, or all results where there are several, and the gradients of the leaves."""
+    ys = all_of(y)
+    weights = [normal(*each.shape).to(each.dtype) for each in ys]
+    return *ys, *torch.autograd.grad(ys, [each for each in leaves if each is not None], weights)
+
+
+def all_of(y):
+    return y if isinstance(y, tuple) else (y,)
 
 
 def with_a_kernel(op):
@@ -126,6 +137,43 @@ def test_gate(backend, size, given):
         z = normal(*size, dtype=dtype, seed=1) if "z" in given else None
         weight = normal(size[0], size[3], dtype=wide(dtype)) if "weight" in given else None
         assert_agree(backend, gate, torch_fused.gate, (normal(*size, dtype=dtype), z, weight), dtype)
+
+
+@with_a_kernel("layer_norm")
+def test_layer_norm(backend, size):
+    for dtype in dtypes_for(backend):
+        tensors = (normal(*size, dtype=dtype), *merge_inputs(size, 1, 1, dtype)[2:])
+        assert_agree(
+            backend,
+            lambda *t: layer_norm(*t, 1e-5),
+            lambda *t: torch_fused.layer_norm(*t, 1e-5, torch.float64),
+            tensors,
+            dtype,
+        )
+
+
+@with_a_kernel("layer_norm")
+def test_layer_norm_gives_another_dtype(backend, size):
+    tensors = (normal(*size, dtype=torch.float32), *merge_inputs(size, 1, 1, torch.float32)[2:])
+    assert_agree(
+        backend,
+        lambda *t: layer_norm(*t, 1e-5, torch.bfloat16),
+        lambda *t: torch_fused.layer_norm(*t, 1e-5, torch.float64),
+        tensors,
+        torch.bfloat16,
+    )
+
+
+@with_a_kernel("merge_scales")
+def test_the_mean_alone_has_gradients(backend, size):
+    tensors = merge_inputs(size, 2, 2, torch.float32)
+    assert_agree(
+        backend,
+        lambda *t: merge_scales(*t, 1e-5, True)[1],
+        lambda *t: torch_fused.merge_scales(*t, 1e-5, True)[1],
+        tensors,
+        torch.float32,
+    )
 
 
 @with_a_kernel("merge_scales")
@@ -192,8 +240,7 @@ def test_layouts(case):
     for layout in (turned, cut, channels_first):
         leaves = [tensor.clone().requires_grad_() for tensor in case.tensors]
         y = case.op(*(layout(leaf) if leaf.dim() > 3 else _spread(leaf) for leaf in leaves))
-        ours = (y, *torch.autograd.grad(y, leaves, normal(*y.shape)))
-        for one, other in zip(ours, expected, strict=True):
+        for one, other in zip(with_gradients(y, leaves), expected, strict=True):
             assert_near(one, other, 1e-12)
 
 
@@ -250,7 +297,7 @@ def test_empty_maps(case, size):
     else:
         shapes = [size, second if case.function is depthwise_conv else (size[0], *second[1:]), *others]
     leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    y = case.op(*leaves)
+    y = all_of(case.op(*leaves))[0]
     assert y.numel() == 0
     for leaf, gradient in zip(leaves, torch.autograd.grad(y.sum(), leaves), strict=True):
         assert gradient.shape == leaf.shape
@@ -286,8 +333,21 @@ def test_nothing_to_gate():
 def test_opcheck(case):
     op, name, options = torch.ops.mmmsv, case.function.__name__, case.options
     torch.library.opcheck(getattr(op, name), (*(tensor.clone().requires_grad_() for tensor in case.tensors), *options))
-    y, kept = getattr(op, name)(*case.tensors, *options)
-    torch.library.opcheck(getattr(op, f"{name}_backward"), (torch.randn_like(y), kept, *case.tensors, *options))
+    *ys, kept = getattr(op, name)(*case.tensors, *options)
+    gradients = map(torch.randn_like, ys)
+    torch.library.opcheck(getattr(op, f"{name}_backward"), (*gradients, kept, *case.tensors, *options))
+
+
+@pytest.mark.slow
+@needs_opcheck
+@pytest.mark.skipif("triton" not in RUNNABLE, reason="there is no Triton here")
+def test_opcheck_of_the_norm():
+    tensors = (normal(1, 2, 3, 4), normal(4), normal(4, seed=1))
+    with use_backend("triton"):
+        leaves = tuple(tensor.clone().requires_grad_() for tensor in tensors)
+        torch.library.opcheck(torch.ops.mmmsv.layer_norm, (*leaves, 1e-5, torch.float64))
+        y, moments = torch.ops.mmmsv.layer_norm(*tensors, 1e-5, torch.float64)
+        torch.library.opcheck(torch.ops.mmmsv.layer_norm_backward, (y, moments, *tensors, 1e-5, torch.float64))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
@@ -298,7 +358,8 @@ def test_compiles_without_graph_break(backend):
     def block(x, weight, bias, norm_weight, norm_bias):
         full = depthwise_conv(x, weight, bias, 1, "gelu", True)
         half = depthwise_conv(x, weight, bias, 2, "silu")
-        return gate(merge_scales(full, half.unsqueeze(1), norm_weight, norm_bias, 1e-5, True), x, x.mean((1, 2)))
+        y, mean = merge_scales(full, half.unsqueeze(1), norm_weight, norm_bias, 1e-5, True)
+        return gate(layer_norm(y, norm_weight, norm_bias, 1e-5), x, mean)
 
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
     weights = (*conv_inputs((1, 1, 1, 6), 3)[1:], normal(6), normal(6))
@@ -357,7 +418,7 @@ def test_traces_hold_ops_that_others_know():
 @each_case
 def test_nothing_goes_past_who_looks_on(case):
     """Transforms, subclasses, fake tensors, early traces, and tensors that stand for others, without any gradient."""
-    op, tensors = case.op, case.tensors
+    op, tensors = lambda *given: all_of(case.op(*given))[0], case.tensors
     expected = op(*tensors)
     with torch.no_grad():
         with pytest.raises(NotImplementedError, match=f"{case.function.__name__} does not work under torch.func.vmap"):

@@ -93,7 +93,8 @@ def test_one_layout_from_stem_to_output():
 
     def look(name, module, inputs, output):
         seen.append(name)
-        strided.extend((name, tensor.stride()) for tensor in (*inputs, output) if not tensor.is_contiguous())
+        tensors = (*inputs, *(output if isinstance(output, tuple) else (output,)))
+        strided.extend((name, tensor.stride()) for tensor in tensors if not tensor.is_contiguous())
 
     for name, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.LayerNorm, nn.Linear)):

@@ -8,7 +8,7 @@ from torch.nn.utils.prune import l1_unstructured
 
 from mmmsv.models.arch import BlockArch
 from mmmsv.models.fusion import NormFirstFusion, NormLastFusion, UpsampledNorm
-from mmmsv.models.layers import Norm
+from mmmsv.models.layers import LayerNorm
 from mmmsv.models.ms2d import MS2D, SS2D, HalfSS2D, build_scan
 
 ROUTES = ("row", "col", "row_rev", "col_rev")
@@ -57,8 +57,8 @@ def test_half_ss2d(fusion, mode, stride):
     [
         ({}, MS2D, NormFirstFusion),
         ({"fusion": "norm_last"}, MS2D, NormLastFusion),
-        ({"half_routes": ()}, SS2D, Norm),
-        ({"half_routes": (), "fusion": "norm_last"}, SS2D, Norm),
+        ({"half_routes": ()}, SS2D, LayerNorm),
+        ({"half_routes": (), "fusion": "norm_last"}, SS2D, LayerNorm),
         ({"full_routes": ()}, HalfSS2D, UpsampledNorm),
     ],
 )

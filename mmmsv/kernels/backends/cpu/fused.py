@@ -226,19 +226,23 @@ def _as_read_merge(merge: MergeScales) -> MergeScales:
     return merge._replace(full=full, half=half, weight=merge.weight.contiguous(), bias=merge.bias.contiguous())
 
 
-def merge_scales(merge: MergeScales) -> tuple[Tensor, Tensor]:
-    """Compute y, and the mean and inverse deviation of each token that went through the norm."""
-    merge, (y, moments) = _as_read_merge(merge), merge.new_results()
+def merge_scales(merge: MergeScales) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute y, its mean, and the mean and inverse deviation of each token that went through the norm."""
+    merge, (y, _, moments) = _as_read_merge(merge), merge.new_results()
     problem = _describe_merge(merge, in_huge_pages(y), moments)
     batch, _, *sizes = merge.half.shape
     half_sum = in_huge_pages(merge.weight.new_empty(batch, *sizes)) if merge.norm_first else merge.weight
     problem.half_sum = half_sum.data_ptr()
     loaded_library().merge.forward(problem, merge.weight)
-    return y, moments
+    return y, y.mean((1, 2)), moments
 
 
-def merge_scales_backward(merge: MergeScales, dy: Tensor, moments: Tensor) -> tuple[Tensor | None, ...]:
+def merge_scales_backward(
+    merge: MergeScales, dy: Tensor, dmean: Tensor | None, moments: Tensor
+) -> tuple[Tensor | None, ...]:
     """Compute the gradients of full, half, weight and bias."""
+    if dmean is not None:
+        dy = dy + (dmean / (dy.shape[1] * dy.shape[2]))[:, None, None]
     merge, dy = _as_read_merge(merge), last_axis_innermost(dy.to(merge.full.dtype))
     dfull, dhalf = _new_like(merge.full), _new_like(merge.half)
     problem = _describe_merge(merge, dy, moments)

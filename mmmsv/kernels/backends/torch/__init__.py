@@ -12,6 +12,7 @@ register(
         depthwise_conv=fused.depthwise_conv,
         gate=fused.gate,
         merge_scales=fused.merge_scales,
+        layer_norm=fused.layer_norm,
         linear=linear.linear,
     )
 )

@@ -1,7 +1,9 @@
 """The ops around the scans, made of PyTorch's own."""
 
+import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, gelu, layer_norm, silu
+from torch.nn import functional as F
+from torch.nn.functional import conv2d, gelu, silu
 
 from ...fused import upsample
 
@@ -18,6 +20,11 @@ def depthwise_conv(
     return ACTIVATION_FUNCTIONS[activation](x + p if residual else p)
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """Compute :func:`mmmsv.kernels.layer_norm`."""
+    return F.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
+
+
 def gate(y: Tensor, z: Tensor | None, weight: Tensor | None) -> Tensor:
     """Compute :func:`mmmsv.kernels.gate`."""
     if weight is not None:
@@ -25,10 +32,14 @@ def gate(y: Tensor, z: Tensor | None, weight: Tensor | None) -> Tensor:
     return y if z is None else y * silu(z)
 
 
-def merge_scales(full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool) -> Tensor:
+def merge_scales(
+    full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool
+) -> tuple[Tensor, Tensor]:
     """Compute :func:`mmmsv.kernels.merge_scales`."""
     size = full.shape[1:3]
     if norm_first:
-        sums = layer_norm(half, weight.shape, weight, bias, eps).sum(1)
-        return layer_norm(full, weight.shape, weight, bias, eps) + upsample(sums, size, "bilinear")
-    return layer_norm(full + upsample(half.squeeze(1), size, "nearest"), weight.shape, weight, bias, eps)
+        sums = F.layer_norm(half, weight.shape, weight, bias, eps).sum(1)
+        y = F.layer_norm(full, weight.shape, weight, bias, eps) + upsample(sums, size, "bilinear")
+    else:
+        y = F.layer_norm(full + upsample(half.squeeze(1), size, "nearest"), weight.shape, weight, bias, eps)
+    return y, y.mean((1, 2))

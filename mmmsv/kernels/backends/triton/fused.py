@@ -10,12 +10,10 @@ from torch import Tensor
 from ...argument_checks import state_dtype
 from ...arguments import Gate, MergeScales, ceil_div
 from .maps import flat, strides, vector
+from .norm import SPAN, constants
 
-# Numbers of a tile; tokens of a program that has no norm, and channels.
-_TILE = 4096
+# Tokens and channels of a program.
 _GATE_SPAN, _GATE_COLUMNS = 64, 128
-# Tokens of a program with a norm, about: so many parts are summed afterwards.
-_SPAN = 64
 
 
 def gate(given: Gate) -> tuple[Tensor, Tensor]:
@@ -74,37 +72,39 @@ def _gate_constants(*maps: Tensor | None) -> dict[str, int]:
     return {"VECTOR": vector(*maps), "ROWS": 16, "COLUMNS": _GATE_COLUMNS, "num_warps": 4}
 
 
-def merge_scales(given: MergeScales) -> tuple[Tensor, Tensor]:
-    """Compute y, and the mean and inverse deviation of each token that went through the norm."""
+def merge_scales(given: MergeScales) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute y, its mean, and the mean and inverse deviation of each token that went through the norm."""
     from .merge_kernels import merge_forward, normalise_half
 
     given = _as_read_merge(given)
-    y, moments = given.new_results()
+    y, mean, moments = given.new_results()
     full, half, weight, bias, eps, norm_first = given
     if not y.numel():
-        return y, moments
+        return y, y.mean((1, 2)), moments
     batch, _, half_height, half_width, channels = half.shape
     sums = half.new_empty(batch, half_height, half_width, channels if norm_first else 0)
-    constants = _merge_constants(given, y)
+    options = _merge_constants(given, y)
+    tokens, half_tokens = full.shape[1] * full.shape[2], half_height * half_width
+    parts = weight.new_empty(batch, ceil_div(tokens, SPAN), channels)
     with torch.cuda.device_of(full):
         if norm_first:
-            tokens = half_height * half_width
-            sizes = (full.shape[1] * full.shape[2], tokens, channels, _SPAN)
-            normalise_half[batch * ceil_div(tokens, _SPAN),](
-                *(half, sums, moments, *strides(half), *sizes, eps),
-                **constants,
+            normalise_half[batch * ceil_div(half_tokens, SPAN),](
+                *(half, sums, moments, *strides(half), tokens, half_tokens, channels, SPAN, eps),
+                **options,
                 maxnreg=128,  # else the assembler spills some
             )
-        merge_forward[batch * ceil_div(full.shape[1] * full.shape[2], _SPAN),](
-            *(full, half, sums, weight, bias, y, moments),
-            *(*strides(full), *strides(half), *strides(y), *_merge_sizes(given), _SPAN, eps),
-            **constants,
+        merge_forward[batch * parts.shape[1],](
+            *(full, half, sums, weight, bias, y, parts, moments),
+            *(*strides(full), *strides(half), *strides(y), *_merge_sizes(given), SPAN, eps),
+            **options,
             NORM_FIRST=norm_first,
         )
-    return y, moments
+    return y, torch.div(parts.sum(1), tokens, out=mean), moments
 
 
-def merge_scales_backward(given: MergeScales, dy: Tensor, moments: Tensor) -> tuple[Tensor | None, ...]:
+def merge_scales_backward(
+    given: MergeScales, dy: Tensor, dmean: Tensor | None, moments: Tensor
+) -> tuple[Tensor | None, ...]:
     """Compute the gradients of full, half, weight and bias."""
     from .merge_kernels import merge_backward_full, merge_backward_half
 
@@ -115,22 +115,23 @@ def merge_scales_backward(given: MergeScales, dy: Tensor, moments: Tensor) -> tu
     height, width = full.shape[1:3]
     if not dy.numel():
         return dfull, dhalf.zero_(), torch.zeros_like(weight), torch.zeros_like(weight)
-    constants = _merge_constants(given, dy)
-    programs, half_programs = ceil_div(height * width, _SPAN), ceil_div(half_height * half_width, _SPAN)
+    options = _merge_constants(given, dy)
+    dmean = None if dmean is None else dmean.contiguous()
+    programs, half_programs = ceil_div(height * width, SPAN), ceil_div(half_height * half_width, SPAN)
     parts = weight.new_empty(batch * programs, 2, channels)
     half_parts = weight.new_empty(batch * half_programs, channels)
     with torch.cuda.device_of(full):
         merge_backward_full[batch * programs,](
-            *(full, half, weight, moments, dy, dfull, parts),
-            *(*strides(full), *strides(half), *strides(dfull), *strides(dy), *_merge_sizes(given), _SPAN),
-            **constants,
+            *(full, half, weight, moments, dy, dmean, dfull, parts),
+            *(*strides(full), *strides(half), *strides(dfull), *strides(dy), *_merge_sizes(given), SPAN),
+            **options,
             NORM_FIRST=norm_first,
         )
         gathered = dy if norm_first else dfull
         merge_backward_half[batch * half_programs,](
-            *(half, weight, moments, gathered, dhalf, half_parts),
-            *(*strides(half), *strides(gathered), *_merge_sizes(given), _SPAN),
-            **constants,
+            *(half, weight, moments, gathered, dmean if norm_first else None, dhalf, half_parts),
+            *(*strides(half), *strides(gathered), *_merge_sizes(given), SPAN),
+            **options,
             NORM_FIRST=norm_first,
             WINDOW_ROWS=_window(height, half_height, norm_first),
             WINDOW_COLUMNS=_window(width, half_width, norm_first),
@@ -159,11 +160,4 @@ def _merge_sizes(given: MergeScales) -> tuple[int, ...]:
 
 
 def _merge_constants(given: MergeScales, *maps: Tensor) -> dict[str, int]:
-    columns = 1 << (given.full.shape[3] - 1).bit_length()
-    return {
-        "ROUTES": given.half.shape[1],
-        "VECTOR": vector(given.full, given.half, *maps),
-        "ROWS": max(_TILE // columns, 1),
-        "COLUMNS": columns,
-        "num_warps": 8,
-    }
+    return {"ROUTES": given.half.shape[1], **constants(given.full, given.half, *maps)}

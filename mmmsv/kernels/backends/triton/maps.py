@@ -33,7 +33,7 @@ def strides(map_: Tensor) -> tuple[int, ...]:
 def vector(*maps: Tensor | None) -> int:
     """Return how many neighbouring channels can be read at once, so that no read is of more than 16 bytes."""
     given = [map_ for map_ in maps if map_ is not None]
-    most = 16 // given[0].element_size()
+    most = 16 // max(map_.element_size() for map_ in given)
     while most > 1 and any(
         map_.data_ptr() % (most * map_.element_size())
         or any(number % most for number in (map_.shape[-1], *map_.stride()[:-1]))

@@ -4,40 +4,10 @@ import triton
 import triton.language as tl
 
 from .map_tiles import find, read, write
+from .moments import normalise, normalise_again, through_norm, write_moments
 
 _MAPS = ("full_batch", "full_token", "half_batch", "half_route", "half_token", "y_batch", "y_token")
 _SIZES = ("height", "width", "half_height", "half_width", "channels", "span")
-
-
-@triton.jit
-def _normalise(x, mask, channels, eps):
-    """Return the values of some tokens with mean 0 and deviation 1, the means, and the inverse deviations."""
-    mean = tl.sum(x, 1, keep_dims=True) / channels
-    centred = tl.where(mask, x - mean, 0.0)
-    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 1, keep_dims=True) / channels + eps)
-    return centred * inverse, mean, inverse
-
-
-@triton.jit
-def _write_moments(moments, rows, inside, mean, inverse):
-    tl.store(moments + rows * 2, mean, inside)
-    tl.store(moments + rows * 2 + 1, inverse, inside)
-
-
-@triton.jit
-def _normalise_again(x, mask, moments, rows, inside):
-    """Return what :func:`_normalise` does, by the moments that it wrote."""
-    mean = tl.load(moments + rows * 2, inside, 0.0)
-    inverse = tl.load(moments + rows * 2 + 1, inside, 0.0)
-    return tl.where(mask, (x - mean) * inverse, 0.0), inverse
-
-
-@triton.jit
-def _through_norm(gradient, normal, inverse, channels):
-    """Return the gradient of what went into a norm, from that of the normalised values."""
-    mean = tl.sum(gradient, 1, keep_dims=True) / channels
-    along = tl.sum(gradient * normal, 1, keep_dims=True) / channels
-    return inverse * (gradient - mean - normal * along)
 
 
 @triton.jit
@@ -64,6 +34,15 @@ def _share(line, half_line, length, half_length, NORM_FIRST: tl.constexpr, dtype
     else:
         share = tl.where(_nearest(line, length, half_length) == half_line, 1.0, 0.0).to(dtype)
     return tl.where((line >= 0) & (line < length), share, 0.0)
+
+
+@triton.jit
+def _of_mean(dmean, batch, channels, columns, tokens, dtype: tl.constexpr):
+    """Return what the mean over a map adds to the gradient of each of its tokens."""
+    if dmean is None:
+        return tl.zeros(columns.shape, dtype)
+    else:
+        return tl.load(dmean + batch * channels + columns, columns < channels, 0.0).to(dtype) / tokens
 
 
 @triton.jit
@@ -107,8 +86,8 @@ def normalise_half(
         for route in range(ROUTES):
             route_ = half + tl.multiple_of(route * half_route, VECTOR)
             x = read(route_, batch, half_batch, rows, half_token, columns, mask, VECTOR, dtype)
-            normal, mean, inverse = _normalise(x, mask, channels, eps)
-            _write_moments(moments, full_tokens + route * tokens + rows, inside, mean, inverse)
+            normal, mean, inverse = normalise(x, mask, channels, eps)
+            write_moments(moments, full_tokens + route * tokens + rows, inside, mean, inverse)
             total += normal
         write(sums, batch, tokens * channels, rows, channels, columns, mask, total, VECTOR)
 
@@ -149,6 +128,7 @@ def merge_forward(
     weight,
     bias,
     y,
+    parts,
     moments,
     full_batch,
     full_token,
@@ -170,14 +150,18 @@ def merge_forward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write y and the moments of the full map; with the norm first, ``sums`` are those of :func:`normalise_half`."""
+    """Write y, its sums over a program's tokens, ``(batch * spans, D)``, and the moments of the full map.
+
+    With the norm first, ``sums`` are those of :func:`normalise_half`.
+    """
     dtype: tl.constexpr = moments.dtype.element_ty
     tokens, half_tokens = height * width, half_height * half_width
     channels = channels // VECTOR * VECTOR  # says that it is a multiple
-    batch, begin, end, _, columns = find(tokens, span, channels, COLUMNS)
+    batch, begin, end, index, columns = find(tokens, span, channels, COLUMNS)
     weight_ = tl.load(weight + columns, columns < channels, 0.0)
     bias_ = tl.load(bias + columns, columns < channels, 0.0)
     moments += batch * (tokens + (ROUTES * half_tokens if NORM_FIRST else 0)) * 2
+    sum_of_y = tl.zeros((1, COLUMNS), dtype)
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
         inside = rows < end
@@ -201,8 +185,8 @@ def merge_forward(
             VECTOR,
             dtype,
         )
-        normal, mean, inverse = _normalise(x, mask, channels, eps)
-        _write_moments(moments, rows, inside, mean, inverse)
+        normal, mean, inverse = normalise(x, mask, channels, eps)
+        write_moments(moments, rows, inside, mean, inverse)
         total = bias_
         if NORM_FIRST:
             # The norm's weight and bias come out of the interpolation.
@@ -219,7 +203,10 @@ def merge_forward(
                 line, column, share = corners[corner]
                 at = line * half_width + column
                 normal += share * read(sums, batch, half_tokens * channels, at, channels, columns, mask, VECTOR, dtype)
-        write(y, batch, y_batch, rows, y_token, columns, mask, normal * weight_ + total, VECTOR)
+        y_ = normal * weight_ + total
+        sum_of_y += tl.sum(tl.where(mask, y_, 0.0), 0, keep_dims=True)
+        write(y, batch, y_batch, rows, y_token, columns, mask, y_, VECTOR)
+    tl.store(parts + index * channels + columns, sum_of_y, columns < channels)
 
 
 @triton.jit(do_not_specialize=[*_MAPS, "dy_batch", "dy_token", *_SIZES])
@@ -229,6 +216,7 @@ def merge_backward_full(
     weight,
     moments,
     dy,
+    dmean,
     dfull,
     parts,
     full_batch,
@@ -263,6 +251,7 @@ def merge_backward_full(
     weight_ = tl.load(weight + columns, columns < channels, 0.0)
     moments += batch * (tokens + (ROUTES * half_height * half_width if NORM_FIRST else 0)) * 2
     dweight, dbias = tl.zeros((1, COLUMNS), dtype), tl.zeros((1, COLUMNS), dtype)
+    of_mean = _of_mean(dmean, batch, channels, columns, tokens, dtype)
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
         inside = rows < end
@@ -286,11 +275,12 @@ def merge_backward_full(
             VECTOR,
             dtype,
         )
-        normal, inverse = _normalise_again(x, mask, moments, rows, inside)
+        normal, inverse = normalise_again(x, mask, moments, rows, inside)
         gradient = read(dy, batch, dy_batch, rows, dy_token, columns, mask, VECTOR, dtype)
+        gradient += tl.where(mask, of_mean, 0.0)
         dweight += tl.sum(gradient * normal, 0, keep_dims=True)
         dbias += tl.sum(gradient, 0, keep_dims=True)
-        dx = _through_norm(gradient * weight_, normal, inverse, channels)
+        dx = through_norm(gradient * weight_, normal, inverse, channels)
         write(dfull, batch, y_batch, rows, y_token, columns, mask, dx, VECTOR)
     to = parts + index * 2 * channels + columns
     tl.store(to, dweight, columns < channels)
@@ -303,6 +293,7 @@ def merge_backward_half(
     weight,
     moments,
     dy,
+    dmean,
     dhalf,
     parts,
     half_batch,
@@ -336,6 +327,7 @@ def merge_backward_half(
     weight_ = tl.load(weight + columns, columns < channels, 0.0)
     moments += batch * (height * width + ROUTES * tokens) * 2
     dweight = tl.zeros((1, COLUMNS), dtype)
+    of_mean = _of_mean(dmean, batch, channels, columns, height * width, dtype)
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
         inside = rows < end
@@ -349,15 +341,15 @@ def merge_backward_half(
             for j in tl.static_range(WINDOW_COLUMNS):
                 share = down * _share(left + j, half_column, width, half_width, NORM_FIRST, dtype)
                 at, has = (top + i) * width + left + j, mask & (share != 0.0)
-                dsum += share * read(dy, batch, dy_batch, at, dy_token, columns, has, VECTOR, dtype)
+                dsum += share * (read(dy, batch, dy_batch, at, dy_token, columns, has, VECTOR, dtype) + of_mean)
         for route in range(ROUTES):
             dx = dsum
             if NORM_FIRST:
                 route_ = half + tl.multiple_of(route * half_route, VECTOR)
                 x = read(route_, batch, half_batch, rows, half_token, columns, mask, VECTOR, dtype)
                 at = height * width + route * tokens + rows
-                normal, inverse = _normalise_again(x, mask, moments, at, inside)
+                normal, inverse = normalise_again(x, mask, moments, at, inside)
                 dweight += tl.sum(dsum * normal, 0, keep_dims=True)
-                dx = _through_norm(dsum * weight_, normal, inverse, channels)
+                dx = through_norm(dsum * weight_, normal, inverse, channels)
             write(dhalf, batch * ROUTES + route, tokens * channels, rows, channels, columns, mask, dx, VECTOR)
     tl.store(parts + index * channels + columns, dweight, columns < channels)

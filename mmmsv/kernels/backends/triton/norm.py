@@ -1,0 +1,61 @@
+"""The norms of maps by Triton kernels: chooses how they are launched.
+
+Maps are read and written in their dtypes, and computed with in float32. Sums over tokens are made in parts, one for
+each program, which torch adds up: no atomics, the same bits in every run.
+"""
+
+import torch
+from torch import Tensor
+
+from ...arguments import LayerNorm, ceil_div
+from .maps import flat, strides, vector
+
+# Numbers of a tile. Tokens of a program, about: so many parts are summed afterwards.
+TILE, SPAN = 4096, 64
+
+
+def layer_norm(given: LayerNorm) -> tuple[Tensor, Tensor]:
+    """Compute y, and the mean and inverse deviation of each token."""
+    from .norm_kernels import norm_forward
+
+    y, moments = given.new_results()
+    x, weight, bias = flat(given.x), given.weight.contiguous(), given.bias.contiguous()
+    if y.numel():
+        with torch.cuda.device_of(x):
+            norm_forward[_grid(x)](
+                *(x, weight, bias, y, moments, *strides(x), *strides(y), *_sizes(x), given.eps),
+                **constants(x, y),
+            )
+    return y, moments
+
+
+def layer_norm_backward(given: LayerNorm, dy: Tensor, moments: Tensor) -> tuple[Tensor, ...]:
+    """Compute the gradients of x, weight and bias."""
+    from .norm_kernels import norm_backward
+
+    x, weight, dy = flat(given.x), given.weight.contiguous(), flat(dy)
+    dx = x.new_empty(x.shape)
+    if not dy.numel():
+        return dx, torch.zeros_like(weight), torch.zeros_like(weight)
+    parts = weight.new_empty(x.shape[0] * ceil_div(x.shape[1] * x.shape[2], SPAN), 2, x.shape[3])
+    with torch.cuda.device_of(x):
+        norm_backward[_grid(x)](
+            *(x, weight, moments, dy, dx, parts, *strides(x), *strides(dy), *strides(dx), *_sizes(x)),
+            **constants(x, dy, dx),
+        )
+    dweight, dbias = parts.sum(0)
+    return dx, dweight, dbias
+
+
+def constants(*maps: Tensor) -> dict[str, int]:
+    """Return the constants of a kernel whose tiles have all channels of a token."""
+    columns = 1 << (maps[0].shape[-1] - 1).bit_length()
+    return {"VECTOR": vector(*maps), "ROWS": max(TILE // columns, 1), "COLUMNS": columns, "num_warps": 8}
+
+
+def _grid(x: Tensor) -> tuple[int]:
+    return (x.shape[0] * ceil_div(x.shape[1] * x.shape[2], SPAN),)
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    return x.shape[1] * x.shape[2], x.shape[3], SPAN
