@@ -4,24 +4,21 @@
     python -m benchmarks.triton_resources --json    # the same as a list of objects
 
 Runs the backend on CPU tensors with a driver that compiles what would be launched, and launches nothing. A pair is one
-channel of one token on one route. Instructions are those of the loop over the tokens, by the number of pairs that each
-thread computes in it.
+channel of one token on one route; of the other ops it is one channel of one token of the map that a kernel goes over.
+Instructions are those of the loop over the tokens, by the number of pairs that each thread computes in it.
 """
 
 import argparse
 import contextlib
 import json
-import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from triton import JITFunction, knobs
+from triton import JITFunction
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
@@ -35,6 +32,7 @@ from mmmsv.kernels.backends.triton import scan
 from .baselines import list_implementations
 from .cases import Case, MapCase, SequenceCase
 from .comparison import Call
+from .sass import instructions_a_pair, instructions_an_element, resources
 
 CAPABILITIES = (80, 90)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -98,10 +96,7 @@ def usages(capability: int) -> Iterator[tuple[object, ...]]:
             Call(case, CPU).results(triton)
         routes = "1-D" if isinstance(case, SequenceCase) else "+".join(case.routes) + (", cut" if wanted else "")
         for name, (kernel, constants) in launched.items():
-            count, resources = "", _resources(kernel)
-            if not name.startswith("carry_over"):
-                with _written(kernel) as cubin:
-                    count = instructions_a_pair(cubin, constants)
+            count = "" if name.startswith("carry_over") else instructions_a_pair(kernel, constants)
             yield (
                 name,
                 capability,
@@ -110,14 +105,15 @@ def usages(capability: int) -> Iterator[tuple[object, ...]]:
                 routes,
                 constants.get("VECTOR", ""),
                 count,
-                *resources,
+                *resources(kernel),
             )
     for channels in CHANNELS:
         with compiling() as launched:
             _run_fused(channels)
         for name, (kernel, constants) in launched.items():
             case = f"{channels} channels"
-            yield name, capability, _name(BFLOAT16), "", case, constants["VECTOR"], "", *_resources(kernel)
+            count = instructions_an_element(name, kernel, constants)
+            yield name, capability, _name(BFLOAT16), "", case, constants["VECTOR"], count, *resources(kernel)
 
 
 def _run_fused(channels: int) -> None:
@@ -146,7 +142,7 @@ def compiling() -> Iterator[dict[str, tuple[CompiledKernel, dict[str, int]]]]:
     def compile_only(kernel: JITFunction, *args: object, grid: tuple[int], warmup: bool, **kwargs: int) -> None:
         name = kernel.__name__ + (" backward" if kwargs.get("BACKWARD") else "")
         name += {True: ", norm first", False: ", norm last"}.get(kwargs.get("NORM_FIRST"), "")
-        name += f", {kwargs['K']} x {kwargs['K']}" if "K" in kwargs else ""
+        name += f", {kwargs['K']} x {kwargs['K']}, {kwargs['ACTIVATION']}" if "K" in kwargs else ""
         launched[name] = run(kernel, *args, grid=grid, warmup=True, **kwargs), kwargs
 
     runnable = replace(BACKENDS["triton"], why_not=lambda device: None)
@@ -156,87 +152,6 @@ def compiling() -> Iterator[dict[str, tuple[CompiledKernel, dict[str, int]]]]:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-@contextlib.contextmanager
-def _written(kernel: CompiledKernel) -> Iterator[str]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        yield file.name
-
-
-@dataclass
-class Loop:
-    """A loop of a compiled kernel: what is in no loop within, and these in their order."""
-
-    begin: int
-    end: int
-    instructions: list[str]
-    inner: list["Loop"]
-
-    @property
-    def exponentials(self) -> int:
-        """How many of the instructions are exponentials."""
-        return sum("MUFU.EX2" in instruction for instruction in self.instructions)
-
-
-def instructions_a_pair(cubin: str, constants: dict[str, int]) -> float:
-    """Count the instructions of the loop over tiles, for each pair of a thread.
-
-    Where N is more than 1, it has a loop over n, each time with an exponential for each pair; the compiler may have
-    unrolled it. Where a chunk has several tiles, a backward pass has a loop like it before that, over all but one.
-    """
-    (tiles,) = loops(cubin)
-    if constants["ROUTES"] > 1 and constants.get("SPLIT") is False:
-        (tiles,) = tiles.inner
-    pairs = constants["TILE"] * constants["VECTOR"]
-    chunk = constants.get("CHUNK", 0) // constants["TILE"]
-
-    def all_n(loop: Loop) -> float:
-        return len(loop.instructions) * constants["N"] * pairs / loop.exponentials
-
-    count = float(len(tiles.instructions))
-    for loop in tiles.inner:
-        if loop.inner:
-            count += (len(loop.instructions) + all_n(loop.inner[0])) * (chunk - 1) / chunk
-        elif loop.exponentials:
-            count += all_n(loop)
-        else:  # copies the state before a chunk
-            count += len(loop.instructions) * constants["N"] / chunk
-    return round(count / pairs, 1)
-
-
-def loops(cubin: str) -> list[Loop]:
-    """Return the outermost loops of a kernel: from a label to the last branch back to it."""
-    command = [knobs.nvidia.nvdisasm.path, "-c", cubin]
-    labels: dict[str, int] = {}
-    ends: dict[int, int] = {}
-    instructions: list[str] = []
-    for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines():
-        if label := re.match(r"\s*(\.L_x_\d+):", line):
-            labels[label[1]] = len(instructions)
-        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+((@!?U?P\w+ +)?[A-Z].*);", line):
-            back = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
-            if back and labels.get(back[1], len(instructions)) < len(instructions):  # the last one goes to itself
-                ends[labels[back[1]]] = len(instructions)
-            instructions.append(instruction[1])
-    found = [Loop(begin, end, instructions[begin : end + 1], []) for begin, end in sorted(ends.items())]
-    for loop in reversed(found):
-        inside = [one for one in found if loop.begin < one.begin and one.end <= loop.end]
-        loop.inner = [one for one in inside if not any(o.begin < one.begin and one.end <= o.end for o in inside)]
-        for one in reversed(loop.inner):
-            del loop.instructions[one.begin - loop.begin : one.end + 1 - loop.begin]
-    return [loop for loop in found if not any(o.begin < loop.begin and loop.end <= o.end for o in found)]
-
-
-def _resources(kernel: CompiledKernel) -> tuple[int, int, int]:
-    """Return the registers of a thread, its bytes of local memory, where registers are spilled to, and shared bytes."""
-    with _written(kernel) as cubin:
-        command = [knobs.nvidia.cuobjdump.path, "-res-usage", cubin]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    registers, stack, local = (int(re.search(rf"\b{what}:(\d+)", text)[1]) for what in ("REG", "STACK", "LOCAL"))
-    return registers, stack + local, kernel.metadata.shared
 
 
 def main() -> None:

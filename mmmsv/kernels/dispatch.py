@@ -22,8 +22,8 @@ class Kernel:
 
     Args:
         forward: Computes, from the arguments of the op (a tuple of :mod:`.arguments`), y and other results, with the
-            shapes, dtypes and strides that ``new_results`` of the arguments gives them, and what the backward pass needs
-            beside the tensors.
+            shapes, dtypes and strides that ``new_results`` of the arguments gives them, and what the backward pass
+            needs beside the tensors.
         backward: Computes, from the arguments, dy, the gradients of other results (None where nothing has used them),
             and what was kept, flat, the gradient of each tensor, in their order; in the place of one that was not
             given, anything.

@@ -157,8 +157,9 @@ def test_what_models_keep(device):
 def test_polynomials_of_the_kernels_are_those_that_are_fitted():
     done = run("-m", "benchmarks.polynomials")
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"off by (\S+)", done.stdout) == ["1.5e-07", "6.4e-08"]
-    kernels = (ROOT / "mmmsv/kernels/backends/triton/tokens.py").read_text()
+    assert re.findall(r"off by (\S+)", done.stdout) == ["1.5e-07", "6.4e-08", "3.2e-07"]
+    files = ("tokens", "activations")
+    kernels = "".join((ROOT / f"mmmsv/kernels/backends/triton/{name}.py").read_text() for name in files)
     coefficients = [number.strip("-") for number in done.stdout.split() if "." in number and len(number) > 12]
     assert coefficients
     assert [number for number in coefficients if number not in kernels] == []

@@ -6,92 +6,124 @@ from torch import Tensor
 from ...arguments import DepthwiseConv, ceil_div
 from .maps import flat, strides, vector
 
-# Tokens and channels of a tile, and tokens of a program: more where it sums over them.
-_ROWS, _COLUMNS = 16, 64
-_SPAN, _SUMMED_SPAN = 64, 512
+# Groups of neighbours and channels of a tile, and groups of a program: more where it sums over them.
+_ROWS, _COLUMNS = 8, 64
+_SPAN, _SUMMED_SPAN = 32, 128
 
 
 def depthwise_conv(given: DepthwiseConv) -> tuple[Tensor, Tensor]:
     """Compute y; nothing is kept."""
-    from .conv_kernels import conv_forward
-
-    given = given._replace(x=flat(given.x))
+    x, weight = flat(given.x), _factors(given)
     y, kept = given.new_results()
     if y.numel():
-        with torch.cuda.device_of(y):
-            conv_forward[_grid(y, _SPAN)](
-                *(given.x, _by_tap(given.weight), given.bias, y),
-                *(*strides(given.x), *strides(y), *_sizes(given, y), _SPAN),
-                **_constants(given, y),
-                ACTIVATION=given.activation,
-                RESIDUAL=given.residual,
-            )
+        kernel = weight.shape[-2]
+        _convolve(x, weight, given.bias, y, given.stride, pad=kernel // 2, reach=0, activation=given.activation)
     return y, kept
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    stride: int,
+    pad: int,
+    reach: int,
+    activation: str,
+) -> None:
+    """Launch the kernel ``convolve`` with a weight ``(spread, spread, K, K, D)``."""
+    from .conv_kernels import convolve
+
+    spread, _, kernel, _, _ = weight.shape
+    width = _width(x, stride)
+    lines, columns = (ceil_div(side, spread) for side in y.shape[1:3])
+    with torch.cuda.device_of(x):
+        convolve[_grid(y, lines * ceil_div(columns, width), _SPAN, spread * spread)](
+            *(x, weight, bias, y, *strides(x), *strides(y), *x.shape[1:3], *y.shape[1:], _SPAN),
+            **_constants(kernel, stride, width, x, y),
+            SPREAD=spread,
+            PAD=pad,
+            REACH=reach,
+            ACTIVATION=activation,
+        )
 
 
 def depthwise_conv_backward(given: DepthwiseConv, dy: Tensor, kept: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients of x, weight and bias."""
-    from .conv_kernels import conv_backward_activation, conv_backward_weight, conv_backward_x
+    from .conv_kernels import conv_backward_activation, conv_backward_weight
 
-    given = given._replace(x=flat(given.x))
-    x, weight, bias, *_ = given
+    x, weight, bias, stride, activation, _ = given = given._replace(x=flat(given.x))
     dy = flat(dy.to(x.dtype))
     dx = x.new_empty(x.shape)
     channels, _, kernel, _ = weight.shape
-    spans = ceil_div(dy.shape[1] * dy.shape[2], _SUMMED_SPAN)
-    parts = weight.new_empty(len(x) * spans, kernel * kernel + 1, channels)
-    if dy.numel():
-        by_tap, dp = _by_tap(weight), dy
-        with torch.cuda.device_of(dy):
-            if given.activation != "none":
-                dp = dy.new_empty(dy.shape)
-                conv_backward_activation[_grid(dy, _SPAN)](
-                    *(x, by_tap, bias, dy, dp),
-                    *(*strides(x), *strides(dy), *strides(dp), *_sizes(given, dy), _SPAN),
-                    **_constants(given, dy),
-                    ACTIVATION=given.activation,
-                    RESIDUAL=given.residual,
-                )
-            stride = given.stride
-            conv_backward_x[(*_grid(dx[:, ::stride, ::stride], _SPAN), stride * stride)](
-                *(by_tap, dp, dx),
-                *(*strides(dx), *strides(dp), *_sizes(given, dp), _SPAN),
-                **_constants(given, dp, dx),
-                RESIDUAL=given.residual,
+    width = _width(x, stride)
+    groups = dy.shape[1] * ceil_div(dy.shape[2], width)
+    parts = weight.new_empty(len(x) * ceil_div(groups, _SUMMED_SPAN), kernel * kernel + 1, channels)
+    if not dy.numel():
+        return dx, torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
+    factors = _factors(given)
+    dp = dy if activation == "none" else dy.new_empty(dy.shape)
+    constants = _constants(kernel, stride, width, x, dy, dp)
+    maps = (*strides(x), *strides(dy), *strides(dp), *x.shape[1:3], *dy.shape[1:])
+    # Where the sums for all taps fit in the registers, the gradient of what goes into the activation is no pass of its
+    # own.
+    lines = kernel if kernel == 3 and x.element_size() < 8 else 1
+    with torch.cuda.device_of(dy):
+        if lines < kernel and activation != "none":
+            conv_backward_activation[_grid(dy, groups, _SPAN, 1)](
+                *(x, factors, bias, dy, dp, *maps, _SPAN), **constants, ACTIVATION=activation
             )
-            # As many lines of taps as sums fit in the registers.
-            lines = kernel if kernel == 3 else 1
-            conv_backward_weight[(*_grid(dp, _SUMMED_SPAN), kernel // lines)](
-                *(x, dp, parts),
-                *(*strides(x), *strides(dp), *_sizes(given, dp), _SUMMED_SPAN),
-                **_constants(given, dp),
-                LINES=lines,
-            )
+            activation = "none"
+        conv_backward_weight[_grid(dy, groups, _SUMMED_SPAN, kernel // lines)](
+            *(x, factors, bias, dy, dp, parts, *maps, _SUMMED_SPAN),
+            **constants,
+            LINES=lines,
+            ACTIVATION=activation,
+        )
+    turned = _turned(factors[0, 0], stride)
+    _convolve(dp, turned, None, dx, 1, pad=turned.shape[-2] - 1, reach=kernel // 2, activation="none")
     sums = parts.sum(0)
     return dx, sums[:-1].t().reshape(weight.shape), sums[-1]
 
 
-def _by_tap(weight: Tensor) -> Tensor:
-    """Return a weight ``(D, 1, K, K)`` as ``(K * K, D)``."""
-    return weight.flatten(1).t().contiguous()
+def _factors(given: DepthwiseConv) -> Tensor:
+    """Return what each tap is multiplied by, ``(1, 1, K, K, D)``; a residual is one more of the tap in the middle."""
+    factors = given.weight.permute(1, 2, 3, 0).unsqueeze(0).contiguous()
+    if given.residual:
+        middle = given.weight.shape[2] // 2
+        factors[:, :, middle, middle] += 1
+    return factors
 
 
-def _grid(map_: Tensor, span: int) -> tuple[int]:
-    batch, height, width, channels = map_.shape
-    return (batch * ceil_div(height * width, span) * ceil_div(channels, _COLUMNS),)
+def _turned(factors: Tensor, stride: int) -> Tensor:
+    """Return the kernels that the gradient of x gathers with: one for each place within a stride, ``(S, S, T, T, D)``.
+
+    A number of x is reached by those of the result by every S-th tap, from one on that depends on its place.
+    """
+    kernel, taps = len(factors), ceil_div(len(factors), stride)
+    missing = stride * taps - kernel
+    apart = torch.nn.functional.pad(factors, (0, 0, 0, missing, 0, missing)).unflatten(1, (taps, stride))
+    by_first = apart.unflatten(0, (taps, stride)).permute(1, 3, 0, 2, 4).flip(2, 3)
+    # The first tap that reaches place p is (p + K // 2) % S.
+    return by_first.roll((-(kernel // 2),) * 2, (0, 1)).contiguous()
 
 
-def _sizes(given: DepthwiseConv, y: Tensor) -> tuple[int, ...]:
-    return *given.x.shape[1:3], *y.shape[1:]
+def _width(x: Tensor, stride: int) -> int:
+    """Return how many neighbours of the result are computed at once, as registers allow."""
+    return 1 if stride > 2 else 8 // x.element_size()
 
 
-def _constants(given: DepthwiseConv, *maps: Tensor) -> dict[str, int]:
+def _grid(map_: Tensor, groups: int, span: int, shared: int) -> tuple[int]:
+    return (len(map_) * ceil_div(groups, span) * ceil_div(map_.shape[-1], _COLUMNS) * shared,)
+
+
+def _constants(kernel: int, stride: int, width: int, *maps: Tensor) -> dict[str, int]:
     return {
-        "K": given.weight.shape[2],
-        "STRIDE": given.stride,
-        "VECTOR": vector(given.x, *maps),
+        "K": kernel,
+        "STRIDE": stride,
+        "WIDTH": width,
+        "VECTOR": vector(*maps),
         "ROWS": _ROWS,
         "COLUMNS": _COLUMNS,
-        "num_warps": 4,
-        "maxnreg": 128,  # else the assembler spills some, where that fits one more program on a multiprocessor
+        "num_warps": 2,
     }

@@ -1,8 +1,13 @@
-"""The Triton kernels of :func:`mmmsv.kernels.depthwise_conv`: a program takes some channels of some tokens."""
+"""The Triton kernels of :func:`mmmsv.kernels.depthwise_conv`.
+
+A program takes some channels of some groups, each of WIDTH neighbours in a line of the result: what one number of the
+map is multiplied by for all of them is done at once, so that it is read once and not WIDTH times.
+"""
 
 import triton
 import triton.language as tl
 
+from .activations import activate, slope
 from .map_tiles import find, read, write
 
 _SIZES = ("height", "width", "out_height", "out_width", "channels", "span")
@@ -10,15 +15,29 @@ _X, _Y = ("x_batch", "x_token"), ("y_batch", "y_token")
 
 
 @triton.jit
-def _tap(line, column, height, width):
-    """Return the index of a place on a map, and whether it is on it."""
-    return line * width + column, (line >= 0) & (line < height) & (column >= 0) & (column < width)
+def _group(rows, groups, WIDTH: tl.constexpr):
+    """Return the line of each group, and its first column."""
+    return rows // groups, rows % groups * WIDTH
 
 
 @triton.jit
-def _factor(weight, tap, channels, columns, mask, VECTOR: tl.constexpr):
-    """Read what the channels of one tap are multiplied by."""
-    return tl.load(weight + tl.multiple_of(tap * channels, VECTOR) + columns, mask, 0.0)
+def _read_place(
+    x,
+    batch,
+    x_batch,
+    x_token,
+    line,
+    column,
+    height,
+    width,
+    columns,
+    mask,
+    VECTOR: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """Read places of a map, 0 for those that are not on it."""
+    on_map = mask & (line >= 0) & (line < height) & (column >= 0) & (column < width)
+    return read(x, batch, x_batch, line * width + column, x_token, columns, on_map, VECTOR, dtype)
 
 
 @triton.jit
@@ -38,33 +57,38 @@ def _convolve(
     mask,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+    WIDTH: tl.constexpr,
     VECTOR: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Return what goes into the activation, at some places of the result."""
+    """Return what goes into the activation at WIDTH neighbours, of whom the first has its first tap at a place of x."""
     real = columns < channels
     total = tl.zeros(mask.shape, dtype)
     if bias is not None:
         total += tl.load(bias + columns, real, 0.0)
+    totals = ()
+    for _ in tl.static_range(WIDTH):
+        totals = totals + (total,)
     for a in range(K):
+        factors = ()
         for b in tl.static_range(K):
-            at, on_map = _tap(line * STRIDE + a - K // 2, column * STRIDE + b - K // 2, height, width)
-            factor = _factor(weight, a * K + b, channels, columns, real, VECTOR)
-            total += factor * read(x, batch, x_batch, at, x_token, columns, mask & on_map, VECTOR, dtype)
-    if RESIDUAL:
-        total += read(x, batch, x_batch, line * width + column, x_token, columns, mask, VECTOR, dtype)
-    return total
-
-
-@triton.jit
-def _normal_distribution(p):
-    """Return its cumulative function, with which GELU weighs p."""
-    return 0.5 * (1.0 + tl.erf(p * 0.7071067811865476))
+            factors = factors + (tl.load(weight + tl.multiple_of((a * K + b) * channels, VECTOR) + columns, real, 0.0),)
+        for j in tl.static_range((WIDTH - 1) * STRIDE + K):
+            value = _read_place(
+                x, batch, x_batch, x_token, line + a, column + j, height, width, columns, mask, VECTOR, dtype
+            )
+            new = ()
+            for i in tl.static_range(WIDTH):
+                if j >= i * STRIDE and j < i * STRIDE + K:
+                    new = new + (totals[i] + factors[j - i * STRIDE] * value,)
+                else:
+                    new = new + (totals[i],)
+            totals = new
+    return totals
 
 
 @triton.jit(do_not_specialize=[*_X, *_Y, *_SIZES])
-def conv_forward(
+def convolve(
     x,
     weight,
     bias,
@@ -81,28 +105,40 @@ def conv_forward(
     span,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
+    SPREAD: tl.constexpr,
+    PAD: tl.constexpr,
+    REACH: tl.constexpr,
+    WIDTH: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    RESIDUAL: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write y; ``weight`` is ``(K * K, D)``."""
+    """Write y; ``weight`` is ``(SPREAD, SPREAD, K, K, D)``.
+
+    A program computes places SPREAD apart in both directions, which have a kernel of their own; the map begins PAD
+    places, or as many less as their shift gives, after the first tap of the first one.
+    """
     dtype: tl.constexpr = weight.dtype.element_ty
     channels = channels // VECTOR * VECTOR  # says that it is a multiple
-    batch, begin, end, _, columns = find(out_height * out_width, span, channels, COLUMNS)
+    top = tl.program_id(0) % (SPREAD * SPREAD) // SPREAD
+    left = tl.program_id(0) % SPREAD
+    weight += tl.multiple_of((top * SPREAD + left) * K * K * channels, VECTOR)
+    lines, groups = tl.cdiv(out_height, SPREAD), tl.cdiv(tl.cdiv(out_width, SPREAD), WIDTH)
+    batch, begin, end, _, columns = find(lines * groups, span, channels, COLUMNS, SPREAD * SPREAD)
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
         mask = (rows < end) & (columns < channels)
-        p = _convolve(
+        line, column = _group(rows, groups, WIDTH)
+        totals = _convolve(
             x,
             weight,
             bias,
             batch,
             x_batch,
             x_token,
-            rows // out_width,
-            rows % out_width,
+            line * STRIDE - PAD + (top + REACH) // SPREAD,
+            column * STRIDE - PAD + (left + REACH) // SPREAD,
             height,
             width,
             channels,
@@ -110,15 +146,76 @@ def conv_forward(
             mask,
             K,
             STRIDE,
-            RESIDUAL,
+            WIDTH,
             VECTOR,
             dtype,
         )
-        if ACTIVATION == "silu":
-            p *= tl.sigmoid(p)
-        if ACTIVATION == "gelu":
-            p *= _normal_distribution(p)
-        write(y, batch, y_batch, rows, y_token, columns, mask, p, VECTOR)
+        line, column = line * SPREAD + top, column * SPREAD + left
+        for i in tl.static_range(WIDTH):
+            p = activate(totals[i], ACTIVATION)
+            inside = mask & (line < out_height) & (column + i * SPREAD < out_width)
+            at = line * out_width + column + i * SPREAD
+            write(y, batch, y_batch, at, y_token, columns, inside, p, VECTOR)
+
+
+@triton.jit
+def _through_activation(
+    x,
+    weight,
+    bias,
+    dy,
+    dp,
+    batch,
+    x_batch,
+    x_token,
+    y_batch,
+    y_token,
+    dp_batch,
+    dp_token,
+    line,
+    column,
+    height,
+    width,
+    out_width,
+    channels,
+    columns,
+    mask,
+    K: tl.constexpr,
+    STRIDE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    VECTOR: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """Write and return the gradients of what goes into the activation, which is computed again."""
+    gradients = ()
+    totals = _convolve(
+        x,
+        weight,
+        bias,
+        batch,
+        x_batch,
+        x_token,
+        line * STRIDE - K // 2,
+        column * STRIDE - K // 2,
+        height,
+        width,
+        channels,
+        columns,
+        mask,
+        K,
+        STRIDE,
+        WIDTH,
+        VECTOR,
+        dtype,
+    )
+    for i in tl.static_range(WIDTH):
+        p, inside, at = totals[i], mask & (column + i < out_width), line * out_width + column + i
+        gradient = read(dy, batch, y_batch, at, y_token, columns, inside, VECTOR, dtype)
+        gradient *= slope(p, ACTIVATION)
+        write(dp, batch, dp_batch, at, dp_token, columns, inside, gradient, VECTOR)
+        gradients = gradients + (gradient,)
+    return gradients
 
 
 @triton.jit(do_not_specialize=[*_X, *_Y, "dp_batch", "dp_token", *_SIZES])
@@ -142,113 +239,64 @@ def conv_backward_activation(
     span,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
+    WIDTH: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    RESIDUAL: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write the gradient of what goes into the activation, which is computed again."""
+    """Write the gradient of what goes into the activation."""
     dtype: tl.constexpr = weight.dtype.element_ty
     channels = channels // VECTOR * VECTOR  # says that it is a multiple
-    batch, begin, end, _, columns = find(out_height * out_width, span, channels, COLUMNS)
+    groups = tl.cdiv(out_width, WIDTH)
+    batch, begin, end, _, columns = find(out_height * groups, span, channels, COLUMNS)
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
-        mask = (rows < end) & (columns < channels)
-        p = _convolve(
+        line, column = _group(rows, groups, WIDTH)
+        _through_activation(
             x,
             weight,
             bias,
+            dy,
+            dp,
             batch,
             x_batch,
             x_token,
-            rows // out_width,
-            rows % out_width,
+            y_batch,
+            y_token,
+            dp_batch,
+            dp_token,
+            line,
+            column,
             height,
             width,
+            out_width,
             channels,
             columns,
-            mask,
+            (rows < end) & (columns < channels),
             K,
             STRIDE,
-            RESIDUAL,
+            WIDTH,
+            ACTIVATION,
             VECTOR,
             dtype,
         )
-        gradient = read(dy, batch, y_batch, rows, y_token, columns, mask, VECTOR, dtype)
-        if ACTIVATION == "silu":
-            sigmoid = tl.sigmoid(p)
-            gradient *= sigmoid * (1.0 + p * (1.0 - sigmoid))
-        if ACTIVATION == "gelu":
-            gradient *= _normal_distribution(p) + p * 0.3989422804014327 * tl.exp(-0.5 * p * p)
-        write(dp, batch, dp_batch, rows, dp_token, columns, mask, gradient, VECTOR)
 
 
-@triton.jit(do_not_specialize=[*_X, *_Y, *_SIZES])
-def conv_backward_x(
-    weight,
-    dp,
-    dx,
-    x_batch,
-    x_token,
-    y_batch,
-    y_token,
-    height,
-    width,
-    out_height,
-    out_width,
-    channels,
-    span,
-    K: tl.constexpr,
-    STRIDE: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    VECTOR: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Write the gradient of x, each token of which gathers from those of the result that have it in their window.
-
-    A program has tokens STRIDE apart in both directions, from the place on that the second axis of the grid says: the
-    same taps reach all of them.
-    """
-    TAPS: tl.constexpr = (K + STRIDE - 1) // STRIDE
-    dtype: tl.constexpr = weight.dtype.element_ty
-    channels = channels // VECTOR * VECTOR  # says that it is a multiple
-    top, left = tl.program_id(1) // STRIDE, tl.program_id(1) % STRIDE
-    lines, row_length = tl.cdiv(height, STRIDE), tl.cdiv(width, STRIDE)
-    batch, begin, end, _, columns = find(lines * row_length, span, channels, COLUMNS)
-    real = columns < channels
-    for start in range(begin, end, ROWS):
-        rows = (start + tl.arange(0, ROWS))[:, None]
-        line, column = rows // row_length * STRIDE + top, rows % row_length * STRIDE + left
-        at, inside = _tap(line, column, height, width)
-        mask = (rows < end) & inside & real
-        total = tl.zeros((ROWS, COLUMNS), dtype)
-        for i in range(TAPS):
-            a = (top + K // 2) % STRIDE + i * STRIDE
-            for j in tl.static_range(TAPS):
-                b = (left + K // 2) % STRIDE + j * STRIDE
-                tap, has = _tap((line + K // 2 - a) // STRIDE, (column + K // 2 - b) // STRIDE, out_height, out_width)
-                # Divided towards 0, what is above and left of the map would be on it.
-                has = has & (line + K // 2 >= a) & (column + K // 2 >= b) & (a < K) & (b < K)
-                factor = tl.load(
-                    weight + tl.multiple_of((a * K + b) * channels, VECTOR) + columns, real & (a < K) & (b < K), 0.0
-                )
-                total += factor * read(dp, batch, y_batch, tap, y_token, columns, mask & has, VECTOR, dtype)
-        if RESIDUAL:
-            total += read(dp, batch, y_batch, at, y_token, columns, mask, VECTOR, dtype)
-        write(dx, batch, x_batch, at, x_token, columns, mask, total, VECTOR)
-
-
-@triton.jit(do_not_specialize=[*_X, *_Y, *_SIZES])
+@triton.jit(do_not_specialize=[*_X, *_Y, "dp_batch", "dp_token", *_SIZES])
 def conv_backward_weight(
     x,
+    weight,
+    bias,
+    dy,
     dp,
     parts,
     x_batch,
     x_token,
     y_batch,
     y_token,
+    dp_batch,
+    dp_token,
     height,
     width,
     out_height,
@@ -257,33 +305,100 @@ def conv_backward_weight(
     span,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
+    WIDTH: tl.constexpr,
     LINES: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Write the sums over each span of the gradients of weight and bias, ``(batch * spans, K * K + 1, D)``.
 
-    A program has LINES of the K lines of taps: the second axis of the grid.
+    A program has LINES of the K lines of taps. With an activation, it also writes the gradient of what goes into that,
+    ``dp``; else ``dp`` is read.
     """
     dtype: tl.constexpr = parts.dtype.element_ty
     channels = channels // VECTOR * VECTOR  # says that it is a multiple
-    batch, begin, end, index, columns = find(out_height * out_width, span, channels, COLUMNS)
-    first = tl.program_id(1) * LINES
+    groups = tl.cdiv(out_width, WIDTH)
+    batch, begin, end, index, columns = find(out_height * groups, span, channels, COLUMNS, K // LINES)
+    first = tl.program_id(0) % (K // LINES) * LINES
     sums = ()
     for _ in tl.static_range(LINES * K + 1):
         sums = sums + (tl.zeros((ROWS, COLUMNS), dtype),)
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
         mask = (rows < end) & (columns < channels)
-        gradient = read(dp, batch, y_batch, rows, y_token, columns, mask, VECTOR, dtype)
-        line, column = rows // out_width * STRIDE + first - K // 2, rows % out_width * STRIDE - K // 2
+        line, column = _group(rows, groups, WIDTH)
+        gradients = ()
+        if ACTIVATION != "none":
+            gradients = _through_activation(
+                x,
+                weight,
+                bias,
+                dy,
+                dp,
+                batch,
+                x_batch,
+                x_token,
+                y_batch,
+                y_token,
+                dp_batch,
+                dp_token,
+                line,
+                column,
+                height,
+                width,
+                out_width,
+                channels,
+                columns,
+                mask,
+                K,
+                STRIDE,
+                WIDTH,
+                ACTIVATION,
+                VECTOR,
+                dtype,
+            )
+        else:
+            for i in tl.static_range(WIDTH):
+                gradients = gradients + (
+                    _read_place(
+                        dp,
+                        batch,
+                        dp_batch,
+                        dp_token,
+                        line,
+                        column + i,
+                        out_height,
+                        out_width,
+                        columns,
+                        mask,
+                        VECTOR,
+                        dtype,
+                    ),
+                )
+        line, column = line * STRIDE + first - K // 2, column * STRIDE - K // 2
+        for a in tl.static_range(LINES):
+            for j in tl.static_range((WIDTH - 1) * STRIDE + K):
+                value = _read_place(
+                    x, batch, x_batch, x_token, line + a, column + j, height, width, columns, mask, VECTOR, dtype
+                )
+                new = ()
+                for tap in tl.static_range(LINES * K + 1):
+                    sum_ = sums[tap]
+                    if tap // K == a and tap < LINES * K:
+                        for i in tl.static_range(WIDTH):
+                            if j == i * STRIDE + tap % K:
+                                sum_ += gradients[i] * value
+                    new = new + (sum_,)
+                sums = new
+        sum_ = sums[LINES * K]
+        for i in tl.static_range(WIDTH):
+            sum_ += gradients[i]
         new = ()
         for tap in tl.static_range(LINES * K):
-            at, on_map = _tap(line + tap // K, column + tap % K, height, width)
-            value = read(x, batch, x_batch, at, x_token, columns, mask & on_map, VECTOR, dtype)
-            new = new + (sums[tap] + gradient * value,)
-        sums = new + (sums[LINES * K] + gradient,)
+            new = new + (sums[tap],)
+        sums = new + (sum_,)
     real = columns < channels
     parts += index * (K * K + 1) * channels + columns
     for tap in tl.static_range(LINES * K):

@@ -5,14 +5,14 @@ import triton.language as tl
 
 
 @triton.jit
-def find(tokens, span, channels, COLUMNS: tl.constexpr):
-    """Find what a program computes: some channels of a span of tokens.
+def find(tokens, span, channels, COLUMNS: tl.constexpr, SHARED: tl.constexpr = 1):
+    """Find what a program computes: some channels of a span of tokens, which SHARED programs have in common.
 
     Returns the batch index, the first token, the end, the index of the span among all of the batch, and the channels,
     ``[1, COLUMNS]``.
     """
     blocks, spans = tl.cdiv(channels, COLUMNS), tl.cdiv(tokens, span)
-    index = tl.program_id(0)
+    index = tl.program_id(0) // SHARED
     columns = index % blocks * COLUMNS + tl.arange(0, COLUMNS)
     index = index // blocks
     begin = index % spans * span
