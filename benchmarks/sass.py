@@ -4,6 +4,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 
 from triton import knobs
 from triton.compiler import CompiledKernel
@@ -71,6 +72,7 @@ def instructions_an_element(name: str, kernel: CompiledKernel, constants: dict[s
     return round(count / a_thread, 1)
 
 
+@cache
 def loops(kernel: CompiledKernel) -> list[Loop]:
     """Return the outermost loops of a kernel: from a label to the last branch back to it."""
     labels: dict[str, int] = {}
@@ -93,6 +95,7 @@ def loops(kernel: CompiledKernel) -> list[Loop]:
     return [loop for loop in found if not any(o.begin < loop.begin and loop.end <= o.end for o in found)]
 
 
+@cache
 def resources(kernel: CompiledKernel) -> tuple[int, int, int]:
     """Return the registers of a thread, its bytes of local memory, where registers are spilled to, and shared bytes."""
     text = _run(kernel, knobs.nvidia.cuobjdump.path, "-res-usage")

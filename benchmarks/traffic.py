@@ -1,8 +1,9 @@
 """Count the ops that a model runs on a GPU, the bytes that they move, and their FLOPs: on fake tensors, without a GPU.
 
 The tensors are those of a CPU, for autograd cannot run on fake ones of a GPU where there is none; autocast is made to
-treat them as it treats a GPU's, and ours are the ops that run there. What is counted is each op's inputs and outputs,
-once, as if caches held nothing from one op to the next.
+treat them as it treats a GPU's. In the place of our ops stand the kernels that backend triton launches, and the ops of
+PyTorch's around them. What is counted is each one's inputs and outputs, once, as if caches held nothing from one to the
+next.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +21,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from mmmsv.kernels import BACKENDS
+from mmmsv.kernels import BACKENDS, ops
 from mmmsv.kernels import scan as public
 from mmmsv.kernels.arguments import choose_chunk
+from mmmsv.kernels.backends.triton import scan
+from mmmsv.models.recompute import RecomputingModule
+
+from .launches import Launch, recording
 
 # Ops that move nothing: views, and memory that is not written.
 _FREE = frozenset(
@@ -81,11 +86,12 @@ _CUDA = torch.device("cuda")
 
 
 @dataclass(frozen=True)
-class OpCount:
-    """One op that a model has run.
+class Step:
+    """An op of PyTorch's, or a launch of a kernel of ours, that a model has run.
 
     Args:
-        name: Of the op, without its namespace.
+        name: Of the op, without its namespace, or of the kernel.
+        part: Our op that it is a part of; empty for one of PyTorch's own.
         backward: Whether it ran in the backward pass.
         module: Name of the innermost watched module that it ran in; the last one of the forward pass where it ran in
             the backward pass.
@@ -94,9 +100,11 @@ class OpCount:
         flops: Two for each multiply-add of a product or a convolution, else 0.
         shape: Of its first output.
         depthwise: Whether it is a depthwise convolution of PyTorch's.
+        launch: The launch, of a kernel.
     """
 
     name: str
+    part: str
     backward: bool
     module: str
     read: int
@@ -104,6 +112,7 @@ class OpCount:
     flops: int
     shape: tuple[int, ...]
     depthwise: bool
+    launch: Launch | None = None
 
     @property
     def moved(self) -> int:
@@ -112,26 +121,51 @@ class OpCount:
 
 
 class _Counter(TorchDispatchMode):
-    """Keeps a row for each op that moves something."""
+    """Keeps each op that moves something, and each launch."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.ops: list[OpCount] = []
-        self.backward, self.modules = False, [""]
+        self.steps: list[Step] = []
+        self.backward, self.modules, self.part = False, [""], ""
+
+    def add_launch(self, launch: Launch) -> None:
+        step = Step(
+            launch.name, self.part, self.backward, self.modules[-1], launch.read, launch.written, 0, (), False, launch
+        )
+        self.steps.append(step)
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        namespace, name = func._schema.name.split("::")
+        if namespace == "mmmsv":
+            self.part = name
+            with self:  # what the kernels' host code calls
+                out = _run(name, args)
+            self.part = ""
+            return out
+        if namespace == "aten":
+            with self:
+                out = func.decompose(*args, **(kwargs or {}))  # below autograd, which has not done so
+            if out is not NotImplemented:
+                return out
         out = func(*args, **(kwargs or {}))
-        name = func._schema.name.split("::")[1]
         if name not in _FREE:
             ins, outs = _tensors((args, kwargs)), _tensors(out)
             read, written = _moved(name, args, ins, outs)
             depthwise = name.startswith("convolution") and args[-2 if name == "convolution_backward" else -1] > 1
             shape = tuple(outs[0].shape) if outs else ()
-            row = OpCount(name, self.backward, self.modules[-1], read, written, _flops(name, args), shape, depthwise)
-            self.ops.append(row)
+            flops = _flops(name, args)
+            self.steps.append(
+                Step(name, self.part, self.backward, self.modules[-1], read, written, flops, shape, depthwise)
+            )
         return out
+
+
+def _run(name: str, args: tuple) -> tuple[Tensor, ...]:
+    """Compute an op of ours as its implementation does, by backend triton."""
+    op = getattr(ops, name.removesuffix("_backward"))
+    return op._backward(*args) if name.endswith("_backward") else op._forward(*args)
 
 
 def _tensors(tree: object) -> list[Tensor]:
@@ -196,39 +230,46 @@ class _CudaAutocast(TorchFunctionMode):
 
 
 @contextmanager
-def pretended_gpu() -> Iterator[None]:
+def pretended_gpu(multiprocessors: int) -> Iterator[None]:
     """Make fake tensors of a CPU run what a GPU would: kernels of backend triton, and PyTorch's own ops."""
-    backends = {"triton": replace(BACKENDS["triton"], why_not=lambda device: None, automatic_for=None)}
-    backends["torch"] = BACKENDS["torch"]
+    backends = {name: replace(BACKENDS[name], automatic_for=None) for name in ("triton", "torch")}
     with ExitStack() as stack:
         stack.enter_context(patch.dict(BACKENDS, backends, clear=True))
         stack.enter_context(patch.object(public, "choose_chunk", lambda device, state: choose_chunk(_CUDA, state)))
+        wanted = multiprocessors * scan._WARPS_WANTED
+        stack.enter_context(patch.object(scan, "_warps_wanted", lambda device: wanted))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_CudaAutocast())
         yield
 
 
-def count_ops(
+def count_steps(
     make: Callable[[], nn.Module],
     image: tuple[int, ...],
     training: bool,
+    capability: int = 90,
+    multiprocessors: int = 132,
     dtype: torch.dtype = torch.bfloat16,
     watched: Callable[[str], bool] = lambda name: False,
-) -> list[OpCount]:
-    """Count the ops of inference, or of a forward and backward pass.
+) -> list[Step]:
+    """Count the ops and launches of inference, or of a forward and backward pass.
 
     Args:
         make: Makes the model.
         image: Shape of the images, ``(B, 3, H, W)``; they are channels-last.
         training: Whether gradients are computed.
+        capability: Of the GPU, such as 90.
+        multiprocessors: Of the GPU.
         dtype: Of autocast.
         watched: Says of the name of a module whether ops are to be told apart by it.
     """
     counter = _Counter()
-    with pretended_gpu():
+    with recording(capability, counter.add_launch), pretended_gpu(multiprocessors):
         model = make().train(training)
         inputs = torch.empty(image).contiguous(memory_format=torch.channels_last)
         for name, module in model.named_modules():
+            if isinstance(module, RecomputingModule) and module.recompute is None:
+                module.recompute = False  # as on a GPU
             if watched(name):
                 module.register_forward_pre_hook(lambda *_, name=name: counter.modules.append(name))
                 module.register_forward_hook(lambda *_: counter.modules.pop() and None)
@@ -238,4 +279,4 @@ def count_ops(
             counter.backward = True
             with counter:
                 torch.autograd.backward(y, torch.empty_like(y))
-    return counter.ops
+    return counter.steps

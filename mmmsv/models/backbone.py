@@ -38,8 +38,8 @@ class VisionMamba(BaseModule):
         init_cfg: MMEngine's initialisation config: ``dict(type='Pretrained', checkpoint=PATH)`` for its checkpoints,
             ``dict(type='mmmsv.AuthorsCheckpoint', checkpoint=PATH_OR_URL)`` for those of the authors.
         recompute: Recompute the gate, the norm after the scans and the input of ``fc2`` in the backward pass. A block
-            of ``'tiny'`` then keeps 14 maps of its input's size on a CPU, not 22 (17, not 31, where PyTorch's own ops
-            run), and a training step there takes about 8 % longer.
+            of ``'tiny'`` then keeps 14 maps of its input's size, not 22 (17, not 31, where PyTorch's own ops run), and
+            a training step takes about 8 % longer. By default on a CPU, and not on a GPU.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -59,7 +59,7 @@ class VisionMamba(BaseModule):
         norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
-        recompute: bool = True,
+        recompute: bool | None = None,
     ) -> None:
         super().__init__(init_cfg)
         name = type(self).__name__
@@ -69,9 +69,11 @@ class VisionMamba(BaseModule):
         for option, rate in (("drop_path_rate", drop_path_rate), ("ffn_drop_rate", ffn_drop_rate)):
             if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
                 raise ValueError(f"{name}: {option} is {rate!r}, expected a number in [0, 1)")
-        for option, flag in (("norm_eval", norm_eval), ("with_cp", with_cp), ("recompute", recompute)):
+        for option, flag in (("norm_eval", norm_eval), ("with_cp", with_cp)):
             if type(flag) is not bool:
                 raise TypeError(f"{name}: {option} is {flag!r}, expected True or False")
+        if recompute is not None and type(recompute) is not bool:
+            raise TypeError(f"{name}: recompute is {recompute!r}, expected True, False or None")
         if type(in_channels) is not int or in_channels < 1:
             raise ValueError(f"{name}: in_channels is {in_channels!r}, expected a whole number of at least 1")
         if type(frozen_stages) is not int or not -1 <= frozen_stages <= stages:

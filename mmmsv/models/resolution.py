@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from torch import Tensor, cat, channels_last, nn
+from torch import Tensor, channels_last, nn
 from torch.nn.functional import gelu, pad
 
 from mmmsv.compat.torch_versions import is_compiling
@@ -83,7 +83,8 @@ class PatchMerging(nn.Module):
         # One program for all sizes where it is compiled; otherwise padding with nothing would copy the map.
         if is_compiling() or height % 2 or width % 2:
             x = pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        patches = cat((x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]), dim=-1)
+        # Of the four pixels side by side, those of a column come one after the other.
+        patches = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3)
         return self.reduction(self.norm(patches))
 
 

@@ -202,7 +202,7 @@ def test_with_cp_gives_the_same_gradients():
         ({"out_indices": ()}, ValueError, "out_indices is"),
         ({"out_indices": 3}, TypeError, "out_indices is 3, expected a list or tuple"),
         ({"with_cp": "no"}, TypeError, "with_cp is 'no', expected True or False"),
-        ({"recompute": None}, TypeError, "recompute is None, expected True or False"),
+        ({"recompute": 1}, TypeError, "recompute is 1, expected True, False or None"),
         ({"norm_eval": 1}, TypeError, "norm_eval is 1, expected True or False"),
         ({"drop_path_rate": 1.0}, ValueError, r"drop_path_rate is 1.0, expected a number in \[0, 1\)"),
         ({"ffn_drop_rate": -0.1}, ValueError, "ffn_drop_rate is -0.1"),

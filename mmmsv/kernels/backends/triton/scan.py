@@ -124,15 +124,13 @@ def _low_rank_gradients(scan: Scan2d, W_dt: Tensor, ddelta: Tensor) -> tuple[Ten
     """Return the gradients of dt and of W_dt from that of the step, ``(batch, routes, H, W, D)``."""
     sets, channels, rank = W_dt.shape
     batch, routes, height, width, _ = ddelta.shape
-    by_route = ddelta.flatten(2, 3)  # (batch, routes, tokens, D)
-    weight = W_dt.to(ddelta.dtype).expand(routes, channels, rank)
-    dt = _for_routes(scan, scan.dt)
+    by_route, dt = ddelta.flatten(2, 3), _for_routes(scan, scan.dt)  # (batch, routes, tokens, D or R)
     with _as_given(scan):
-        ddt = torch.bmm(by_route.transpose(0, 1).flatten(1, 2), weight)  # (routes, batch * tokens, R)
+        ddt = by_route @ (W_dt[0] if sets == 1 else W_dt).to(ddelta.dtype)
         # A product for each image: only sums of as many tokens are rounded.
         dW_dt = torch.bmm(by_route.flatten(0, 1).mT, dt.flatten(0, 1)).view(batch, routes, channels, rank)
-    ddt = ddt.view(routes, batch, height, width, rank).sum_to_size(sets, batch, height, width, rank)
-    return ddt.permute(1, 2, 3, 0, 4), dW_dt.sum(0, dtype=W_dt.dtype).sum_to_size(W_dt.shape)
+    ddt = ddt.sum_to_size(batch, sets, height * width, rank).unflatten(2, (height, width))
+    return ddt.permute(0, 2, 3, 1, 4), dW_dt.sum(0, dtype=W_dt.dtype).sum_to_size(W_dt.shape)
 
 
 @dataclass(frozen=True)
