@@ -14,7 +14,7 @@ import warnings
 from mmengine.logging import MMLogger
 from torch import nn
 
-from mmmsv.analysis import BACKBONES, SHAPES, build_classifier, build_from_config, count, parameters
+from mmmsv.analysis.flops import BACKBONES, SHAPES, build_classifier, build_from_config, count, parameters
 
 PUBLISHED = """\
 Published convention: 1 GMAC is 1e9 multiply-adds of layers, plus 1e9 operations of scans (9 L D N + L D each), norms

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 from torch import nn
 
-from mmmsv.analysis import count, parameters
+from mmmsv.analysis.flops import count, parameters
 from mmmsv.models import MSVMamba
 from mmmsv.models.arch import resolve_arch
 from tests.test_models.gradients import without_gradient

@@ -12,7 +12,7 @@ import torch
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from mmmsv.analysis import Classifier, Macs, build_classifier, build_from_config, count, parameters
+from mmmsv.analysis.flops import Classifier, Macs, build_classifier, build_from_config, count, parameters
 from mmmsv.kernels import selective_scan
 from mmmsv.models.layers import ChannelsLastConv2d
 from mmmsv.models.s6 import S6

@@ -54,8 +54,14 @@ def run(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured through Linux's /proc")
 def test_command_line_with_memory():
+    """With MMEngine, and nothing else of OpenMMLab."""
+    program = (
+        "import runpy, sys; sys.modules |= dict.fromkeys(['mmcv', 'mmdet', 'mmseg', 'mmpretrain'])\n"
+        "runpy.run_path('throughput.py', run_name='__main__')"
+    )
+    _, *options = arguments("--sizes", "64", "--train", "--layout", "contiguous")
     done = subprocess.run(
-        [sys.executable, *arguments("--sizes", "64", "--train", "--layout", "contiguous")],
+        [sys.executable, "-c", program, *options],
         cwd=ROOT / "tools",
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -1,6 +1,8 @@
 """Calls take turns as they should, and their times become the right figures; no time is judged."""
 
+from contextlib import contextmanager
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.log = []
-        monkeypatch.setattr(timing, "_clock", lambda device: lambda call, repeats: repeats * call())
+        monkeypatch.setattr(timing, "clock", lambda device: lambda call, repeats: repeats * call())
         now = count()
         monkeypatch.setattr(timing.time, "perf_counter", lambda: next(now))
 
@@ -90,6 +92,42 @@ def test_a_candidate_runs_in_its_context(monkeypatch):
     take_turns({"a": Candidate(lambda: seen.append(len(entered)), Active)}, CPU, 0, 1, short=True)
     assert set(seen) == {1}
     assert entered == []
+
+
+def test_short_calls_on_a_gpu_are_replayed(clock, monkeypatch):
+    """Where they can be captured; the others are launched, and longer ones as they are."""
+    graphs, capturing = [], []
+
+    @contextmanager
+    def capture(graph, stream):
+        assert stream == "its own"
+        graphs.append(graph)
+        capturing.append(graph)
+        try:
+            yield
+        finally:
+            capturing.clear()
+
+    def refuse():
+        if capturing:
+            raise RuntimeError("not while capturing\nreally")
+        return 0.001
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: 0.5))
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "its own")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    gpu, candidates = torch.device("cuda"), {"a": clock.candidate("a", 2.0), "b": Candidate(refuse)}
+    timings, reasons = take_turns(candidates, gpu, 0, short=True)
+    assert reasons == {}
+    assert [(its.median, its.how) for its in timings.values()] == [
+        (0.5, "graph"),
+        (0.001, "events, no graph: not while capturing"),
+    ]
+    assert clock.log == ["a", "a"]  # once before it is captured, and once to be
+    assert len(graphs) == 2
+    timings, _ = take_turns({"a": candidates["a"]}, gpu, 0)
+    assert (timings["a"].median, timings["a"].how, len(graphs)) == (2.0, "calls", 2)
 
 
 def test_one_that_fails_does_not_stop_the_others(clock):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmmsv.analysis import parameters
+from mmmsv.analysis.flops import parameters
 from mmmsv.analysis.speed import groups, memory, models, workload
 from mmmsv.analysis.speed.groups import Row, Settings, measure_group
 from mmmsv.analysis.speed.memory import measure_in, rise

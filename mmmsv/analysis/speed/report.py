@@ -8,6 +8,7 @@ import torch
 import torchvision
 
 from mmmsv import __version__
+from mmmsv.whole_files import write_whole
 
 from . import machine
 from .groups import Row, Settings
@@ -63,8 +64,8 @@ def conditions(settings: Settings, dtype: str) -> dict[str, str]:
 
 def write(folder: Path, facts: Mapping[str, str], rows: Sequence[Row]) -> None:
     """Write ``throughput.json`` and ``throughput.md``, and for each batch of which there are several sizes a plot."""
-    (folder / "throughput.json").write_text(json.dumps(as_json(facts, rows), indent=1) + "\n")
-    (folder / "throughput.md").write_text(as_markdown(facts, rows))
+    write_whole(folder / "throughput.json", (json.dumps(as_json(facts, rows), indent=1) + "\n").encode())
+    write_whole(folder / "throughput.md", as_markdown(facts, rows).encode())
     for batch in dict.fromkeys(row.step.batch for row in rows):
         of_batch = [row for row in rows if row.step.batch == batch]
         if len({row.step.size for row in of_batch}) > 1:

@@ -10,6 +10,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from .clock import clock, replayed
+
 K = TypeVar("K", bound=Hashable)
 
 _FEWEST_ROUNDS = 3
@@ -33,10 +35,13 @@ class Candidate(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds of a call, the samples of each round, and how many cores the process kept busy meanwhile."""
+    """Seconds of a call: the samples of each round, how many cores the process kept busy meanwhile, and how they were
+    taken, of short calls in the words of :func:`~.clock.replayed`.
+    """
 
     rounds: tuple[tuple[float, ...], ...]
     cores: float = math.nan
+    how: str = "calls"
 
     @property
     def samples(self) -> tuple[float, ...]:
@@ -79,7 +84,8 @@ def take_turns(
         device: What they run on; on a GPU the time is that between two events, with nothing queued before the first.
         seconds: No new round begins after this long, and no warm-up goes on for longer.
         fewest: Rounds that there are at least.
-        short: Whether calls take microseconds. A sample then is the mean over the calls of a turn; else it is one call.
+        short: Whether calls take microseconds. A sample then is the mean over the calls of a turn, on a GPU of replays
+            of their kernels where these can be captured; else it is one call, with all that Python does.
         show: Called with a key and what is done with its candidate.
 
     Returns:
@@ -88,10 +94,15 @@ def take_turns(
     turns: dict[K, list[_Turn]] = {}
     reasons: dict[K, str] = {}
     calls: dict[K, int] = {}  # in a turn, of those that have more turns
+    running, how = dict(candidates), dict.fromkeys(candidates, "calls")
     for key, candidate in candidates.items():
         show(key, "warm-up")
         try:
-            fastest = _warm_up(candidate, device, seconds, short)
+            if short:
+                with candidate.active():
+                    call, how[key] = replayed(candidate.call, device)
+                running[key] = candidate._replace(call=call)
+            fastest = _warm_up(running[key], device, seconds, short)
         except FAILURES as error:
             reasons[key] = explain(error)
             continue
@@ -106,12 +117,12 @@ def take_turns(
         for key in keys[done % len(keys) :] + keys[: done % len(keys)]:
             show(key, f"round {done}")
             try:
-                turns[key].append(_turn(candidates[key], device, calls[key], short))
+                turns[key].append(_turn(running[key], device, calls[key], short))
             except FAILURES as error:
                 reasons[key] = explain(error)
                 del calls[key], turns[key]
     timings = {
-        key: Timing(tuple(turn.samples for turn in its), quantile([turn.cores for turn in its], 0.5))
+        key: Timing(tuple(turn.samples for turn in its), quantile([turn.cores for turn in its], 0.5), how[key])
         for key, its in turns.items()
     }
     return timings, reasons
@@ -145,15 +156,15 @@ def _calls_in_a_turn(seconds: float, short: bool) -> int:
 
 
 def _turn(candidate: Candidate, device: torch.device, calls: int, short: bool) -> _Turn:
-    clock = _clock(device)
+    seconds_of = clock(device)
     with candidate.active(), _no_garbage_collection():
         if calls > 1:  # not timed: the caches hold what the candidate before has left there
             candidate.call()
         wall, cpu = time.perf_counter(), time.process_time()
         if short:
-            samples = (clock(candidate.call, calls) / calls,)
+            samples = (seconds_of(candidate.call, calls) / calls,)
         else:
-            samples = tuple(clock(candidate.call, 1) for _ in range(calls))
+            samples = tuple(seconds_of(candidate.call, 1) for _ in range(calls))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return _Turn(samples, cpu / wall)
 
@@ -165,24 +176,3 @@ def _no_garbage_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def _clock(device: torch.device) -> Callable[[Callable[[], object], int], float]:
-    return _cuda_seconds if device.type == "cuda" else _wall_seconds
-
-
-def _wall_seconds(call: Callable[[], object], repeats: int) -> float:
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return time.perf_counter() - begin
-
-
-def _cuda_seconds(call: Callable[[], object], repeats: int) -> float:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
