@@ -13,6 +13,9 @@ from torch.nn.functional import softplus
 from mmmsv.kernels import BACKENDS, Route, scan2d, selective_scan, use_backend
 from mmmsv.kernels.routes import roll_up, unroll
 
+# Those that go from token to token in Python.
+BY_TOKEN = ("reference", "token loop")
+
 
 @dataclass(frozen=True)
 class Implementation:

@@ -33,9 +33,14 @@ class MapCase:
         return _label((self.batch, self.height, self.width, self.channels), self.state, self.dtype, how)
 
     @property
+    def tokens(self) -> int:
+        """Of an image, on all routes."""
+        return self.height * self.width * len(self.routes)
+
+    @property
     def pairs(self) -> int:
-        """Tokens times channels, of all routes."""
-        return self.batch * self.height * self.width * self.channels * len(self.routes)
+        """Tokens times channels, of all images and routes."""
+        return self.batch * self.tokens * self.channels
 
     @property
     def moved(self) -> int:
@@ -91,9 +96,14 @@ class SequenceCase:
         return _label((self.batch, self.channels, self.length), self.state, self.dtype, how)
 
     @property
+    def tokens(self) -> int:
+        """Of a sequence."""
+        return self.length
+
+    @property
     def pairs(self) -> int:
-        """Tokens times channels."""
-        return self.batch * self.channels * self.length
+        """Tokens times channels, of all sequences."""
+        return self.batch * self.channels * self.tokens
 
     @property
     def moved(self) -> int:

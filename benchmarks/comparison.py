@@ -11,13 +11,15 @@ from mmmsv.analysis.speed.markdown import number, spread, table
 from mmmsv.analysis.speed.memory import rise
 from mmmsv.analysis.speed.timing import FAILURES, Candidate, K, Timing, explain, take_turns
 
-from .baselines import Implementation, list_implementations
+from .baselines import BY_TOKEN, Implementation, list_implementations
 from .cases import Case
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 COPY = "copy"
 # Implementations that differ by more, relative to the largest number of a result, do not compute the same function.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# Tokens on all routes that an implementation walks one by one on a GPU.
+_MOST_LAUNCHED = 256
 
 Key = tuple[str, str]  # the name of an implementation, or COPY, and what of it is timed
 
@@ -169,11 +171,24 @@ def tables_of(name: str, others: Sequence[str], rows: Sequence[Comparison]) -> s
 def duration(timing: Timing) -> str:
     """Write a time with its spread."""
     unit, scale = ("µs", 1e6) if timing.median < 1e-3 else ("ms", 1e3) if timing.median < 1 else ("s", 1.0)
-    return spread([scale * seconds for seconds in timing.samples], f" {unit}")
+    return spread([scale * seconds for seconds in timing.samples], f" {unit}") + _mark(timing)
+
+
+def left_out(name: str, case: Case, device: torch.device) -> str | None:
+    """Say in one clause why a case is too large on a GPU for an implementation, if so."""
+    if name in BY_TOKEN and device.type == "cuda" and case.tokens > _MOST_LAUNCHED:
+        return f"left out, launches for each of {case.tokens} tokens"
+    return None
+
+
+def _mark(timing: Timing) -> str:
+    return " launched" if timing.how.startswith("events") else ""
 
 
 def _why_not_timed(found: Comparison, one: Implementation, call: Call, expected: tuple[Tensor, ...]) -> str | None:
     """Note how far an implementation is from what is expected; return why its time would mean nothing, if so."""
+    if reason := left_out(one.name, call.case, call.dy.device):
+        return reason
     try:
         results = call.results(one)
     except FAILURES as error:
@@ -211,7 +226,7 @@ def _times(name: str, row: Comparison) -> tuple[object, ...]:
 
 def _times_as_long(name: str, row: Comparison, other: str, mode: str) -> str:
     if timing := row.timings.get((other, mode)):
-        return spread(timing.ratio(row.timings[name, mode]))
+        return spread(timing.ratio(row.timings[name, mode])) + _mark(timing)
     return row.reasons.get(other, "")
 
 

@@ -16,21 +16,37 @@ from pathlib import Path
 import torch
 
 from mmmsv.analysis.speed import machine
+from mmmsv.analysis.speed.clock import stream_of_its_own
 from mmmsv.analysis.speed.markdown import number, spread, table
 from mmmsv.analysis.speed.memory import child_process, measure_in
-from mmmsv.analysis.speed.timing import Candidate
+from mmmsv.analysis.speed.timing import FAILURES, Candidate, explain
+from mmmsv.whole_files import write_whole
 
 from .baselines import Implementation, list_implementations
 from .cases import Case, MapCase, SequenceCase
-from .comparison import BACKWARD, BOTH, FORWARD, Call, compare, duration, extra_memory, tables_of, time_all, total
+from .comparison import (
+    BACKWARD,
+    BOTH,
+    FORWARD,
+    Call,
+    compare,
+    duration,
+    extra_memory,
+    left_out,
+    tables_of,
+    time_all,
+    total,
+)
 
 RESULTS = Path(__file__).parent / "results"
 LEGEND = (
     "Written by `make bench`. Times are medians, with the 10th and the 90th percentile in brackets; a time without "
     "them is that of a single call, of more than a second. The figures in one row were measured in turns, round after "
     "round, after a warm-up, so the ratios hold whatever else the machine did. Each call of a backend goes through the "
-    "public function, with its checks. A *pair* is one channel of one token on one route. *Forward* runs without "
-    "autograd, *backward* on a kept graph, *forward+backward* makes the graph too."
+    "public function, with its checks. On a GPU the kernels of a call are recorded in a CUDA graph, and what is timed "
+    "are replays, without gaps; a call that cannot be recorded is timed with its launches, and marked *launched*. A "
+    "*pair* is one channel of one token on one route. *Forward* runs without autograd, *backward* on a kept graph, "
+    "*forward+backward* makes the graph too."
 )
 # Of MSVMamba-Tiny at 224: side of the full map, channels and rank of the step of each stage, and its blocks.
 STAGES, BLOCKS = ((56, 192, 6), (28, 384, 12), (14, 768, 24), (7, 1536, 48)), (1, 2, 9, 2)
@@ -111,30 +127,40 @@ def main() -> None:
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     output = args.output or RESULTS / f"{machine.name(device)}.md"
 
-    started = time.monotonic()
-    text = measure_all(device, args.quick)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text)
+    started, sections = time.monotonic(), []
+    with stream_of_its_own(device):
+        for section in measure_all(device, args.quick):
+            sections.append(section)
+            write_whole(output, ("\n\n".join(sections) + "\n").encode())  # each time, for a run may be killed
     log(f"{output}, after {time.monotonic() - started:.0f} s")
 
 
-def measure_all(device: torch.device, quick: bool) -> str:
-    """Measure everything; return it as Markdown."""
+def measure_all(device: torch.device, quick: bool) -> Iterator[str]:
+    """Measure everything, and yield it section by section, as Markdown.
+
+    Raises:
+        SystemExit: At the end, if a section failed; its text says why.
+    """
     facts = machine.facts(device)
     everything = list_implementations(device)
     bench = Bench(device, [one for one in everything if not one.why_not], quick)
     compared = ((one.name, one.what, f"no: {one.why_not}" if one.why_not else "yes") for one in everything)
-    sections = [
-        f"# The selective scan on {machine.name(device)}{' (--quick: tiny sizes, no measurement)' if quick else ''}",
-        table(("", ""), facts.items()),
-        LEGEND,
-        f"## What is compared\n\n{table(('name', 'what', 'runs here'), compared)}",
-    ]
+    yield f"# The selective scan on {machine.name(device)}{' (--quick: tiny sizes, no measurement)' if quick else ''}"
+    yield table(("", ""), facts.items())
+    yield LEGEND
+    yield f"## What is compared\n\n{table(('name', 'what', 'runs here'), compared)}"
+    failed = []
     for title, make in TABLES.items():
         if device.type == "cpu" or make is not thread_table:
             log(title)
-            sections.append(f"## {title}\n\n{make(bench)}")
-    return "\n\n".join(sections) + "\n"
+            try:
+                text = make(bench)
+            except FAILURES as error:
+                failed.append(title)
+                text = f"Failed: {explain(error)}."
+            yield f"## {title}\n\n{text}"
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; the tables say why")
 
 
 def half_map(whole: MapCase) -> MapCase:
@@ -227,7 +253,10 @@ def memory_table(bench: Bench) -> str:
     with child_process() as child:
         for case in cases:  # never tiny ones: memory is counted in pages
             log(f"  {case}")
-            found = [measure_in(child, extra_memory, name, case, bench.device.type) for name in bench.names]
+            found = [
+                left_out(name, case, bench.device) or measure_in(child, extra_memory, name, case, bench.device.type)
+                for name in bench.names
+            ]
             body.append(
                 (str(case), *(f"not measured: {one}" if isinstance(one, str) else number(one) for one in found))
             )
