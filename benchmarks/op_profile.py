@@ -1,20 +1,52 @@
-"""Print where the time of a model goes, op by op.
+"""Print where the time of a model goes: op by op on a CPU, kernel by kernel on a GPU.
 
 python -m benchmarks.op_profile                    # MSVMamba-Tiny, one image of 224 x 224
 python -m benchmarks.op_profile nano --batch 8 --train
+python -m benchmarks.op_profile convnext_tiny --device cuda --batch 128 --dtype bfloat16 --layout channels_last
 """
 
 import argparse
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from mmmsv.analysis import build_classifier
 from mmmsv.analysis.speed.markdown import table
+from mmmsv.analysis.speed.models import full_name
 from mmmsv.analysis.speed.timing import Candidate, take_turns
+from mmmsv.analysis.speed.workload import DTYPES, LAYOUTS, Step, Variant, Workload
 
 _CALLS, _ROWS = 8, 16
+
+
+class Op(NamedTuple):
+    """What a call spends on an op or a kernel, in how many calls of it."""
+
+    name: str
+    calls: int
+    seconds: float
+
+
+def profile_ops(call: Callable[[], object], device: torch.device, calls: int) -> list[Op]:
+    """Return the ops of a CPU, or the kernels of a GPU, that a call makes, those that take longest first.
+
+    Args:
+        call: Was made before, so that all it loads and compiles is there.
+        device: Where it runs.
+        calls: How many are profiled; the figures are those of one.
+    """
+    cpu = device.type == "cpu"
+    with profile(activities=[ProfilerActivity.CPU if cpu else ProfilerActivity.CUDA]) as profiler:
+        for _ in range(calls):
+            call()
+        if not cpu:
+            torch.cuda.synchronize(device)
+    kind, field = (DeviceType.CPU, "self_cpu_time_total") if cpu else (DeviceType.CUDA, "self_device_time_total")
+    ops = (event for event in profiler.key_averages() if event.device_type == kind)
+    found = [Op(op.key, op.count // calls, getattr(op, field) / calls / 1e6) for op in ops]
+    return sorted(found, key=lambda op: op.seconds, reverse=True)
 
 
 def main() -> None:
@@ -23,40 +55,30 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("arch", nargs="?", default="tiny", help="of MSVMamba (%(default)s)")
+    parser.add_argument("model", nargs="?", default="tiny", help="one of those of tools/throughput.py (%(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="images (%(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"), help="of the image")
-    parser.add_argument("--train", action="store_true", help="forward and backward in the place of inference")
+    parser.add_argument("--train", action="store_true", help="a training step in the place of inference")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="other than float32: autocast (%(default)s)")
+    parser.add_argument("--layout", choices=LAYOUTS, default="contiguous", help="(%(default)s)")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here")
     try:
-        model = build_classifier("MSVMamba", args.arch).train(args.train)
+        name = full_name(args.model)
     except ValueError as error:
         parser.error(str(error))
-    image = torch.randn(args.batch, 3, *args.size)
-
-    def step() -> None:
-        if args.train:
-            model.zero_grad()
-            model(image).sum().backward()
-        else:
-            with torch.no_grad():
-                model(image)
-
-    step()  # what fails, fails here
-    timings, _ = take_turns({"step": Candidate(step)}, torch.device("cpu"), 2.0)
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for _ in range(_CALLS):
-            step()
-    ops = [op for op in profiler.key_averages() if op.device_type == DeviceType.CPU]
-    ops.sort(key=lambda op: op.self_cpu_time_total, reverse=True)
-    took = [op.self_cpu_time_total / _CALLS / 1e3 for op in ops]
-    rows = (
-        (op.key, op.count // _CALLS, f"{one:.1f}", f"{100 * one / sum(took):.0f}")
-        for op, one in zip(ops[:_ROWS], took, strict=False)
-    )
-    print(table(("op", "calls", "ms", "%"), rows))
-    wall = 1e3 * timings["step"].median
-    print(f"\n{wall:.0f} ms a step by the clock (median), {sum(took):.0f} ms in ops while they are profiled.")
+    device = torch.device(args.device)
+    step = Step(*args.size, args.batch, args.train, args.dtype, maps=False)
+    work = Workload(name, step, Variant(args.layout, "eager"), device)
+    work()  # what fails, fails here
+    timings, _ = take_turns({"step": Candidate(work)}, device, 2.0)
+    ops = profile_ops(work, device, _CALLS)
+    total = sum(op.seconds for op in ops)
+    rows = ((op.name, op.calls, f"{1e3 * op.seconds:.3g}", f"{100 * op.seconds / total:.0f}") for op in ops[:_ROWS])
+    print(table(("kernel" if args.device == "cuda" else "op", "calls", "ms", "%"), rows))
+    print(f"\n{1e3 * timings['step'].median:.3g} ms a step (median), {1e3 * total:.3g} ms in them while profiled.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Go through one round on a GPU, most decisive first, within a budget of seconds.
 
-    python -m benchmarks.gpu --out DIR                      # all sections
-    python -m benchmarks.gpu --out DIR --only scans models  # some
-    python -m benchmarks.gpu --out DIR --dry                # on a CPU, tiny: does the script itself work?
+    python -m benchmarks.gpu --out DIR                              # all sections, in about two budgets
+    python -m benchmarks.gpu --out DIR --only models profile parts  # in a second call, what the first had no time for
+    python -m benchmarks.gpu --out DIR --dry                        # on a CPU, tiny: does the script itself work?
 
 Needs torch, Triton, torchvision, pytest, and MMEngine with what it imports; no mmcv, no mmdet. Each row is written as
 soon as it is there, to DIR/<section>.json and DIR/README.md, so that a round that is cut off leaves what it had.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from mmmsv.analysis.speed.clock import stream_of_its_own
 from mmmsv.analysis.speed.timing import FAILURES
 
 from .correctness import check_scans, run_sanitizers, run_tests
@@ -46,18 +47,19 @@ def main() -> None:
         parser.error("torch sees no CUDA device here; --dry goes through the round on a CPU")
     torch.backends.cudnn.benchmark = True
     round_ = Round(arguments.out, arguments.budget, arguments.dry)
-    measure_ceilings(round_)
-    for name in arguments.only:
-        if round_.left < 30:
-            print("no time left for", name)
-            continue
-        begin = time.monotonic()
-        try:
-            SECTIONS[name](round_)
-        except FAILURES:  # the next section may still tell something
-            traceback.print_exc()
-            (round_.out / "errors.txt").open("a").write(traceback.format_exc())
-        print(f"-- {name}: {time.monotonic() - begin:.0f} s, {round_.left:.0f} s left", flush=True)
+    with stream_of_its_own(round_.device):
+        measure_ceilings(round_)
+        for name in arguments.only:
+            if round_.left < 30:
+                print("no time left for", name)
+                continue
+            begin = time.monotonic()
+            try:
+                SECTIONS[name](round_)
+            except FAILURES:  # the next section may still tell something
+                traceback.print_exc()
+                (round_.out / "errors.txt").open("a").write(traceback.format_exc())
+            print(f"-- {name}: {time.monotonic() - begin:.0f} s, {round_.left:.0f} s left", flush=True)
 
 
 if __name__ == "__main__":

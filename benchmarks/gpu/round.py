@@ -1,7 +1,6 @@
-"""A round: its device, its time, its results, and how a call is timed."""
+"""A round: its device, its time, and its results."""
 
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,8 @@ from pathlib import Path
 import torch
 
 from mmmsv.analysis.speed.markdown import table
+from mmmsv.analysis.speed.timing import Candidate, take_turns
+from mmmsv.whole_files import write_whole
 
 
 class Round:
@@ -36,70 +37,21 @@ class Round:
         """Print a row of results, and write it to ``<out>/<section>.json`` and the tables of ``<out>/README.md``."""
         path = self.out / f"{section}.json"
         rows = [*(json.loads(path.read_text()) if path.exists() else []), row]
-        path.write_text(json.dumps(rows, indent=1))
+        write_whole(path, json.dumps(rows, indent=1).encode())
         print(section, *(f"{name}: {value}" for name, value in row.items()), sep="  ", flush=True)
         self._write_tables()
 
-    def synchronise(self) -> None:
-        """Wait until the device has done what it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+    def seconds(self, call: Callable[[], object], short: bool = True) -> tuple[float, str]:
+        """Return the median time of a call, and how it was taken: if it is ``short``, by replays of its kernels.
 
-    def seconds(self, call: Callable[[], object], graph: bool = True) -> tuple[float, str]:
-        """Return the median time of a call, and how it was taken: by replays of a CUDA graph, which have no gaps.
-
-        Where the call cannot be captured, or without ``graph``, it is launched between two events.
+        Raises:
+            RuntimeError: The call failed.
         """
-        call()
-        self.synchronise()
-        if self.device.type != "cuda":
-            begin = time.perf_counter()
-            call()
-            return time.perf_counter() - begin, "wall clock"
-        how = "events"
-        if graph:
-            try:
-                call, how = self._captured(call), "graph"
-            except RuntimeError as error:
-                torch.cuda.synchronize()
-                how = f"events, no graph: {str(error).splitlines()[0][:80]}"
-        one = self._between_events(call, 2)
-        count = max(1, min(50, int(0.03 / max(one, 1e-6))))
-        return statistics.median(self._between_events(call, count) for _ in range(7)), how
-
-    def host_seconds(self, call: Callable[[], object], count: int = 50) -> float:
-        """Return the least time that Python takes to hand a call to the device."""
-        call()
-        times = []
-        for _ in range(1 if self.dry else 5):
-            begin = time.perf_counter()
-            for _ in range(1 if self.dry else count):
-                call()
-            times.append((time.perf_counter() - begin) / (1 if self.dry else count))
-            self.synchronise()
-        return min(times)
-
-    @staticmethod
-    def _captured(call: Callable[[], object]) -> Callable[[], object]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            call()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
-        return graph.replay
-
-    @staticmethod
-    def _between_events(call: Callable[[], object], count: int) -> float:
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(count):
-            call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3 / count
+        fewest, seconds = (1, 0.0) if self.dry else (7, 0.1)
+        timings, reasons = take_turns({"call": Candidate(call)}, self.device, seconds, fewest, short or self.dry)
+        if reasons:
+            raise RuntimeError(reasons["call"])
+        return timings["call"].median, timings["call"].how
 
     def _write_tables(self) -> None:
         lines = ["# One round on a GPU", "", "Written by `python -m benchmarks.gpu`.", ""]
@@ -109,4 +61,4 @@ class Round:
             for names in dict.fromkeys(tuple(row) for row in rows):
                 values = ([row[name] for name in names] for row in rows if tuple(row) == names)
                 lines += [f"## {path.stem}", "", table(names, values), ""]
-        (self.out / "README.md").write_text("\n".join(lines))
+        write_whole(self.out / "README.md", "\n".join(lines).encode())

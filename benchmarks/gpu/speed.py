@@ -1,18 +1,20 @@
 """How fast it is on this GPU: ceilings, kernels against their floors, models beside others, and where time goes."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.profiler import ProfilerActivity, profile
 
-from mmmsv.analysis.speed.models import build, full_name, short_name
+from mmmsv.analysis.speed.clock import host_seconds
+from mmmsv.analysis.speed.models import full_name, short_name
+from mmmsv.analysis.speed.timing import FAILURES, explain
+from mmmsv.analysis.speed.workload import MODES, Step, Variant, Workload
 from mmmsv.kernels import scan2d, use_backend
 
+from ..op_profile import profile_ops
 from .cases import parts, scan_cases
 from .round import Round
 
@@ -77,7 +79,7 @@ def _time_both(
     backward_bytes: int,
 ) -> None:
     forward, how = round_.seconds(torch.no_grad()(call))
-    host = round_.host_seconds(torch.no_grad()(call))
+    host = host_seconds(torch.no_grad()(call), round_.device, *((1, 1) if round_.dry else (50, 5)))
     y = call()
     gradients = partial(torch.autograd.grad, y, inputs, torch.ones_like(y), retain_graph=True)
     backward, backward_how = round_.seconds(gradients)
@@ -97,97 +99,60 @@ def _time_both(
 
 
 def time_models(round_: Round) -> None:
-    """Time Tiny and its peers: inference and training, eager and compiled."""
-    for compiled, training in product((False,) if round_.dry else (False, True), (False, True)):
-        for name, batch in product(_names(round_), (2,) if round_.dry else (128,) if training else (128, 1)):
-            if round_.left < (150 if compiled else 60):
-                return
-            try:
-                _time_model(round_, name, training, compiled, batch)
-            except (RuntimeError, ValueError) as error:  # out of memory, or a compiler that gave up
-                print(name, "failed:", str(error).splitlines()[0])
-            torch.compiler.reset()
-            if not round_.dry:
-                torch.cuda.empty_cache()
+    """Time Tiny and its peers, and measure their memory, as classifiers and as backbones of detectors.
+
+    In bfloat16 by autocast, channels-last, eager before compiled.
+    """
+    for mode, step, name in product(MODES[: 1 if round_.dry else 2], _steps(round_), _names(round_)):
+        if round_.left < (60 if mode == "eager" else 150):
+            return
+        row = {"model": short_name(name), "step": f"{step}{', maps' if step.maps else ''}", "mode": mode}
+        try:
+            round_.add("models", **row, **_measured(round_, _workload(round_, name, step, mode)))
+        except FAILURES as error:  # out of memory, or a compiler that gave up
+            round_.add("models", **row, failed=explain(error))
+        torch.compiler.reset()
+        if not round_.dry:
+            torch.cuda.empty_cache()
+
+
+def _steps(round_: Round) -> list[Step]:
+    side, batch, detection = (64, 2, (64, 96)) if round_.dry else (224, 128, (800, 1280))
+    return [
+        Step(side, side, batch, False, "bfloat16", maps=False),
+        Step(side, side, batch, True, "bfloat16", maps=False),
+        Step(*detection, 2, True, "bfloat16", maps=True),
+        *([] if round_.dry else [Step(side, side, 1, False, "bfloat16", maps=False)]),
+    ]
 
 
 def _names(round_: Round) -> tuple[str, ...]:
     return tuple(map(full_name, ("nano", "resnet18") if round_.dry else _MODELS))
 
 
-def _time_model(round_: Round, name: str, training: bool, compiled: bool, batch: int) -> None:
-    step = _step(round_, name, training, compiled, batch)
-    for _ in range(1 if round_.dry else 4):
-        step()
-    if not round_.dry:
-        torch.cuda.reset_peak_memory_stats()
-    eager, _ = round_.seconds(step, graph=False)
-    peak = 0 if round_.dry else torch.cuda.max_memory_allocated()
-    replayed, how = (eager, "") if training else round_.seconds(step)
-    round_.add(
-        "models",
-        **{
-            "model": short_name(name),
-            "what": "training" if training else "inference",
-            "mode": "compiled" if compiled else "eager",
-            "batch": batch,
-            "ms": round(1e3 * eager, 2),
-            "images/s": round(batch / eager),
-            "by graph, ms": round(1e3 * replayed, 2) if how == "graph" else "",
-            "peak memory, GiB": round(peak / 2**30, 2),
-        },
-    )
+def _workload(round_: Round, name: str, step: Step, mode: str) -> Workload:
+    return Workload(name, step, Variant("channels_last", mode), round_.device)
 
 
-def _step(round_: Round, name: str, training: bool, compiled: bool, batch: int) -> Callable[[], object]:
-    """Return a step of inference, or of training with AdamW, in bfloat16 by autocast and channels-last."""
-    torch.manual_seed(0)
-    model = build(name, maps=False).to(round_.device, memory_format=torch.channels_last).train(training)
-    side = 64 if round_.dry else 224
-    image = torch.randn(batch, 3, side, side, device=round_.device).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(1000, (batch,), device=round_.device)
-    forward = torch.compile(model, dynamic=False) if compiled else model
-    autocast = partial(torch.autocast, round_.device.type, torch.bfloat16)
-
-    def infer() -> Tensor:
-        with torch.inference_mode(), autocast():
-            return forward(image)
-
-    if not training:
-        return infer
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=not round_.dry)
-
-    def train() -> None:
-        with autocast():
-            loss = cross_entropy(forward(image), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return train
+def _measured(round_: Round, work: Workload) -> dict[str, object]:
+    launched, _ = round_.seconds(work, short=False)
+    replayed, how = (launched, "") if work.step.training else round_.seconds(work)
+    return {
+        "ms": round(1e3 * launched, 2),
+        "images/s": round(work.step.batch / launched),
+        "by graph, ms": round(1e3 * replayed, 2) if how == "graph" else "",
+        "peak memory, GiB": round(work.peak().whole / 2**30, 2),
+    }
 
 
 def profile_models(round_: Round) -> None:
-    """List the kernels that take most of a training step and of inference."""
-    for name, training in product(_names(round_)[:2], (False, True)):
+    """List the kernels that take most of inference and of a training step."""
+    most = 1 if round_.dry else 2
+    for name, step in product(_names(round_)[:most], _steps(round_)[:most]):
         if round_.left < 30:
             return
-        step = _step(round_, name, training, False, 2 if round_.dry else 128)
-        for _ in range(1 if round_.dry else 3):
-            step()
-        round_.synchronise()
-        activities = [ProfilerActivity.CPU] if round_.dry else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
-        with profile(activities=activities) as profiler:
-            step()
-            round_.synchronise()
-        for seconds, count, kernel in list(_longest(profiler, round_.dry))[:20]:
-            what = f"{short_name(name)}, {'training' if training else 'inference'}"
-            round_.add("profile", what=what, ms=round(1e3 * seconds, 2), times=count, kernel=kernel[:100])
-
-
-def _longest(profiler: profile, dry: bool) -> Iterator[tuple[float, int, str]]:
-    key = "self_cpu_time_total" if dry else "self_device_time_total"
-    rows = [(getattr(event, key), event.count, event.key) for event in profiler.key_averages()]
-    for microseconds, count, kernel in sorted(rows, reverse=True):
-        if microseconds > 0:
-            yield microseconds / 1e6, count, kernel
+        work = _workload(round_, name, step, "eager")
+        work()
+        for op in profile_ops(work, round_.device, 1)[:20]:
+            row = {"ms": round(1e3 * op.seconds, 2), "times": op.calls, "kernel": op.name[:100]}
+            round_.add("profile", model=short_name(name), step=step.kind, **row)

@@ -4,12 +4,19 @@ import json
 import math
 import os
 import re
+import runpy
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmarks import op_profile, scan
+from benchmarks.cases import MapCase, SequenceCase
+from benchmarks.comparison import left_out
+from mmmsv.analysis.speed.timing import Timing
 from mmmsv.kernels import BACKENDS, __main__
 
 from .load import ROOT, tables_of
@@ -27,23 +34,43 @@ TABLES = {
 }
 
 
-def run(*arguments, **environment):
-    # The kernels' tests may have asked for Triton's interpreter, which would be measured for minutes.
-    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**inherited, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A function that runs a module as ``python -m`` does, but here, where torch is loaded: its status and output."""
+
+    def run_here(line):
+        module, *arguments = line.split()
+        monkeypatch.setattr("sys.argv", [module, *arguments])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # that it is imported already
+                runpy.run_module(module, run_name="__main__")
+            status = 0
+        except SystemExit as stopped:
+            status = stopped.code
+        return status, *capsys.readouterr()
+
+    monkeypatch.chdir(ROOT)
+    # Which here may be interpreted, for minutes.
+    triton = replace(BACKENDS["triton"], why_not=lambda device: "cannot run here")
+    monkeypatch.setitem(BACKENDS, "triton", triton)
+    return run_here
 
 
 @pytest.fixture(scope="module")
 def sections(tmp_path_factory):
-    """What ``--quick`` on the CPU writes, by title."""
+    """What ``--quick`` on the CPU writes, by title; without MMEngine."""
     output = tmp_path_factory.mktemp("bench") / "results/quick.md"
-    done = run("-m", "benchmarks.scan", "--quick", "--device", "cpu", "--output", str(output))
+    program = "import runpy, sys; sys.modules['mmengine'] = None; runpy.run_module('benchmarks.scan', None, '__main__')"
+    # The kernels' tests may have asked for Triton's interpreter, which would be measured for minutes.
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--quick", "--device", "cpu", "--output", str(output)],
+        cwd=ROOT,
+        env={**inherited, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     _, *parts = output.read_text().split("\n## ")
@@ -88,16 +115,47 @@ def test_everything_compared_runs_or_has_a_reason(sections):
     assert state["mamba-ssm"] == "no: needs a CUDA device"
 
 
-@pytest.mark.slow
-def test_the_report_lists_every_backend():
-    done = run("-m", "mmmsv.kernels")
-    assert done.returncode == 0, done.stderr
-    lines = {line.split()[1]: line for line in done.stdout.splitlines() if line.startswith("cpu ")}
+def killed(bench):
+    raise KeyboardInterrupt
+
+
+def fails(bench):
+    raise ValueError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("second", "ends", "left"),
+    [
+        (killed, KeyboardInterrupt, {"One": "some text"}),
+        (fails, SystemExit, {"One": "some text", "Two": "Failed: ValueError: no such thing.", "Three": "more"}),
+    ],
+    ids=["killed", "failed"],
+)
+def test_each_section_is_written_at_once(second, ends, left, monkeypatch, tmp_path):
+    tables = {"One": lambda bench: "some text", "Two": second, "Three": lambda bench: "more"}
+    monkeypatch.setattr(scan, "TABLES", tables)
+    monkeypatch.setattr("sys.argv", ["scan", "--device", "cpu", "--output", str(tmp_path / "x.md")])
+    with pytest.raises(ends):
+        scan.main()
+    parts = (part.split("\n\n", 1) for part in (tmp_path / "x.md").read_text().split("\n## ")[2:])
+    assert {title: text.strip() for title, text in parts} == left
+
+
+def test_a_gpu_does_not_go_through_long_sequences_token_by_token():
+    small, large = MapCase(128, 7, 7, 8, 2, routes=("row", "col"), carry=True), SequenceCase(1, 8, 3136, 1, True)
+    for name in ("reference", "token loop"):
+        assert "3136 tokens" in left_out(name, large, torch.device("cuda"))
+        assert left_out(name, small, torch.device("cuda")) is left_out(name, large, torch.device("cpu")) is None
+    assert left_out("triton", large, torch.device("cuda")) is None
+
+
+def test_the_report_lists_every_backend(run):
+    status, output, errors = run("mmmsv.kernels")
+    assert status == 0, errors
+    lines = {line.split()[1]: line for line in output.splitlines() if line.startswith("cpu ")}
     assert list(lines) == list(BACKENDS)
     for name, line in lines.items():
-        if name == "triton":  # in this process, but not in that one, Triton may be interpreted
-            assert "cannot run: " in line
-        elif reason := BACKENDS[name].why_not(torch.device("cpu")):
+        if reason := BACKENDS[name].why_not(torch.device("cpu")):
             assert f"cannot run: {reason}" in line
         else:
             side, forward, both = line.split()[2:5]
@@ -134,47 +192,65 @@ BAD = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("line", BAD)
-def test_bad_arguments_end_in_one_line(line):
-    module, *arguments = line.split()
-    done = run("-m", module, *arguments, CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"python -m {module}: error: {BAD[line]}"
-    assert "Traceback" not in done.stderr
+def test_bad_arguments_end_in_one_line(line, run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    status, _, errors = run(line)
+    assert status == 2
+    assert errors.splitlines()[-1] == f"python -m {line.split()[0]}: error: {BAD[line]}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_models_keep(device):
+def test_what_models_keep(device, run):
     """Fake tensors: of a GPU too, where there is none."""
-    done = run(*f"-m benchmarks.activations nano --batch 1 --size 64 64 --device {device}".split())
-    assert done.returncode == 0, done.stderr
-    kept = {name: int(size) for name, size in re.findall(r"^\| (.+?) \| (\d+) \|$", done.stdout, re.MULTILINE)}
+    status, output, errors = run(f"benchmarks.activations nano --batch 1 --size 64 64 --device {device}")
+    assert status == 0, errors
+    kept = {name: int(size) for name, size in re.findall(r"^\| (.+?) \| (\d+) \|$", output, re.MULTILINE)}
     assert 0 < kept["MSVMamba nano, with_cp"] < kept["MSVMamba nano"] < kept["swin_t"]
 
 
-def test_polynomials_of_the_kernels_are_those_that_are_fitted():
-    done = run("-m", "benchmarks.polynomials")
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"off by (\S+)", done.stdout) == ["1.5e-07", "6.4e-08", "3.2e-07"]
+def test_polynomials_of_the_kernels_are_those_that_are_fitted(run):
+    status, output, errors = run("benchmarks.polynomials")
+    assert status == 0, errors
+    assert re.findall(r"off by (\S+)", output) == ["1.5e-07", "6.4e-08", "3.2e-07"]
     files = ("tokens", "activations")
     kernels = "".join((ROOT / f"mmmsv/kernels/backends/triton/{name}.py").read_text() for name in files)
-    coefficients = [number.strip("-") for number in done.stdout.split() if "." in number and len(number) > 12]
+    coefficients = [number.strip("-") for number in output.split() if "." in number and len(number) > 12]
     assert coefficients
     assert [number for number in coefficients if number not in kernels] == []
 
 
+def test_profile_of_a_model(monkeypatch, capsys):
+    monkeypatch.setattr(op_profile, "take_turns", lambda *_: ({"step": Timing(((0.5,),))}, {}))
+    monkeypatch.setattr(op_profile, "_CALLS", 1)
+    monkeypatch.setattr("sys.argv", ["op_profile", "nano", "--size", "32", "32", "--dtype", "bfloat16"])
+    op_profile.main()
+    output = capsys.readouterr().out
+    ((header, *rows),) = tables_of(output)
+    assert header == ["op", "calls", "ms", "%"]
+    assert ["mmmsv::scan2d", "20"] in [row[:2] for row in rows]
+    assert output.splitlines()[-1].startswith("500 ms a step")
+
+
 @pytest.mark.slow
-def test_round_on_a_gpu_without_one(tmp_path):
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured through Linux's /proc")
+def test_round_on_a_gpu_without_one(run, tmp_path, monkeypatch):
     """All sections, in tiny sizes."""
-    done = run("-m", "benchmarks.gpu", "--out", str(tmp_path), "--dry")
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # which is set there, and set back here
+    status, _, errors = run(f"benchmarks.gpu --out {tmp_path} --dry")
+    assert status == 0, errors
     assert not (tmp_path / "errors.txt").exists()
     sections = {"environment", "tests", "check", "scans", "models", "profile", "parts"}
-    assert {path.stem for path in tmp_path.glob("*.json")} == sections
-    errors = [float(row["largest relative error"]) for row in json.loads((tmp_path / "check.json").read_text())]
+    rows = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert set(rows) == sections
+    errors = [float(row["largest relative error"]) for row in rows["check"]]
     assert len(errors) == 10
     assert max(errors) < 0.05
     assert (tmp_path / "README.md").read_text().count("\n## ") == len(sections)
-    assert "passed" in json.loads((tmp_path / "tests.json").read_text())[0]["result"]
+    assert rows["tests"][0]["result"].startswith("11 passed")  # of a kernel, and golden tensors
+    assert {row["step"] for row in rows["models"] if row["peak memory, GiB"] > 0} == {
+        "inference, 2 x 64 x 64",
+        "training, 2 x 64 x 64",
+        "training, 2 x 64 x 96, maps",
+    }
