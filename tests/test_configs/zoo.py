@@ -6,9 +6,10 @@ Models are built in full size without storage and without initial values, so tha
 import copy
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, utils
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -34,9 +35,14 @@ def name(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
+# For a base of another library MMEngine reads the metafiles of all its configs, each time.
+_read_metafile = cache(utils.load)
+
+
 @cache
 def load(path: Path) -> Config:
-    return Config.fromfile(path)
+    with patch.object(utils, "load", _read_metafile):
+        return Config.fromfile(path)
 
 
 _models: dict[str, nn.Module] = {}
@@ -47,12 +53,40 @@ def build(cfg: Config) -> nn.Module:
     init_default_scope(cfg.default_scope)
     key = str(cfg.model)
     if key not in _models:
-        with torch.device("meta"):
+        # Drawing initial values of nothing takes half of the time.
+        with torch.device("meta"), patch.object(nn.init, "_no_grad_trunc_normal_", lambda tensor, *_, **__: tensor):
             _models[key] = MODELS.build(cfg.model)
     return _models[key]
 
 
+def _size(image: tuple[int, int], stage: int) -> tuple[int, ...]:
+    return tuple(-(-side // (4 << stage)) for side in image)
+
+
+class _Maps(nn.Module):
+    """Return maps of the sizes that a backbone's would have, at no cost."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.channels = {i: backbone.arch.embed_dims[i] for i in backbone.out_indices}
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(image.new_empty(1, dim, *_size(image.shape[2:], i)) for i, dim in self.channels.items())
+
+
+class _OnMap(nn.Module):
+    """Run a block on a map of the sizes that its stage has for an image."""
+
+    def __init__(self, block: nn.Module, stage: int, channels: int) -> None:
+        super().__init__()
+        self.block, self.stage, self.channels = block, stage, channels
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.block(image.new_empty(1, *_size(image.shape[2:], self.stage), self.channels))
+
+
 _costs: dict[str, tuple[int, int]] = {}
+_backbones: dict[str, int] = {}
 _heads: dict[str, int] = {}
 
 
@@ -67,15 +101,28 @@ def cost(cfg: Config) -> tuple[int, int]:
     key = str((shape, {part: value for part, value in cfg.model.items() if part != "data_preprocessor"}))
     if key not in _costs:
         model = copy.deepcopy(build(cfg)).eval().to_empty(device="cpu")
-        total = parameters(model)
-        _costs[key] = total, _macs(model, shape, str(cfg.model.get("roi_head")))
+        total, arch = parameters(model), str((shape, cfg.model.backbone.type, cfg.model.backbone.arch))
+        if arch not in _backbones:
+            _backbones[arch] = _macs_of_backbone(model.backbone, shape)
+        # At one shape all configs take the maps of the same stages.
+        model.backbone = _Maps(model.backbone)
+        _costs[key] = total, _backbones[arch] + _macs(model, shape, str(cfg.model.get("roi_head")))
     return _costs[key]
+
+
+def _macs_of_backbone(backbone: nn.Module, shape: tuple[int, int]) -> int:
+    """Count one block of each stage: the others do the same (tests/test_tools/test_get_flops.py counts each)."""
+    others = 0
+    for i, (stage, dim) in enumerate(zip(backbone.stages, backbone.arch.embed_dims, strict=True)):
+        others += (len(stage.blocks) - 1) * count(_OnMap(stage.blocks[0], i, dim), shape).total
+        stage.blocks = stage.blocks[:1]
+    return others + count(backbone, shape).total
 
 
 def _macs(model: nn.Module, shape: tuple[int, int], heads: str) -> int:
     """Count 1000 boxes and 100 masks, though mmdet's forward of a cascade masks all boxes, in each stage.
 
-    Heads do the same for each of them, so two are enough, and behind one backbone.
+    Heads do the same for each of them, so two are enough, and behind one neck.
     """
     if not getattr(model, "with_roi_head", False):
         return count(model, shape).total
