@@ -1,5 +1,6 @@
 """Metafiles, the tables in the READMEs, the config files and what their models cost agree; and mim reads all that."""
 
+import copy
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +8,6 @@ from typing import NamedTuple
 import pytest
 import yaml
 from mim.commands.search import convert2df
-from mmengine.config import Config
 from modelindex.load_model_index import load as load_model_index
 
 from tests.test_docs.pages import PAGES, blocks
@@ -124,7 +124,7 @@ def read_commands() -> list[str]:
 def test_commands_of_the_documentation(command):
     """They name the right library, and a checkpoint that its run leaves; what they set is a setting of the config."""
     _, _, library, config, *options = command.split()
-    cfg = Config.fromfile(ROOT / config)
+    cfg = copy.deepcopy(load(ROOT / config))
     assert cfg.default_scope == library
     # work_dirs/first is that of a shorter run, which tests/test_docs makes.
     for stem, unit, length in re.findall(r"work_dirs/(?!first)(\w+)/(epoch|iter)_(\d+)\.pth", command):
