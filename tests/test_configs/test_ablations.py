@@ -18,6 +18,8 @@ from mmmsv.models import MSVMamba
 from mmmsv.models.arch import resolve_arch
 from tests.test_models.gradients import without_gradient
 
+from .zoo import load
+
 CLS = Path(__file__).parents[2] / "configs/cls"
 CONFIGS = sorted((CLS / "ablations").glob("*.py"))
 NANO = CLS / "msvmamba_n_300e.py"
@@ -55,7 +57,7 @@ ROWS = read_rows()
 
 @pytest.fixture(scope="module", params=[*CONFIGS, NANO], ids=lambda path: path.stem)
 def built(request) -> tuple[Path, Config, nn.Module]:
-    cfg = Config.fromfile(request.param)
+    cfg = copy.deepcopy(load(request.param))
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.drop_path_rate = 0.0
     torch.manual_seed(0)
@@ -108,7 +110,7 @@ def test_reported_figures():
 
 @pytest.mark.slow
 def test_only_the_arch_differs_from_nano(built):
-    cfg, nano = copy.deepcopy(built[1]), Config.fromfile(NANO)
+    cfg, nano = copy.deepcopy(built[1]), copy.deepcopy(load(NANO))
     assert all(cfg[key] == nano[key] for key in nano if key != "model")
     for one in (cfg, nano):
         one.model.backbone.update(type=None, arch=None, drop_path_rate=None)

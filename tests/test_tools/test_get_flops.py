@@ -188,24 +188,17 @@ def test_bad_arguments():
         count(model, (2, 2))
 
 
-def run(*arguments):
-    """Run the tool; return the first line that it prints, the rows of its table, and all."""
-    done = subprocess.run(
-        [sys.executable, "tools/get_flops.py", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    return lines[0], [[float(number) for number in line.split()[-3:]] for line in lines[3:8]], done.stdout
+def read(output):
+    """Return the first line that the tool prints, and the rows of its table."""
+    lines = output.splitlines()
+    return lines[0], [[float(number) for number in line.split()[-3:]] for line in lines[3:8]]
 
 
-@pytest.mark.slow
-def test_tool_with_an_arch():
-    title, rows, output = run("--model", "VMamba", "--arch", "tiny", "--ours", "--shape", "64", "96")
+def test_tool_with_an_arch(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["", "--model", "VMamba", "--arch", "tiny", "--ours", "--shape", "64", "96"])
+    load_tool("get_flops").main()
+    output = capsys.readouterr().out
+    title, rows = read(output)
     assert title == "VMamba tiny, one image of 64 x 96 (H x W)"
     model = build_classifier("VMamba", "tiny")
     whole, backbone = (count(part, (64, 96), ours=True) for part in (model, model.backbone))
@@ -221,10 +214,19 @@ def test_tool_with_an_arch():
 
 @pytest.mark.slow
 def test_tool_with_a_config():
-    title, rows, output = run("configs/cls/msvmamba_t_300e.py")
+    done = subprocess.run(
+        [sys.executable, "tools/get_flops.py", "configs/cls/msvmamba_t_300e.py"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    title, rows = read(done.stdout)
     assert title == "configs/cls/msvmamba_t_300e.py, one image of 224 x 224 (H x W)"
     assert [round(total, 2) for total, *_ in rows[:2]] == [33.05, 4.61]
-    assert "Published convention" in output
+    assert "Published convention" in done.stdout
 
 
 @pytest.mark.parametrize(
