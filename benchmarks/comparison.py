@@ -93,7 +93,10 @@ def compare(case: Case, implementations: Sequence[Implementation], device: torch
             continue
         modes = (FORWARD, BACKWARD, BOTH) if one is first else (FORWARD, BOTH)
         candidates |= {(one.name, mode): call.candidate(one, mode) for mode in modes}
-    found.timings = time_all(candidates, device, seconds)
+    found.timings, failed = take_turns(candidates, device, seconds, short=True)
+    found.reasons |= {name: reason for (name, _), reason in failed.items()}
+    if reason := found.reasons.get(first.name):
+        raise RuntimeError(f"{first.name}: {reason}")
     return found
 
 

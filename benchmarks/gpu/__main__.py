@@ -4,13 +4,15 @@
     python -m benchmarks.gpu --out DIR --only models profile parts  # in a second call, what the first had no time for
     python -m benchmarks.gpu --out DIR --dry                        # on a CPU, tiny: does the script itself work?
 
-Needs torch, Triton, torchvision, pytest, and MMEngine with what it imports; no mmcv, no mmdet. Each row is written as
-soon as it is there, to DIR/<section>.json and DIR/README.md, so that a round that is cut off leaves what it had.
+Needs torch, Triton and pytest; models and their tests torchvision, and MMEngine with what it imports; no mmcv, no
+mmdet. Each row is written as soon as it is there, to DIR/<section>.json and DIR/README.md, so that a round that is cut
+off leaves what it had.
 """
 
 import argparse
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -18,18 +20,18 @@ import torch
 from mmmsv.analysis.speed.clock import stream_of_its_own
 from mmmsv.analysis.speed.timing import FAILURES
 
-from .correctness import check_scans, run_sanitizers, run_tests
 from .round import Round
-from .speed import measure_ceilings, profile_models, time_models, time_parts, time_scans
+from .speed import measure_ceilings
 
+# The function of each, imported when its turn comes: one that needs what is not installed fails alone.
 SECTIONS = {
-    "tests": run_tests,
-    "sanitizers": run_sanitizers,
-    "check": check_scans,
-    "scans": time_scans,
-    "models": time_models,
-    "profile": profile_models,
-    "parts": time_parts,
+    "tests": "correctness.run_tests",
+    "sanitizers": "correctness.run_sanitizers",
+    "check": "correctness.check_scans",
+    "scans": "speed.time_scans",
+    "models": "models.time_models",
+    "profile": "models.profile_models",
+    "parts": "speed.time_parts",
 }
 
 
@@ -55,7 +57,8 @@ def main() -> None:
                 continue
             begin = time.monotonic()
             try:
-                SECTIONS[name](round_)
+                module, function = SECTIONS[name].split(".")
+                getattr(import_module(f"{__package__}.{module}"), function)(round_)
             except FAILURES:  # the next section may still tell something
                 traceback.print_exc()
                 (round_.out / "errors.txt").open("a").write(traceback.format_exc())

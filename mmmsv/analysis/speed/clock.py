@@ -28,7 +28,7 @@ def stream_of_its_own(device: torch.device) -> Iterator[None]:
 
 
 def replayed(call: Call, device: torch.device) -> tuple[Call, str]:
-    """Return a call that launches the kernels of ``call`` at once, so that their time has no gaps, and its name.
+    """Return a call that launches the kernels of ``call`` at once, without gaps, and how it is timed so: by a graph.
 
     Makes the call itself before, for what is compiled, tried and allocated at first. What cannot be captured in a CUDA
     graph is returned as it is, and everything on a CPU.
