@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmmsv.kernels import depthwise_conv, gate, merge_scales
+from mmmsv.kernels import depthwise_conv, gate, layer_norm, merge_scales
 
 from ..cases import MapCase
 from .round import Round
@@ -61,6 +61,7 @@ def parts(round_: Round) -> Iterator[Part]:
         yield Part(f"x + conv 3 x 3, GELU, {where}", _gelu, (x, small, bias), 4 * size)
         yield Part(f"conv 7 x 7 stride 2, SiLU, {where}", _silu_2, (x, large, bias), 5 * size // 2)
         yield Part(f"merge_scales, {where}", _merge, (x, routes, weight(channels), bias), 4 * size + 2 * routes.numel())
+        yield Part(f"layer_norm, {where}", _norm, (x, weight(channels), bias), 4 * size)
         yield Part(f"gate, {where}", gate, (x, z, weight(batch, channels)), 6 * size)
 
 
@@ -77,4 +78,9 @@ def _silu_2(*tensors: Tensor) -> Tensor:
 
 
 def _merge(*tensors: Tensor) -> Tensor:
-    return merge_scales(*tensors, 1e-5, norm_first=True)
+    y, _ = merge_scales(*tensors, 1e-5, norm_first=True)
+    return y
+
+
+def _norm(*tensors: Tensor) -> Tensor:
+    return layer_norm(*tensors, 1e-5)

@@ -14,7 +14,7 @@ from .round import Round
 
 _SMALL = """
 import torch
-from mmmsv.kernels import depthwise_conv, gate, merge_scales, scan2d
+from mmmsv.kernels import depthwise_conv, gate, layer_norm, merge_scales, scan2d
 def leaf(*shape, dtype=torch.bfloat16):
     return torch.randn(shape, device="cuda", dtype=dtype).requires_grad_()
 wide = torch.float32
@@ -24,7 +24,8 @@ A = -leaf(1, 128, 1, dtype=wide).exp()
 weights = leaf(1, 128, 6, dtype=wide), leaf(1, 128, dtype=wide), A, leaf(1, 128, dtype=wide)
 y = scan2d(x, dt, B, C, *weights, ("row_rev", "col", "col_rev"), True, True)
 y = depthwise_conv(y, leaf(128, 1, 3, 3, dtype=wide), leaf(128, dtype=wide), 1, "gelu", True)
-y = merge_scales(y, half, leaf(128, dtype=wide), leaf(128, dtype=wide), 1e-5, True)
+y, _ = merge_scales(y, half, leaf(128, dtype=wide), leaf(128, dtype=wide), 1e-5, True)
+y = layer_norm(y, leaf(128, dtype=wide), leaf(128, dtype=wide), 1e-5)
 gate(y, leaf(1, 9, 10, 128), leaf(1, 128)).float().sum().backward()
 torch.cuda.synchronize()
 """
