@@ -12,7 +12,8 @@ _SIZES = ("tokens", "span", "channels")
 def _read_weight(weight, batch, channels, columns, dtype: tl.constexpr):
     if weight is None:
         return tl.full(columns.shape, 1.0, dtype)
-    return tl.load(weight + batch * channels + columns, columns < channels, 0.0)
+    else:  # Triton compiles what comes after a return, too
+        return tl.load(weight + batch * channels + columns, columns < channels, 0.0)
 
 
 @triton.jit(do_not_specialize=["y_batch", "y_token", "z_batch", "z_token", "out_batch", "out_token", *_SIZES])

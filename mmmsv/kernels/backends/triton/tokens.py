@@ -180,8 +180,9 @@ def read_weight(weight, n, sizes, block, VECTOR: tl.constexpr):
     """Read the program's channels of row n of a weight ``(*, S * D)``; 0 where there is none."""
     if weight is None:
         return tl.zeros(block.channels.shape, tl.float32)
-    start = tl.multiple_of((n * sizes.sets + block.sequence % sizes.sets) * sizes.channels, VECTOR)
-    return tl.load(weight + start + block.channels, block.real, 0.0)
+    else:  # Triton compiles what comes after a return, too
+        start = tl.multiple_of((n * sizes.sets + block.sequence % sizes.sets) * sizes.channels, VECTOR)
+        return tl.load(weight + start + block.channels, block.real, 0.0)
 
 
 @triton.jit
