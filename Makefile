@@ -4,6 +4,7 @@
 # make test-fork   sets up .venv-fork with the maintained fork of OpenMMLab, runs the tests that concern it
 # make test-oldest sets up .venv-oldest with torch 2.1 and the oldest OpenMMLab that is supported, runs the tests there
 # make test-wheel  builds the wheel, installs it in .venv-wheel, and uses it from outside the checkout
+# make simulate    runs the tests of the Triton kernels on a simulated GPU: values, overruns and races
 # make bench       measures the selective scan against other implementations, to benchmarks/results/<machine>.md
 # make gpu         goes through one round on a GPU: tests, sanitizers, kernels, models; results to GPU_OUT
 # make setup       only the set-up; MMCV=compiled builds the real mmcv (5-10 minutes, needs a C++ compiler)
@@ -26,7 +27,7 @@ JOBS   ?= 2
 # Once the compiled mmcv is in place, later runs keep it.
 MMCV   ?= $(if $(wildcard $(VENV)/.done-mmcv-compiled),compiled,lite)
 
-.PHONY: setup demo check test pytest test-fork test-oldest test-wheel lint bench gpu clean
+.PHONY: setup demo check test pytest test-fork test-oldest test-wheel simulate lint bench gpu clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -62,6 +63,13 @@ test-wheel:
 	.venv-wheel/bin/python -m pip uninstall -y mmmsv
 	$(MAKE) setup VENV=.venv-wheel PACKAGES="$$(ls build/wheel/*.whl)[det,dev]" MMCV=lite
 	cd / && $(CURDIR)/.venv-wheel/bin/python -m pytest --import-mode=importlib $(CURDIR)/tests/test_packaging/wheel.py
+
+# Every case that a GPU would run, and random arguments; what is compiled stays in build/simulator for the next time.
+simulate:
+	MMMSV_SIMULATE=1 MMMSV_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(MAKE) pytest \
+		TESTS='tests/simulator tests/test_kernels -k "$(SIMULATED_TESTS)"'
+SIMULATED_TESTS := simulator or triton and not instructions or test_fuzz and (test_maps or test_sequences)
+FUZZ_EXAMPLES   ?= 20
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -1,15 +1,23 @@
-"""Without a GPU the Triton kernels run in Triton's interpreter, in this process and in none that a test starts."""
+"""Without a GPU the Triton kernels run in Triton's interpreter, in this process and in none that a test starts.
+
+With ``MMMSV_SIMULATE=1`` they run in the simulator (:mod:`tests.simulator`), whether there is a GPU or not.
+"""
 
 import dataclasses
 import functools
 import importlib
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from mmmsv.kernels import BACKENDS, scan
+from mmmsv.kernels.arguments import choose_chunk
 from mmmsv.kernels.backends.triton import scan as triton_scan
+
+from ..simulator import SIMULATED
 
 
 def _scan_by_rows(self, inputs):
@@ -43,7 +51,30 @@ def _patched_once(patch_lang):
     return patch_lang_once
 
 
-if triton_scan.why_no_triton() is None:
+if SIMULATED and triton_scan.why_no_triton() is None:
+    from ..simulator import driver
+
+    driver.install()
+    BACKENDS["triton"] = dataclasses.replace(BACKENDS["triton"], why_not=lambda device: None)
+    # As often as on a GPU.
+    scan.choose_chunk = lambda device, state: choose_chunk(torch.device("cuda"), state)
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_call(item):
+        """Note which kernels a test launches."""
+        before = driver.launches.copy()
+        yield
+        item.user_properties.append(("launches", driver.launches - before))
+
+    def pytest_terminal_summary(terminalreporter):
+        """Print how often each kernel was launched."""
+        properties = [pair for report in terminalreporter.getreports("") for pair in report.user_properties]
+        counts = sum((Counter(count) for title, count in properties if title == "launches"), Counter())
+        terminalreporter.section("launches in the simulator")
+        for name, count in sorted(counts.items()):
+            terminalreporter.write_line(f"{name:28}{count:>8}")
+
+elif triton_scan.why_no_triton() is None:
     import triton.experimental.gluon  # which Triton itself imports at the first launch
     from triton.runtime import interpreter
 
