@@ -1,5 +1,6 @@
 """Instructions that reach beyond a thread's registers: memory, shuffles within a warp, barriers."""
 
+import operator
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import SimulationError
+from .arithmetic import Function
 from .conversions import names_in
 from .ptx import Instruction, Program
 from .races import Access
@@ -113,19 +115,27 @@ def _for_each(value: Value, threads: np.ndarray) -> np.ndarray:
     return np.full(len(threads), value) if value.ndim == 0 else value
 
 
+# The lane that each lane reads, in the whole warp.
+_LANES: dict[str, Function] = {
+    "bfly": operator.xor,
+    "up": lambda lane, by: np.where(lane >= by, lane - by, lane),
+    "idx": lambda lane, number: number % _WARP,
+}
+
+
 def shuffle(instruction: Instruction, program: Program) -> Step:
     """Translate ``shfl.sync``: each thread reads the register of another one of its warp."""
-    name, source, distance, bounds, members = instruction.operands
+    name, source, number, bounds, members = instruction.operands
     how = instruction.opcode[2]
-    if how not in ("bfly", "up") or bounds != {"bfly": "31", "up": "0"}[how] or int(members) != -1 or "|" in name:
+    if how not in _LANES or bounds != ("0" if how == "up" else "31") or int(members) != -1 or "|" in name:
         raise instruction.unknown()
-    read, by = reader(source, TYPES["b32"], program), int(distance)
+    other = _LANES[how]
+    read, by = reader(source, TYPES["b32"], program), reader(number, TYPES["s32"], program)
 
     def exchange(machine: "Machine", mask: Mask) -> None:
         lane = machine.threads % _WARP
-        other = lane ^ by if how == "bfly" else np.where(lane >= by, lane - by, lane)
         value = _for_each(read(machine.registers), machine.threads)
-        write(machine.registers, name, value[machine.threads - lane + other], mask)
+        write(machine.registers, name, value[machine.threads - lane + other(lane, by(machine.registers))], mask)
 
     return exchange
 

@@ -144,9 +144,9 @@ def _shift_right(value: Value, count: Value) -> Value:
 
 
 def _extract(value: Value, position: Value, length: Value) -> Value:
-    if value.dtype != TYPES["u32"]:
-        raise NotImplementedError("the simulator extracts bits of unsigned numbers only")
-    return _shift_right(value, position) & (_shift_left(np.uint32(1), length) - np.uint32(1))
+    """Return so many of the 32 bits from a position on, the last one as the sign where there is one."""
+    bits = np.uint32(32)
+    return _shift_right(_shift_left(value, bits - position - length), bits - length)
 
 
 _SHIFTS = {"shl": _shift_left, "shr": _shift_right, "bfe": _extract}

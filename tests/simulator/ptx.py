@@ -50,7 +50,7 @@ class Block:
 
     @property
     def successors(self) -> tuple[int, ...]:
-        """The blocks that threads may go on with."""
+        """Return the blocks that threads may go on with."""
         return (self.target, self.following) if self.branch else (self.following,)
 
 

@@ -86,6 +86,7 @@ def computed(instructions, values, dtype=torch.int32):
         ("shr.u32 %r30, %r20, 31;", [7, -7], [0, 1]),
         ("shl.b32 %r30, %r20, %r20;", [2, 32, 31], [8, 0, -(1 << 31)]),
         ("bfe.u32 %r30, %r20, 4, 8;", [0x12345, -1], [0x34, 0xFF]),
+        ("bfe.s32 %r30, %r20, 4, 8;", [0x12345, 0x8F0], [0x34, -0x71]),
         ("mov.b32 {%rs1, %rs2}, %r20; mov.b32 %r30, {%rs2, %rs1};", [0x12345678], [0x56781234]),
         ("cvt.u16.u32 %rs1, %r20; cvt.u32.u16 %r30, %rs1;", [0x12345678], [0x5678]),
         ("cvt.rzi.s32.f32 %r30, %r20;", [-1.9, 1e20, math.nan, -math.inf], [-1, 2147483647, 0, -(1 << 31)]),
@@ -173,11 +174,16 @@ $L__BB0_4:
 
 
 @pytest.mark.parametrize(
-    ("how", "other"), [("bfly.b32 %r30, %r20, 5, 31", "xor"), ("up.b32 %r30, %r20, 5, 0", "before")]
+    ("how", "other"),
+    [
+        ("bfly.b32 %r30, %r20, 5, 31", lambda i: i ^ 5),
+        ("up.b32 %r30, %r20, 5, 0", lambda i: i - 5 if i % 32 >= 5 else i),
+        ("idx.b32 %r30, %r20, 37, 31", lambda i: i - i % 32 + 5),
+        ("idx.b32 %r30, %r20, %r20, 31", lambda i: i),
+    ],
 )
 def test_shuffles(how, other):
-    expected = [i ^ 5 if other == "xor" else i - 5 if i % 32 >= 5 else i for i in range(64)]
-    assert computed(f"shfl.sync.{how}, -1;", list(range(64))) == expected
+    assert computed(f"shfl.sync.{how}, -1;", list(range(64))) == [other(i) for i in range(64)]
 
 
 def test_matrices():
