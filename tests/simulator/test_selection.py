@@ -13,7 +13,7 @@ from . import SIMULATED
 
 ROOT = Path(__file__).parents[2]
 KERNELS = "tests/test_kernels"
-# Something of each kernel. Most of the time Triton compiles.
+# Something of each op, which costs little: most of the time Triton compiles.
 SELECTION = (
     "tests/simulator/test_driver.py",
     f"{KERNELS}/test_triton.py::test_one_span_and_many[row_rev+col+col_rev,carry-many=True]",
