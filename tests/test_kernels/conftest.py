@@ -64,7 +64,7 @@ if SIMULATED and triton_scan.why_no_triton() is None:
         """Note which kernels a test launches."""
         before = driver.launches.copy()
         yield
-        item.user_properties.append(("launches", driver.launches - before))
+        item.user_properties.append(("launches", dict(driver.launches - before)))  # which xdist can send
 
     def pytest_terminal_summary(terminalreporter):
         """Print how often each kernel was launched."""

@@ -23,7 +23,7 @@ def norm_forward(
     tokens,
     channels,
     span,
-    eps,
+    eps: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,

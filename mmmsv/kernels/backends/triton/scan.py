@@ -126,11 +126,23 @@ def _low_rank_gradients(scan: Scan2d, W_dt: Tensor, ddelta: Tensor) -> tuple[Ten
     batch, routes, height, width, _ = ddelta.shape
     by_route, dt = ddelta.flatten(2, 3), _for_routes(scan, scan.dt)  # (batch, routes, tokens, D or R)
     with _as_given(scan):
-        ddt = by_route @ (W_dt[0] if sets == 1 else W_dt).to(ddelta.dtype)
-        # A product for each image: only sums of as many tokens are rounded.
-        dW_dt = torch.bmm(by_route.flatten(0, 1).mT, dt.flatten(0, 1)).view(batch, routes, channels, rank)
-    ddt = ddt.sum_to_size(batch, sets, height * width, rank).unflatten(2, (height, width))
-    return ddt.permute(0, 2, 3, 1, 4), dW_dt.sum(0, dtype=W_dt.dtype).sum_to_size(W_dt.shape)
+        # Weights as the step was made of.
+        weight = W_dt.to(scan.dt.dtype).to(ddelta.dtype).expand(batch, sets, channels, rank).flatten(0, 1)
+        ddt = _wide_product(by_route.flatten(*(1, 2) if sets == 1 else (0, 1)), weight)
+        dW_dt = _wide_product(by_route.flatten(0, 1).mT, dt.flatten(0, 1).to(ddelta.dtype))
+    # Sums over routes that share a set, and of the weight over images.
+    ddt = ddt.view(batch, routes, height, width, rank).sum_to_size(batch, sets, height, width, rank)
+    dW_dt = dW_dt.view(batch, routes, channels, rank).sum(0).sum_to_size(W_dt.shape)
+    return ddt.permute(0, 2, 3, 1, 4), dW_dt
+
+
+def _wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply matrices; return float32 where they are narrower, since routes and images are summed afterwards."""
+    if left.dtype in (torch.float32, torch.float64):
+        return torch.bmm(left, right)
+    if left.device.type == "cuda":
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left.float(), right.float())
 
 
 @dataclass(frozen=True)
@@ -189,7 +201,8 @@ class _Problem:
             du = sums = scan.new_routes(scan.map_dtype(scan.x.dim() == 4))
         gradients = _Gradients(
             u=du,
-            delta=scan.new_routes(scan.x.dtype),
+            # Of routes that share a step, sums are rounded, not what is summed.
+            delta=scan.new_routes(scan.map_dtype(scan.W_dt is not None and scan.A.shape[0] == 1)),
             BC=self.A.new_empty(batch, launch.blocks, routes, tokens, 2 * state),
             weights=self.A.new_empty(batch, launch.rows, 2 + state, sequences, channels),
         )
