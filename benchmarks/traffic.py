@@ -238,6 +238,7 @@ def pretended_gpu(multiprocessors: int) -> Iterator[None]:
         stack.enter_context(patch.object(public, "choose_chunk", lambda device, state: choose_chunk(_CUDA, state)))
         wanted = multiprocessors * scan._WARPS_WANTED
         stack.enter_context(patch.object(scan, "_warps_wanted", lambda device: wanted))
+        stack.enter_context(patch.object(scan, "_wide_product", lambda *factors: torch.bmm(*factors).float()))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_CudaAutocast())
         yield

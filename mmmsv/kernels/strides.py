@@ -10,8 +10,10 @@ def last_axis_innermost(tensor: Tensor) -> Tensor:
 
 
 def laid_out_as(like: Tensor, value: Tensor) -> Tensor:
-    """Return ``value`` in the dtype and layout of ``like``: usually itself, unless it is part of another tensor."""
+    """Return ``value`` as ``torch.empty_like(like)`` would be: usually itself, unless it is part of another tensor."""
     whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
-    if whole and value.dtype == like.dtype and value.stride() == like.stride():
+    usable = whole and value.dtype == like.dtype
+    if usable and value.stride() == like.stride():
         return value
-    return torch.empty_like(like).copy_(value)
+    laid_out = torch.empty_like(like)
+    return value if usable and value.stride() == laid_out.stride() else laid_out.copy_(value)

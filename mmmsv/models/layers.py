@@ -54,7 +54,8 @@ class DropPath(StochasticDepth):
         """Map x and its branch, both ``(B, H, W, C)``, to their sum."""
         if not self.training or self.p == 0:
             return x + branch
-        weights = super().forward(branch.new_ones(len(branch), 1, 1, 1))
+        kept = 1 - self.p
+        weights = branch.new_empty(len(branch), 1, 1, 1).bernoulli_(kept).div_(kept)
         return torch.addcmul(x, branch, weights)
 
 

@@ -82,8 +82,8 @@ def depthwise_conv_backward(given: DepthwiseConv, dy: Tensor, kept: Tensor) -> t
         )
     turned = _turned(factors[0, 0], stride)
     _convolve(dp, turned, None, dx, 1, pad=turned.shape[-2] - 1, reach=kernel // 2, activation="none")
-    sums = parts.sum(0)
-    return dx, sums[:-1].t().reshape(weight.shape), sums[-1]
+    dweight = parts[:, :-1].sum(0).t().reshape(weight.shape)
+    return dx, dweight, None if bias is None else parts[:, -1].sum(0)
 
 
 def _factors(given: DepthwiseConv) -> Tensor:
@@ -100,6 +100,8 @@ def _turned(factors: Tensor, stride: int) -> Tensor:
 
     A number of x is reached by those of the result by every S-th tap, from one on that depends on its place.
     """
+    if stride == 1:
+        return factors.flip(0, 1)[None, None]
     kernel, taps = len(factors), ceil_div(len(factors), stride)
     missing = stride * taps - kernel
     apart = torch.nn.functional.pad(factors, (0, 0, 0, missing, 0, missing)).unflatten(1, (taps, stride))

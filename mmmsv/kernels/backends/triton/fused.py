@@ -136,7 +136,7 @@ def merge_scales_backward(
             WINDOW_ROWS=_window(height, half_height, norm_first),
             WINDOW_COLUMNS=_window(width, half_width, norm_first),
         )
-    dweight, dbias = parts.sum(0)
+    dweight, dbias = parts[:, 0].sum(0), parts[:, 1].sum(0)
     if norm_first:
         dweight += half_parts.sum(0)
         # What is interpolated adds up to what is interpolated from.

@@ -87,12 +87,12 @@ def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, .
     shared, state = scan.A.shape[0] == 1, scan.A.shape[2]
     dBC = dBC.sum((1, 2) if shared else 1, keepdim=True)[:, 0].transpose(1, 2).unflatten(1, scan.x.shape[1:3])
     dB, dC = dBC.split(state, -1)
-    dweights = dweights.flatten(0, 1).sum((0, 2) if shared else 0, keepdim=True)[0].permute(1, 2, 0)
-    db_dt, dDskip, dA = dweights.split((1, 1, state), -1)
+    dA = _sum_parts(dweights[:, :, 2:], shared).permute(1, 2, 0)
+    db_dt, dDskip = (_sum_parts(dweights[:, :, row], shared) for row in range(2))
     ddt, dW_dt = ddelta.permute(0, 2, 3, 1, 4), None
     if scan.W_dt is not None:
         ddt, dW_dt = _low_rank_gradients(scan, scan.W_dt, ddelta)
-    return dx, ddt, dB, dC, dW_dt, db_dt[..., 0], dA, dDskip[..., 0]
+    return dx, ddt, dB, dC, dW_dt, db_dt, dA, dDskip
 
 
 class _Gradients(NamedTuple):
@@ -343,6 +343,12 @@ def _for_routes(scan: Scan2d, tensor: Tensor) -> Tensor:
     """View what each token has for each set, ``(batch, H, W, S, *)``, as ``(batch, routes, tokens, *)``."""
     tensor = last_axis_innermost(tensor.flatten(1, 2)).transpose(1, 2)
     return tensor.expand(-1, len(scan.route_codes), -1, -1)
+
+
+def _sum_parts(parts: Tensor, shared: bool) -> Tensor:
+    """Sum parts of a weight's gradient, ``(batch, spans, *, sequences, D)``; over sequences too if they share it."""
+    summed = parts.sum((0, 1))
+    return summed.sum(-2, keepdim=True) if shared and summed.shape[-2] > 1 else summed
 
 
 def _sum_maps(scan: Scan2d, maps: Tensor) -> Tensor:
