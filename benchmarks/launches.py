@@ -1,12 +1,12 @@
 """Record what backend ``triton`` would launch on a GPU, kernel by kernel, without one: on fake tensors or small ones.
 
-A launch is compiled, not run: its instructions can be counted, and the bytes that it moves follow from its arguments.
+The bytes that a launch moves follow from its arguments; it is compiled when its instructions are asked for, never run.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from unittest.mock import patch
 
@@ -76,7 +76,7 @@ class Launch:
 
     Args:
         kernel: Its name.
-        compiled: What it was compiled to.
+        compile: Compiles it.
         arguments: All arguments and constants, by name.
         programs: Of the grid.
         read: Bytes that it reads, each tensor once.
@@ -84,11 +84,16 @@ class Launch:
     """
 
     kernel: str
-    compiled: CompiledKernel
+    compile: Callable[[], CompiledKernel]
     arguments: dict[str, Any]
     programs: int
     read: int
     written: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments that are no tensors."""
+        return {name: value for name, value in self.arguments.items() if not isinstance(value, Tensor)}
 
     @property
     def warps(self) -> int:
@@ -102,6 +107,12 @@ class Launch:
         name = self.kernel + (" backward" if a.get("BACKWARD") else "")
         name += {True: ", norm first", False: ", norm last"}.get(a.get("NORM_FIRST"), "")
         return name + (f", {a['K']} x {a['K']}, {a['ACTIVATION']}" if "K" in a else "")
+
+    @cached_property
+    def compiled(self) -> CompiledKernel:
+        """What it is compiled to."""
+        with _addresses():
+            return self.compile()
 
     @cached_property
     def resources(self) -> tuple[int, int, int]:
@@ -143,7 +154,6 @@ def recording(capability: int, on_launch: Callable[[Launch], None]) -> Iterator[
     run = JITFunction.run
 
     def record(kernel: JITFunction, *args: object, grid: tuple[int, ...], warmup: bool, **constants: Any) -> None:
-        compiled = run(kernel, *args, grid=grid, warmup=True, **constants)
         arguments = dict(zip(kernel.arg_names, args, strict=False)) | constants
         written = WRITTEN[kernel.__name__]
         if kernel.__name__ == "conv_backward_weight":
@@ -154,12 +164,18 @@ def recording(capability: int, on_launch: Callable[[Launch], None]) -> Iterator[
             routes, sums = constants["ROUTES"], arguments["dsum"]
             size["dsum"] = 2 * (routes - 1) * sums.numel() * sums.element_size()
         writes = sum(size[name] for name in written if name in size)
-        on_launch(Launch(kernel.__name__, compiled, arguments, grid[0], sum(size.values()) - writes, writes))
+        compile_ = partial(run, kernel, *args, grid=grid, warmup=True, **constants)
+        on_launch(Launch(kernel.__name__, compile_, arguments, grid[0], sum(size.values()) - writes, writes))
 
     runnable = replace(BACKENDS["triton"], why_not=lambda device: None)
     with (
         patch.object(JITFunction, "run", record),
         patch.dict(BACKENDS, triton=runnable),
-        patch.object(FakeTensor, "data_ptr", lambda tensor: 0),
+        _addresses(),
     ):
         yield
+
+
+def _addresses() -> contextlib.AbstractContextManager:
+    """Give fake tensors an address, the best aligned one."""
+    return patch.object(FakeTensor, "data_ptr", lambda tensor: 0)

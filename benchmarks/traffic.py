@@ -46,7 +46,6 @@ _FREE = frozenset(
         "empty_strided",
         "expand",
         "is_same_size",
-        "lift_fresh",
         "narrow",
         "new_empty",
         "new_empty_strided",
