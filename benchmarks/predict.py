@@ -3,27 +3,33 @@
     python -m benchmarks.predict                        # Tiny and ConvNeXt-T on an H100
     python -m benchmarks.predict --cards H200 A100 T4 --models tiny swin_t
     python -m benchmarks.predict --kernels              # every kernel of ours too, with occupancy and floor
+    python -m benchmarks.predict --compiled             # under torch.compile too; needs torch 2.11
 
 Counted: bytes, products, launches, instructions. Modelled, and off by a third or so: times. An op takes as long as its
 bytes at 85 % of what a copy reaches, or its products at the card's rate; a kernel of ours as long as its bytes or its
 instructions, whichever takes longer, these at the share of the issue slots that as many warps as fit may fill.
-Depthwise convolutions of cuDNN count by their bytes alone, which flatters models that have them. A launch takes 1.5 us.
-Models are in eager mode, channels-last, in autocast, a step of training without the optimizer's.
+A launch takes 1.5 us. Models are channels-last, in autocast, a step of training without the optimizer's. Nobody has
+measured cuDNN's depthwise convolutions here: the first time counts their bytes alone, the second a guess, twice as long
+forward and three times backward. Compiled blocks are inductor's kernels by their bytes, and ours as they are.
 """
 
 import argparse
 from collections.abc import Iterable
+from functools import partial
+from itertools import product
 from math import ceil
 
 from mmmsv.analysis.speed.markdown import table
 from mmmsv.analysis.speed.models import build, full_name, short_name
 
 from .cards import CARDS, Card
+from .compiled import compiled_steps, is_block
 from .launches import Launch
 from .traffic import Step, count_steps
 
 _LAUNCH = 1.5e-6
 _COPY_SHARE = 0.85
+_GUESS = (2.0, 3.0)  # times its bytes, of a depthwise convolution forward and backward
 _ISSUE_SHARE = 0.75  # of the issue slots, with many warps
 
 
@@ -37,6 +43,7 @@ def main() -> None:
     parser.add_argument("--cards", nargs="+", default=names[:1], choices=names, metavar="CARD", help=", ".join(names))
     parser.add_argument("--batch", type=int, default=128, help="images (%(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"), help="of the images")
+    parser.add_argument("--compiled", action="store_true", help="predict compiled models too")
     parser.add_argument("--kernels", action="store_true", help="list our kernels, by what they take")
     args = parser.parse_args()
     try:
@@ -45,35 +52,35 @@ def main() -> None:
         parser.error(str(error))
     image = (args.batch, 3, *args.size)
     rows, kernels = [], []
-    for card in (card for card in CARDS if card.name in args.cards):
-        for training in (False, True):
-            first = None
-            for name, whole_name in models.items():
-                steps = count_steps(
-                    lambda whole_name=whole_name: build(whole_name, maps=False),
-                    image,
-                    training,
-                    card.capability,
-                    card.multiprocessors,
-                    card.dtype,
-                )
-                took = sum(seconds(step, card) for step in steps)
-                first = first or took
-                what = "training" if training else "inference"
-                rows.append((card.name, what, name, *_summary(steps), f"{1e3 * took:.1f}", f"{first / took:.2f}"))
-                if args.kernels:
-                    kernels += _kernels(card, what, steps)
-    print(
-        table(("card", "", "model", "launches", "GB", "TFLOP", "predicted ms", f"{next(iter(models))} / model"), rows)
-    )
+    for card, training in product((card for card in CARDS if card.name in args.cards), (False, True)):
+        what = "training" if training else "inference"
+        first: dict[str, tuple[float, float]] = {}
+        for name, whole_name in models.items():
+            make = partial(build, whole_name, maps=False)
+            steps = count_steps(make, image, training, card.capability, card.multiprocessors, card.dtype, is_block)
+            modes = {"eager": list(steps)}
+            if args.compiled:
+                modes["compiled"] = compiled_steps(make, image, training, card.multiprocessors, card.dtype, steps)
+            for mode, launches in modes.items():
+                took = tuple(sum(seconds(step, card, guess) for step in launches) for guess in (False, True))
+                ratios = [ours / its for ours, its in zip(first.setdefault(mode, took), took, strict=True)]
+                cells = (f"{1e3 * took[0]:.1f}", f"{ratios[0]:.2f}", f"{1e3 * took[1]:.1f}", f"{ratios[1]:.2f}")
+                rows.append((card.name, what, mode, name, *_summary(launches), *cells))
+            if args.kernels:
+                kernels += _kernels(card, what, steps)
+    ratio = f"{next(iter(models))} / model"
+    columns = ("card", "", "", "model", "launches", "GB", "TFLOP")
+    print(table((*columns, "predicted ms", ratio, "with guess, ms", ratio), rows))
     if kernels:
         columns = ("card", "", "kernel", "launches", "instructions a pair", "registers", "warps an SM")
         print("\n" + table((*columns, "floor, ms", "all slots, ms", "predicted, ms"), kernels))
 
 
-def seconds(step: Step, card: Card) -> float:
-    """Return how long an op or a launch may take."""
+def seconds(step: Step, card: Card, guess: bool = False) -> float:
+    """Return how long an op or a launch may take, convolutions of cuDNN's as they are guessed or by their bytes."""
     by_bytes = step.moved / (_COPY_SHARE * card.bandwidth)
+    if guess and step.depthwise:
+        by_bytes *= _GUESS[step.name.endswith("backward")]
     if step.launch is None:
         return _LAUNCH + max(by_bytes, step.flops / card.products if not step.depthwise else 0.0)
     return _LAUNCH + max(by_bytes, _by_instructions(step.launch, card))

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -80,7 +79,7 @@ _FILLS = frozenset(
         "zeros_like",
     ]
 )
-_PRODUCTS = frozenset(["addmm", "baddbmm", "bmm", "mm"])
+PRODUCTS = frozenset(["addmm", "baddbmm", "bmm", "mm"])
 _CUDA = torch.device("cuda")
 
 
@@ -203,7 +202,7 @@ def _moved(name: str, args: tuple, ins: list[Tensor], outs: list[Tensor]) -> tup
 
 
 def _flops(name: str, args: tuple) -> int:
-    if name in _PRODUCTS:
+    if name in PRODUCTS:
         left, right = args[-2:]
         return 2 * prod(left.shape) * right.shape[-1]
     if name == "convolution":
@@ -217,30 +216,33 @@ def _flops(name: str, args: tuple) -> int:
     return 0
 
 
-class _CudaAutocast(TorchFunctionMode):
-    """Casts what CUDA's autocast does and a CPU's does not: norms take and give float32."""
-
-    def __torch_function__(
-        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        if func in (torch.layer_norm, torch.nn.functional.layer_norm) and torch.is_autocast_enabled("cpu"):
-            args = (args[0].float() if args[0].dtype != torch.float64 else args[0], *args[1:])
-        return func(*args, **(kwargs or {}))
+def _layer_norm_of_cuda(x: Tensor, *others: Any, layer_norm: Callable[..., Tensor] = torch.layer_norm) -> Tensor:
+    """Compute a norm as CUDA's autocast does and a CPU's does not: it takes and gives float32."""
+    is_narrow = x.dtype in (torch.bfloat16, torch.float16)
+    return layer_norm(x.float() if is_narrow and torch.is_autocast_enabled("cpu") else x, *others)
 
 
 @contextmanager
 def pretended_gpu(multiprocessors: int) -> Iterator[None]:
-    """Make fake tensors of a CPU run what a GPU would: kernels of backend triton, and PyTorch's own ops."""
-    backends = {name: replace(BACKENDS[name], automatic_for=None) for name in ("triton", "torch")}
+    """Make tensors of a CPU run what a GPU would: kernels of backend triton, PyTorch's own ops, CUDA's autocast."""
+    can_run = {"why_not": lambda device: None, "automatic_for": None}
+    backends = {name: replace(BACKENDS[name], **can_run) for name in ("triton", "torch")}
     with ExitStack() as stack:
         stack.enter_context(patch.dict(BACKENDS, backends, clear=True))
         stack.enter_context(patch.object(public, "choose_chunk", lambda device, state: choose_chunk(_CUDA, state)))
         wanted = multiprocessors * scan._WARPS_WANTED
         stack.enter_context(patch.object(scan, "_warps_wanted", lambda device: wanted))
         stack.enter_context(patch.object(scan, "_wide_product", lambda *factors: torch.bmm(*factors).float()))
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.enter_context(_CudaAutocast())
+        stack.enter_context(patch.object(torch, "layer_norm", _layer_norm_of_cuda))
         yield
+
+
+def as_on_a_gpu(model: nn.Module) -> nn.Module:
+    """Let a model keep what it keeps on a GPU, without computing it again; return the model."""
+    for module in model.modules():
+        if isinstance(module, RecomputingModule) and module.recompute is None:
+            module.recompute = False
+    return model
 
 
 def count_steps(
@@ -264,12 +266,11 @@ def count_steps(
         watched: Says of the name of a module whether ops are to be told apart by it.
     """
     counter = _Counter()
-    with recording(capability, counter.add_launch), pretended_gpu(multiprocessors):
-        model = make().train(training)
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    with recording(capability, counter.add_launch), pretended_gpu(multiprocessors), fakes:
+        model = as_on_a_gpu(make()).train(training)
         inputs = torch.empty(image).contiguous(memory_format=torch.channels_last)
         for name, module in model.named_modules():
-            if isinstance(module, RecomputingModule) and module.recompute is None:
-                module.recompute = False  # as on a GPU
             if watched(name):
                 module.register_forward_pre_hook(lambda *_, name=name: counter.modules.append(name))
                 module.register_forward_hook(lambda *_: counter.modules.pop() and None)
