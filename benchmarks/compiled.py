@@ -91,4 +91,4 @@ def _fused(block: nn.Module, x: Tensor) -> Iterator[Step]:
     for name, moved in compiled_kernels(block, x):
         convolution = "convolution" in name
         if convolution or not ("extern_kernels" in name or "mmmsv" in name):
-            yield Step(name, "", False, "", moved, 0, 0, (), convolution)
+            yield Step(name, "", False, "", read=moved, written=0, depthwise=convolution)

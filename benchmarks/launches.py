@@ -6,7 +6,7 @@ The bytes that a launch moves follow from its arguments; it is compiled when its
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 from unittest.mock import patch
 
@@ -15,9 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from triton import JITFunction
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
+from triton.runtime import driver
 
 from mmmsv.kernels import BACKENDS
 from mmmsv.kernels.arguments import ceil_div
+from mmmsv.kernels.backends.triton import scan_forward
 
 from .sass import instructions_a_pair, instructions_an_element, resources
 
@@ -111,8 +113,7 @@ class Launch:
     @cached_property
     def compiled(self) -> CompiledKernel:
         """What it is compiled to."""
-        with _addresses():
-            return self.compile()
+        return self.compile()
 
     @cached_property
     def resources(self) -> tuple[int, int, int]:
@@ -147,10 +148,15 @@ class Launch:
 
 @contextlib.contextmanager
 def recording(capability: int, on_launch: Callable[[Launch], None]) -> Iterator[None]:
-    """Let backend triton run on a CPU's tensors, fake ones too, and hand over what it would launch."""
-    from triton.runtime import driver
+    """Let backend triton run on a CPU's tensors, fake ones too, and hand over what it would launch.
 
-    driver.set_active(CompilingDriver(capability))
+    Raises:
+        RuntimeError: The kernels were imported for Triton's interpreter.
+    """
+    if not isinstance(scan_forward.scan_forward, JITFunction):
+        raise RuntimeError(
+            "the kernels were imported for Triton's interpreter; count in a process without TRITON_INTERPRET"
+        )
     run = JITFunction.run
 
     def record(kernel: JITFunction, *args: object, grid: tuple[int, ...], warmup: bool, **constants: Any) -> None:
@@ -164,7 +170,11 @@ def recording(capability: int, on_launch: Callable[[Launch], None]) -> Iterator[
             routes, sums = constants["ROUTES"], arguments["dsum"]
             size["dsum"] = 2 * (routes - 1) * sums.numel() * sums.element_size()
         writes = sum(size[name] for name in written if name in size)
-        compile_ = partial(run, kernel, *args, grid=grid, warmup=True, **constants)
+
+        def compile_() -> CompiledKernel:
+            with _driver(capability), _addresses():
+                return run(kernel, *args, grid=grid, warmup=True, **constants)
+
         on_launch(Launch(kernel.__name__, compile_, arguments, grid[0], sum(size.values()) - writes, writes))
 
     runnable = replace(BACKENDS["triton"], why_not=lambda device: None)
@@ -174,6 +184,16 @@ def recording(capability: int, on_launch: Callable[[Launch], None]) -> Iterator[
         _addresses(),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _driver(capability: int) -> Iterator[None]:
+    before = dict(vars(driver))
+    driver.set_active(CompilingDriver(capability))
+    try:
+        yield
+    finally:
+        vars(driver).update(before)
 
 
 def _addresses() -> contextlib.AbstractContextManager:

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--cards", nargs="+", default=names[:1], choices=names, metavar="CARD", help=", ".join(names))
     parser.add_argument("--batch", type=int, default=128, help="images (%(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"), help="of the images")
-    parser.add_argument("--compiled", action="store_true", help="predict compiled models too")
+    parser.add_argument("--compiled", action="store_true", help="compiled models too, as inductor fuses on an H100")
     parser.add_argument("--kernels", action="store_true", help="list our kernels, by what they take")
     args = parser.parse_args()
     try:

@@ -107,9 +107,9 @@ class Step:
     module: str
     read: int
     written: int
-    flops: int
-    shape: tuple[int, ...]
-    depthwise: bool
+    flops: int = 0
+    shape: tuple[int, ...] = ()
+    depthwise: bool = False
     launch: Launch | None = None
 
     @property
@@ -127,10 +127,9 @@ class _Counter(TorchDispatchMode):
         self.backward, self.modules, self.part = False, [""], ""
 
     def add_launch(self, launch: Launch) -> None:
-        step = Step(
-            launch.name, self.part, self.backward, self.modules[-1], launch.read, launch.written, 0, (), False, launch
-        )
-        self.steps.append(step)
+        """Keep a launch."""
+        where = (self.part, self.backward, self.modules[-1])
+        self.steps.append(Step(launch.name, *where, launch.read, launch.written, launch=launch))
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Sequence[type], args: tuple = (), kwargs: dict | None = None

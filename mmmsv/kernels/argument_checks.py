@@ -33,8 +33,7 @@ def check_tensors(op: str, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
-        if tensor.dtype not in _FLOATS:
-            raise TypeError(f"{op}: {name} is {tensor.dtype}, expected one of float16, bfloat16, float32, float64")
+        check_dtype(op, name, tensor.dtype)
         if tensor.layout != torch.strided or tensor.is_nested:
             raise TypeError(
                 f"{op}: {name} is sparse or nested ({tensor.layout}), expected an ordinary (strided) tensor"
@@ -86,6 +85,12 @@ def route_codes(op: str, routes: Sequence[Route]) -> list[int]:
     if not routes:
         raise ValueError(f"{op}: routes is empty, expected one or more of {ROUTES}")
     return [_CODES[route] for route in routes]
+
+
+def check_dtype(op: str, name: str, dtype: object) -> None:
+    """Raise TypeError for what is no dtype of a tensor that the ops take."""
+    if dtype not in _FLOATS:
+        raise TypeError(f"{op}: {name} is {dtype}, expected one of float16, bfloat16, float32, float64")
 
 
 def check_channels(op: str, name: str, x: Tensor) -> int:

@@ -13,7 +13,7 @@ from torch import Size, Tensor
 from torch.nn.functional import interpolate
 
 from . import ops
-from .argument_checks import check_bool, check_channels, check_shape, check_tensors
+from .argument_checks import check_bool, check_channels, check_dtype, check_shape, check_tensors
 from .arguments import ACTIVATIONS, Activation
 
 # Beyond the kernels' size it has no use; scratch grows with it.
@@ -83,11 +83,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
         ``(batch, H, W, D)`` in ``dtype``.
 
     Raises:
-        TypeError: An argument is no floating-point tensor.
+        TypeError: An argument is no floating-point tensor; ``dtype`` is none of the dtypes above.
         ValueError: Shapes or devices disagree.
     """
     op = "layer_norm"
     check_tensors(op, {"x": x, "weight": weight, "bias": bias})
+    check_dtype(op, "dtype", dtype or x.dtype)
     channels = check_channels(op, "x", x)
     for name, each in (("weight", weight), ("bias", bias)):
         check_shape(op, name, each, (channels,), "x", x)

@@ -39,7 +39,7 @@ class VisionMamba(BaseModule):
             ``dict(type='mmmsv.AuthorsCheckpoint', checkpoint=PATH_OR_URL)`` for those of the authors.
         recompute: Recompute the gate, the norm after the scans and the input of ``fc2`` in the backward pass. A block
             of ``'tiny'`` then keeps 14 maps of its input's size, not 22 (17, not 31, where PyTorch's own ops run), and
-            a training step takes about 8 % longer. By default on a CPU, and not on a GPU.
+            a training step takes about 8 % longer. The default is to do so on a CPU alone.
 
     Raises:
         TypeError: An argument has the wrong type.

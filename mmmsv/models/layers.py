@@ -21,6 +21,8 @@ class LayerNorm(nn.LayerNorm):
             dtype at once; the result of another norm is float32 under the autocast of GPUs, as PyTorch's own is.
     """
 
+    in_branch = False
+
     def __init__(self, dim: int, in_branch: bool = False) -> None:
         super().__init__(dim)
         self.in_branch = in_branch
@@ -55,7 +57,7 @@ class DropPath(StochasticDepth):
         if not self.training or self.p == 0:
             return x + branch
         kept = 1 - self.p
-        weights = branch.new_empty(len(branch), 1, 1, 1).bernoulli_(kept).div_(kept)
+        weights = branch.new_empty(branch.shape[0], 1, 1, 1).bernoulli_(kept).div_(kept)
         return torch.addcmul(x, branch, weights)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmmsv.kernels import depthwise_conv, gate, merge_scales
+from mmmsv.kernels import depthwise_conv, gate, layer_norm, merge_scales
 
 X, W, B = torch.ones(2, 5, 7, 6), torch.ones(6, 1, 3, 3), torch.ones(6)
 HALF, NORM = torch.ones(2, 3, 3, 4, 6), torch.ones(6)
@@ -51,6 +51,21 @@ HALF, NORM = torch.ones(2, 3, 3, 4, 6), torch.ones(6)
             "expected one route and one token",
         ),
         (lambda: merge_scales(X, HALF, NORM[1:], NORM, 1e-5, True), ValueError, r"weight has shape \(5,\), expected"),
+        (
+            lambda: layer_norm(X[0], NORM, NORM, 1e-5),
+            ValueError,
+            r"x has shape \(5, 7, 6\), expected \(batch",
+        ),
+        (
+            lambda: layer_norm(X, NORM, NORM[1:], 1e-5),
+            ValueError,
+            r"layer_norm: bias has shape \(5,\), expected",
+        ),
+        (
+            lambda: layer_norm(X, NORM, NORM, 1e-5, torch.int64),
+            TypeError,
+            "dtype is torch.int64, expected one of",
+        ),
     ],
 )
 def test_bad_input(call, error, message):

@@ -22,6 +22,9 @@ def depthwise_conv(
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Compute :func:`mmmsv.kernels.layer_norm`."""
+    x = x.to(torch.promote_types(x.dtype, dtype))
+    if x.dtype in (torch.float32, torch.float64):
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     return F.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
 
 

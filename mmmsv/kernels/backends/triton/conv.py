@@ -13,11 +13,11 @@ _SPAN, _SUMMED_SPAN = 32, 128
 
 def depthwise_conv(given: DepthwiseConv) -> tuple[Tensor, Tensor]:
     """Compute y; nothing is kept."""
-    x, weight = flat(given.x), _factors(given)
+    x, _, bias, stride, activation, _ = given = _as_read(given)
     y, kept = given.new_results()
     if y.numel():
-        kernel = weight.shape[-2]
-        _convolve(x, weight, given.bias, y, given.stride, pad=kernel // 2, reach=0, activation=given.activation)
+        factors = _factors(given)
+        _convolve(x, factors, bias, y, stride, pad=factors.shape[-2] // 2, reach=0, activation=activation)
     return y, kept
 
 
@@ -52,7 +52,7 @@ def depthwise_conv_backward(given: DepthwiseConv, dy: Tensor, kept: Tensor) -> t
     """Compute the gradients of x, weight and bias."""
     from .conv_kernels import conv_backward_activation, conv_backward_weight
 
-    x, weight, bias, stride, activation, _ = given = given._replace(x=flat(given.x))
+    x, weight, bias, stride, activation, _ = given = _as_read(given)
     dy = flat(dy.to(x.dtype))
     dx = x.new_empty(x.shape)
     channels, _, kernel, _ = weight.shape
@@ -86,12 +86,17 @@ def depthwise_conv_backward(given: DepthwiseConv, dy: Tensor, kept: Tensor) -> t
     return dx, dweight, None if bias is None else parts[:, -1].sum(0)
 
 
+def _as_read(given: DepthwiseConv) -> DepthwiseConv:
+    return given._replace(x=flat(given.x), bias=None if given.bias is None else given.bias.contiguous())
+
+
 def _factors(given: DepthwiseConv) -> Tensor:
     """Return what each tap is multiplied by, ``(1, 1, K, K, D)``; a residual is one more of the tap in the middle."""
-    factors = given.weight.permute(1, 2, 3, 0).unsqueeze(0).contiguous()
-    if given.residual:
-        middle = given.weight.shape[2] // 2
-        factors[:, :, middle, middle] += 1
+    factors = given.weight.permute(1, 2, 3, 0).unsqueeze(0)
+    if not given.residual:
+        return factors.contiguous()
+    factors, middle = factors.clone(memory_format=torch.contiguous_format), given.weight.shape[2] // 2
+    factors[:, :, middle, middle] += 1
     return factors
 
 

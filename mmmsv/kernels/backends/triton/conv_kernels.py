@@ -8,83 +8,11 @@ import triton
 import triton.language as tl
 
 from .activations import activate, slope
+from .conv_tiles import group, read_place, sum_taps
 from .map_tiles import find, read, write
 
 _SIZES = ("height", "width", "out_height", "out_width", "channels", "span")
 _X, _Y = ("x_batch", "x_token"), ("y_batch", "y_token")
-
-
-@triton.jit
-def _group(rows, groups, WIDTH: tl.constexpr):
-    """Return the line of each group, and its first column."""
-    return rows // groups, rows % groups * WIDTH
-
-
-@triton.jit
-def _read_place(
-    x,
-    batch,
-    x_batch,
-    x_token,
-    line,
-    column,
-    height,
-    width,
-    columns,
-    mask,
-    VECTOR: tl.constexpr,
-    dtype: tl.constexpr,
-):
-    """Read places of a map, 0 for those that are not on it."""
-    on_map = mask & (line >= 0) & (line < height) & (column >= 0) & (column < width)
-    return read(x, batch, x_batch, line * width + column, x_token, columns, on_map, VECTOR, dtype)
-
-
-@triton.jit
-def _convolve(
-    x,
-    weight,
-    bias,
-    batch,
-    x_batch,
-    x_token,
-    line,
-    column,
-    height,
-    width,
-    channels,
-    columns,
-    mask,
-    K: tl.constexpr,
-    STRIDE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    VECTOR: tl.constexpr,
-    dtype: tl.constexpr,
-):
-    """Return what goes into the activation at WIDTH neighbours, of whom the first has its first tap at a place of x."""
-    real = columns < channels
-    total = tl.zeros(mask.shape, dtype)
-    if bias is not None:
-        total += tl.load(bias + columns, real, 0.0)
-    totals = ()
-    for _ in tl.static_range(WIDTH):
-        totals = totals + (total,)
-    for a in range(K):
-        factors = ()
-        for b in tl.static_range(K):
-            factors = factors + (tl.load(weight + tl.multiple_of((a * K + b) * channels, VECTOR) + columns, real, 0.0),)
-        for j in tl.static_range((WIDTH - 1) * STRIDE + K):
-            value = _read_place(
-                x, batch, x_batch, x_token, line + a, column + j, height, width, columns, mask, VECTOR, dtype
-            )
-            new = ()
-            for i in tl.static_range(WIDTH):
-                if j >= i * STRIDE and j < i * STRIDE + K:
-                    new = new + (totals[i] + factors[j - i * STRIDE] * value,)
-                else:
-                    new = new + (totals[i],)
-            totals = new
-    return totals
 
 
 @triton.jit(do_not_specialize=[*_X, *_Y, *_SIZES])
@@ -129,8 +57,8 @@ def convolve(
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
         mask = (rows < end) & (columns < channels)
-        line, column = _group(rows, groups, WIDTH)
-        totals = _convolve(
+        line, column = group(rows, groups, WIDTH)
+        totals = sum_taps(
             x,
             weight,
             bias,
@@ -189,7 +117,7 @@ def _through_activation(
 ):
     """Write and return the gradients of what goes into the activation, which is computed again."""
     gradients = ()
-    totals = _convolve(
+    totals = sum_taps(
         x,
         weight,
         bias,
@@ -252,7 +180,7 @@ def conv_backward_activation(
     batch, begin, end, _, columns = find(out_height * groups, span, channels, COLUMNS)
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
-        line, column = _group(rows, groups, WIDTH)
+        line, column = group(rows, groups, WIDTH)
         _through_activation(
             x,
             weight,
@@ -328,7 +256,7 @@ def conv_backward_weight(
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
         mask = (rows < end) & (columns < channels)
-        line, column = _group(rows, groups, WIDTH)
+        line, column = group(rows, groups, WIDTH)
         gradients = ()
         if ACTIVATION != "none":
             gradients = _through_activation(
@@ -362,7 +290,7 @@ def conv_backward_weight(
         else:
             for i in tl.static_range(WIDTH):
                 gradients = gradients + (
-                    _read_place(
+                    read_place(
                         dp,
                         batch,
                         dp_batch,
@@ -380,7 +308,7 @@ def conv_backward_weight(
         line, column = line * STRIDE + first - K // 2, column * STRIDE - K // 2
         for a in tl.static_range(LINES):
             for j in tl.static_range((WIDTH - 1) * STRIDE + K):
-                value = _read_place(
+                value = read_place(
                     x, batch, x_batch, x_token, line + a, column + j, height, width, columns, mask, VECTOR, dtype
                 )
                 new = ()

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ...argument_checks import state_dtype
 from ...arguments import Gate, MergeScales, ceil_div
-from .maps import flat, strides, vector
-from .norm import SPAN, constants
+from .maps import SPAN, flat, strides, vector, whole_tokens
 
 # Tokens and channels of a program.
 _GATE_SPAN, _GATE_COLUMNS = 64, 128
@@ -160,4 +159,4 @@ def _merge_sizes(given: MergeScales) -> tuple[int, ...]:
 
 
 def _merge_constants(given: MergeScales, *maps: Tensor) -> dict[str, int]:
-    return {"ROUTES": given.half.shape[1], **constants(given.full, given.half, *maps)}
+    return {"ROUTES": given.half.shape[1], **whole_tokens(given.full, given.half, *maps)}

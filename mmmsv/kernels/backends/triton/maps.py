@@ -5,6 +5,9 @@ from torch import Tensor
 from ...strides import last_axis_innermost
 
 _LARGEST = (1 << 31) - 1
+# Of kernels whose tiles have all channels of a token: numbers of a tile, and tokens of a program, about. As many parts
+# are summed afterwards.
+_TILE, SPAN = 4096, 64
 
 
 def flat(map_: Tensor) -> Tensor:
@@ -22,7 +25,9 @@ def strides(map_: Tensor) -> tuple[int, ...]:
     """
     *outer, row, token, _ = map_.stride()
     token = token if map_.shape[-2] > 1 else row
-    if sum(size * stride for size, stride in zip(map_.shape[1:-1], map_.stride()[1:-1], strict=True)) > _LARGEST:
+    extent = sum(size * stride for size, stride in zip(map_.shape[1:-1], map_.stride()[1:-1], strict=True))
+    # Of each token, two moments of a norm are kept as well.
+    if max(extent, 2 * map_.shape[1:-1].numel()) > _LARGEST:
         raise ValueError(
             f"an image of a map {tuple(map_.shape)} has more than {_LARGEST} numbers, which backend 'triton' does not "
             "reach; cut it, or choose backend 'torch'"
@@ -41,3 +46,9 @@ def vector(*maps: Tensor | None) -> int:
     ):
         most //= 2
     return most
+
+
+def whole_tokens(*maps: Tensor) -> dict[str, int]:
+    """Return the constants of a kernel whose tiles have all channels of a token."""
+    columns = 1 << (maps[0].shape[-1] - 1).bit_length()
+    return {"VECTOR": vector(*maps), "ROWS": max(_TILE // columns, 1), "COLUMNS": columns, "num_warps": 8}

@@ -15,6 +15,7 @@ def normalise(x, mask, channels, eps):
 
 @triton.jit
 def write_moments(moments, rows, inside, mean, inverse):
+    """Write the moments of some tokens."""
     tl.store(moments + rows * 2, mean, inside)
     tl.store(moments + rows * 2 + 1, inverse, inside)
 

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 
 from ...arguments import LayerNorm, ceil_div
-from .maps import flat, strides, vector
-
-# Numbers of a tile. Tokens of a program, about: so many parts are summed afterwards.
-TILE, SPAN = 4096, 64
+from .maps import SPAN, flat, strides, whole_tokens
 
 
 def layer_norm(given: LayerNorm) -> tuple[Tensor, Tensor]:
@@ -24,7 +21,7 @@ def layer_norm(given: LayerNorm) -> tuple[Tensor, Tensor]:
         with torch.cuda.device_of(x):
             norm_forward[_grid(x)](
                 *(x, weight, bias, y, moments, *strides(x), *strides(y), *_sizes(x), given.eps),
-                **constants(x, y),
+                **whole_tokens(x, y),
             )
     return y, moments
 
@@ -41,15 +38,9 @@ def layer_norm_backward(given: LayerNorm, dy: Tensor, moments: Tensor) -> tuple[
     with torch.cuda.device_of(x):
         norm_backward[_grid(x)](
             *(x, weight, moments, dy, dx, parts, *strides(x), *strides(dy), *strides(dx), *_sizes(x)),
-            **constants(x, dy, dx),
+            **whole_tokens(x, dy, dx),
         )
     return dx, parts[:, 0].sum(0), parts[:, 1].sum(0)
-
-
-def constants(*maps: Tensor) -> dict[str, int]:
-    """Return the constants of a kernel whose tiles have all channels of a token."""
-    columns = 1 << (maps[0].shape[-1] - 1).bit_length()
-    return {"VECTOR": vector(*maps), "ROWS": max(TILE // columns, 1), "COLUMNS": columns, "num_warps": 8}
 
 
 def _grid(x: Tensor) -> tuple[int]:

@@ -140,7 +140,7 @@ def _wide_product(left: Tensor, right: Tensor) -> Tensor:
     """Multiply matrices; return float32 where they are narrower, since routes and images are summed afterwards."""
     if left.dtype in (torch.float32, torch.float64):
         return torch.bmm(left, right)
-    if left.device.type == "cuda":
+    if left.device.type == "cuda":  # there is no out_dtype elsewhere; there is with each torch that has Triton 3.5
         return torch.bmm(left, right, out_dtype=torch.float32)
     return torch.bmm(left.float(), right.float())
 
