@@ -41,6 +41,8 @@ def replayed(call: Call, device: torch.device) -> tuple[Call, str]:
     try:
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream(device)):
             call()
+    except torch.cuda.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         torch.cuda.synchronize(device)
         return call, f"events, no graph: {str(error).splitlines()[0][:80]}"
@@ -52,9 +54,9 @@ def host_seconds(call: Call, device: torch.device, calls: int, rounds: int = 5) 
     call()
     times = []
     for _ in range(rounds):
-        times.append(_wall_seconds(call, calls) / calls)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        times.append(_wall_seconds(call, calls) / calls)
     return min(times)
 
 
