@@ -147,7 +147,9 @@ def run_around(draw: random.Random) -> None:
             for backend, cast in (("cpu", lambda t: t), ("torch", lambda t: t.to(torch.float64))):
                 with use_backend(backend):
                     y = getattr(fused, op)(**{name: cast(tensor) for name, tensor in tensors.items()}, **options)
-                    results.append((y, *torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))))
+                    ys = y if isinstance(y, tuple) else (y,)
+                    ones = [torch.ones_like(each) for each in ys]
+                    results.append((*ys, *torch.autograd.grad(ys, list(tensors.values()), ones)))
             for ours, theirs in zip(*results, strict=True):
                 scale = max(theirs.abs().max().item(), 1e-2) if theirs.numel() else 1
                 assert_near(ours / scale, theirs / scale, 6 * TOLERANCE[dtype], f"{op} {size} {options}")
