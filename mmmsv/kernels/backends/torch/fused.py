@@ -22,7 +22,8 @@ def depthwise_conv(
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Compute :func:`mmmsv.kernels.layer_norm`."""
-    x = x.to(torch.promote_types(x.dtype, dtype))
+    if dtype == torch.float64 or (dtype == torch.float32 and x.dtype != torch.float64):
+        x = x.to(dtype)  # before it is rounded
     if x.dtype in (torch.float32, torch.float64):
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     return F.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
