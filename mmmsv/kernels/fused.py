@@ -88,11 +88,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
     """
     op = "layer_norm"
     check_tensors(op, {"x": x, "weight": weight, "bias": bias})
-    check_dtype(op, "dtype", dtype or x.dtype)
+    dtype = x.dtype if dtype is None else dtype
+    check_dtype(op, "dtype", dtype)
     channels = check_channels(op, "x", x)
     for name, each in (("weight", weight), ("bias", bias)):
         check_shape(op, name, each, (channels,), "x", x)
-    return ops.layer_norm(x, weight, bias, eps, x.dtype if dtype is None else dtype)
+    return ops.layer_norm(x, weight, bias, eps, dtype)
 
 
 def gate(y: Tensor, z: Tensor | None = None, weight: Tensor | None = None) -> Tensor:

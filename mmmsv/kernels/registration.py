@@ -117,8 +117,9 @@ class Op:
 
     # A schema has no optional results: an empty tensor is the gradient of a tensor that was not given.
     def _backward(self, *given: Any) -> tuple[Tensor, ...]:
-        of_results, (kept, *values) = given[: self._results], given[self._results :]
-        tensors, arguments, (dy, *others) = values[: self._count], self._arguments(*values), of_results
+        dy, *others = given[: self._results]
+        kept, *values = given[self._results :]
+        tensors, arguments = values[: self._count], self._arguments(*values)
         if dy is None:  # nothing has used y, but another result
             dy = torch.zeros_like(arguments.new_results()[0])
         gradients = tuple(self._kernel(kept).backward(arguments, dy, *others, kept))
