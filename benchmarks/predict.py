@@ -2,6 +2,7 @@
 
     python -m benchmarks.predict                        # Tiny and ConvNeXt-T on an H100
     python -m benchmarks.predict --cards H200 A100 T4 --models tiny swin_t
+    python -m benchmarks.predict --dtype float16        # as MMEngine's --amp has it
     python -m benchmarks.predict --kernels              # every kernel of ours too, with occupancy and floor
     python -m benchmarks.predict --compiled             # under torch.compile too; needs torch 2.11
 
@@ -15,9 +16,12 @@ forward and three times backward. Compiled blocks are inductor's kernels by thei
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from math import ceil
+
+import torch
 
 from mmmsv.analysis.speed.markdown import table
 from mmmsv.analysis.speed.models import build, full_name, short_name
@@ -43,6 +47,7 @@ def main() -> None:
     parser.add_argument("--cards", nargs="+", default=names[:1], choices=names, metavar="CARD", help=", ".join(names))
     parser.add_argument("--batch", type=int, default=128, help="images (%(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"), help="of the images")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16"], help="of autocast (bfloat16 where the card has it)")
     parser.add_argument("--compiled", action="store_true", help="compiled models too, as inductor fuses on an H100")
     parser.add_argument("--kernels", action="store_true", help="list our kernels, by what they take")
     args = parser.parse_args()
@@ -52,7 +57,10 @@ def main() -> None:
         parser.error(str(error))
     image = (args.batch, 3, *args.size)
     rows, kernels = [], []
-    for card, training in product((card for card in CARDS if card.name in args.cards), (False, True)):
+    cards = [card for card in CARDS if card.name in args.cards]
+    if args.dtype:
+        cards = [replace(card, dtype=getattr(torch, args.dtype)) for card in cards]
+    for card, training in product(cards, (False, True)):
         what = "training" if training else "inference"
         first: dict[str, tuple[float, float]] = {}
         for name, whole_name in models.items():

@@ -284,7 +284,7 @@ def _per_output(operations: int) -> Callable[..., int]:
 
 
 def _published_merge_scales(
-    full: tuple, half: tuple, weight: tuple, bias: tuple, eps: float, norm_first: bool, **_: object
+    full: tuple, half: tuple, weight: tuple, bias: tuple, eps: float, norm_first: bool, *_: object, **__: object
 ) -> int:
     return 5 * (prod(full) + prod(half)) + 4 * prod(full) if norm_first else 5 * prod(full)
 

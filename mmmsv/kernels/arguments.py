@@ -47,6 +47,7 @@ class Scan2d(NamedTuple):
         softplus: Whether the step goes through a softplus, after ``b_dt`` was added.
         chunk: The state before each chunk of so many tokens is kept for a backward pass; each route begins one. 0: none
             is kept. It is part of the op, so that any backend can go back over what any other has computed.
+        dtype: Of y, that of the state; that of x where it is None.
     """
 
     x: Tensor
@@ -62,6 +63,7 @@ class Scan2d(NamedTuple):
     merge: bool
     softplus: bool
     chunk: int
+    dtype: torch.dtype | None
 
     @property
     def maps(self) -> Tensor:
@@ -94,9 +96,21 @@ class Scan2d(NamedTuple):
             )
         return kept.view(self.states_shape)
 
-    def map_dtype(self, summed: bool) -> torch.dtype:
-        """Return the dtype of a map that several routes may be summed in: that of x would be rounded after each."""
-        return self.A.dtype if summed and len(self.route_codes) > 1 else self.x.dtype
+    @property
+    def y_dtype(self) -> torch.dtype:
+        """The dtype of y."""
+        return self.dtype or self.x.dtype
+
+    def map_dtype(self, dtype: torch.dtype, summed: bool) -> torch.dtype:
+        """Return the dtype of a map that several routes may be summed in: ``dtype`` would be rounded after each."""
+        return self.A.dtype if summed and len(self.route_codes) > 1 else dtype
+
+    def in_one_dtype(self) -> "Scan2d":
+        """Cast what belongs to tokens to the dtype of the state if y has another than x, for kernels that read one."""
+        if self.y_dtype == self.x.dtype:
+            return self
+        x, dt, B, C = (tensor.to(self.A.dtype) for tensor in self[:4])
+        return self._replace(x=x, dt=dt, B=B, C=C)
 
     def new_merged(self, dtype: torch.dtype) -> Tensor:
         """Make an uninitialised y that is summed over the routes, ``(batch, H, W, D)``."""
@@ -112,7 +126,7 @@ class Scan2d(NamedTuple):
 
     def new_results(self) -> tuple[Tensor, Tensor]:
         """Make an uninitialised y and what is kept: the states, flat."""
-        y = self.new_merged(self.x.dtype) if self.merge else self.new_routes(self.x.dtype)
+        y = self.new_merged(self.y_dtype) if self.merge else self.new_routes(self.y_dtype)
         # Flat: as an axis of its own, a number of chunks that happens to be 1 would be a special case to torch.export.
         return y, self.A.new_empty(prod(self.states_shape) if self.chunk else 0)
 
@@ -180,13 +194,14 @@ class MergeScales(NamedTuple):
     bias: Tensor
     eps: float
     norm_first: bool
+    dtype: torch.dtype | None
 
     def new_results(self) -> tuple[Tensor, Tensor, Tensor]:
         """Make an uninitialised y, its mean, and what is kept, flat."""
         batch, routes, height, width, channels = self.half.shape
         tokens = self.full.shape[1] * self.full.shape[2] + (routes * height * width if self.norm_first else 0)
-        full = self.full
-        return full.new_empty(full.shape), full.new_empty(batch, channels), self.weight.new_empty(batch * tokens * 2)
+        y = self.full.new_empty(self.full.shape, dtype=self.dtype or self.full.dtype)
+        return y, y.new_empty(batch, channels), self.weight.new_empty(batch * tokens * 2)
 
 
 class Linear(NamedTuple):

@@ -127,7 +127,13 @@ def gate(y: Tensor, z: Tensor | None = None, weight: Tensor | None = None) -> Te
 
 
 def merge_scales(
-    full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool
+    full: Tensor,
+    half: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    norm_first: bool,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Merge what was scanned in full resolution with what was scanned in a lower one; return the mean as well.
 
@@ -142,17 +148,21 @@ def merge_scales(
         bias: Of the norm, ``(D,)``.
         eps: Of the norm.
         norm_first: Whether the norm comes before the sum; then upsampling is bilinear, otherwise to nearest neighbours.
+        dtype: Of the results; the widest one of full and half when omitted.
 
     Returns:
-        y, ``(batch, H, W, D)``, and its mean over the map, ``(batch, D)``, in the widest dtype of full and half.
+        y, ``(batch, H, W, D)``, and its mean over the map, ``(batch, D)``, in ``dtype``.
 
     Raises:
-        TypeError: An argument is no floating-point tensor; ``norm_first`` is no bool.
+        TypeError: An argument is no floating-point tensor; ``norm_first`` is no bool; ``dtype`` is none of the dtypes
+            above.
         ValueError: Shapes or devices disagree.
     """
     op = "merge_scales"
     check_tensors(op, {"full": full, "half": half, "weight": weight, "bias": bias})
     check_bool(op, "norm_first", norm_first)
+    if dtype is not None:
+        check_dtype(op, "dtype", dtype)
     channels = check_channels(op, "full", full)
     if half.dim() != 5 or half.shape[0] != full.shape[0] or half.shape[-1] != channels:
         raise ValueError(
@@ -165,7 +175,7 @@ def merge_scales(
         raise ValueError(f"{op}: half has {half.shape[1]} routes, expected one, their sum, where the norm comes last")
     for name, each in (("weight", weight), ("bias", bias)):
         check_shape(op, name, each, (channels,), "full", full)
-    return ops.merge_scales(full, half, weight, bias, eps, norm_first)
+    return ops.merge_scales(full, half, weight, bias, eps, norm_first, dtype)
 
 
 def upsample(x: Tensor, size: Size | tuple[int, int], mode: Literal["bilinear", "nearest"]) -> Tensor:

@@ -29,6 +29,7 @@ _SCHEMA = {
     bool: "bool",
     str: "str",
     torch.dtype: "ScalarType",
+    torch.dtype | None: "ScalarType?",
 }
 
 

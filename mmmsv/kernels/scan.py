@@ -8,11 +8,13 @@ from torch import Tensor
 from . import ops
 from .argument_checks import (
     check_bool,
+    check_dtype,
     check_map_shapes,
     check_sequence_shapes,
     check_tensors,
     one_dtype,
     route_codes,
+    state_dtype,
 )
 from .arguments import choose_chunk
 from .bypass import are_gradients_asked_for
@@ -80,7 +82,7 @@ def selective_scan(
     A = A.unflatten(0, channels)
     D, delta_bias = [None if weight is None else weight.unflatten(0, channels) for weight in (D, delta_bias)]
     chunk = _chunk(x, A, step, B, C, delta_bias, D)
-    y = ops.scan2d(x, step, B, C, None, delta_bias, A, D, [0] * groups, False, False, delta_softplus, chunk)
+    y = ops.scan2d(x, step, B, C, None, delta_bias, A, D, [0] * groups, False, False, delta_softplus, chunk, None)
     y = y.squeeze(2).transpose(2, 3).flatten(1, 2)
     layout = torch.empty_like(u, device="meta").stride()
     return y if y.stride() == layout else torch.empty_like(u).copy_(y)
@@ -98,6 +100,7 @@ def scan2d(
     routes: Sequence[Route],
     carry: bool = False,
     merge: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Run the S6 recurrence over a map, along one or several routes, the step made from its low-rank form on the way.
 
@@ -125,14 +128,18 @@ def scan2d(
         carry: Whether the state runs on from the end of each route into the start of the next, as if the routes were
             one sequence; needs S = 1. Otherwise each route starts from 0.
         merge: Whether to sum the routes' outputs.
+        dtype: Of the result: that of x, as when omitted, or that of the state.
 
     Returns:
-        ``(batch, H, W, D)`` in ``x.dtype``, or ``(batch, len(routes), H, W, D)`` without ``merge``. The step, the
-        state, ``A`` and the exponential are held in float32 (float64 when ``x`` is float64), whatever the dtype of x.
+        ``(batch, H, W, D)`` in ``dtype``, or ``(batch, len(routes), H, W, D)`` without ``merge``. The step, the state,
+        ``A`` and the exponential are held in float32 (float64 when ``x`` is float64), whatever the dtype of x; backend
+        ``triton`` rounds the step before its bias to the dtype of x.
 
     Raises:
-        TypeError: An argument is no floating-point tensor, or its dtype disagrees with ``x``; a switch is no bool.
-        ValueError: Shapes or devices disagree, or a route is unknown; the message names the argument and both shapes.
+        TypeError: An argument is no floating-point tensor, or its dtype disagrees with ``x``; a switch is no bool;
+            ``dtype`` is no dtype of floating-point numbers.
+        ValueError: Shapes or devices disagree, a route is unknown, or ``dtype`` is another; the message names the
+            argument, and both shapes.
 
     Source:
         The cross scan and merge of VMamba, arXiv 2401.10166, and the multi-scale scan of MSVMamba, arXiv 2405.14174,
@@ -144,8 +151,14 @@ def scan2d(
     check_bool(op, "merge", merge)
     codes = route_codes(op, routes)
     check_map_shapes(x, dt, B, C, W_dt, b_dt, A, Dskip, len(codes), carry)
+    if dtype is not None:
+        check_dtype(op, "dtype", dtype)
+        if dtype not in (x.dtype, state_dtype(x)):
+            raise ValueError(
+                f"{op}: dtype is {dtype}, expected that of x, {x.dtype}, or of the state, {state_dtype(x)}"
+            )
     chunk = _chunk(x, A, dt, B, C, W_dt, b_dt, Dskip)
-    return ops.scan2d(x, dt, B, C, W_dt, b_dt, A, Dskip, codes, carry, merge, True, chunk)
+    return ops.scan2d(x, dt, B, C, W_dt, b_dt, A, Dskip, codes, carry, merge, True, chunk, dtype)
 
 
 def _chunk(x: Tensor, A: Tensor, *others: Tensor | None) -> int:

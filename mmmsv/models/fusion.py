@@ -24,7 +24,7 @@ class NormFirstFusion(LayerNorm):
 
         Return y, ``(B, H, W, D)``, and its mean over the map, ``(B, D)``.
         """
-        return merge_scales(full, half, self.weight, self.bias, self.eps, norm_first=True)
+        return merge_scales(full, half, self.weight, self.bias, self.eps, True, self.result_dtype(full))
 
 
 class NormLastFusion(LayerNorm):
@@ -42,7 +42,7 @@ class NormLastFusion(LayerNorm):
 
         Return y, ``(B, H, W, D)``, and its mean over the map, ``(B, D)``.
         """
-        return merge_scales(full, half.unsqueeze(1), self.weight, self.bias, self.eps, norm_first=False)
+        return merge_scales(full, half.unsqueeze(1), self.weight, self.bias, self.eps, False, self.result_dtype(full))
 
 
 class UpsampledNorm(LayerNorm):

@@ -29,13 +29,16 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        dtype = input.dtype
-        if dtype != torch.float64 and (products := _autocast_dtype(input)):
+        return layer_norm(input, self.weight, self.bias, self.eps, self.result_dtype(input))
+
+    def result_dtype(self, input: Tensor) -> torch.dtype:
+        """Return the dtype of the result."""
+        if input.dtype != torch.float64 and (products := _autocast_dtype(input)):
             if self.in_branch:
-                dtype = products
-            elif input.device.type == "cuda":
-                dtype = torch.float32
-        return layer_norm(input, self.weight, self.bias, self.eps, dtype)
+                return products
+            if input.device.type == "cuda":
+                return torch.float32
+        return input.dtype
 
 
 class DropPath(StochasticDepth):

@@ -149,7 +149,8 @@ class MS2D(Scan2D):
     """
 
     def __init__(self, dim: int, arch: BlockArch) -> None:
-        super().__init__(dim, arch, NormFirstFusion if arch.fusion == "norm_first" else NormLastFusion)
+        fusion = NormFirstFusion if arch.fusion == "norm_first" else NormLastFusion
+        super().__init__(dim, arch, partial(fusion, in_branch=True))
         self.merge_half = arch.fusion == "norm_last"
         self.full_conv, self.full_scan = self._full(arch)
         self.half_conv, self.half_scan = self._half(arch, carry=True)

@@ -61,12 +61,10 @@ class S6(nn.Module):
         The dtype is that of x, but float32 for a float16 x beside float32 weights, as autocast makes it.
         """
         dt, B, C = self.x_proj(x).unflatten(-1, (self.sets, -1)).split(self.token_sizes, dim=-1)
-        if x.dtype == torch.float16 and self.A_log.dtype != torch.float16:
-            # The step, B and C are linear in x, so y grows with its fourth power: x of some hundreds gives y above
-            # 65504, which is infinite in float16, and NaN after the norm that would have taken the size back.
-            x, dt, B, C = [tensor.float() for tensor in (x, dt, B, C)]
+        # The step, B and C are linear in x, so y grows with its fourth power: x of some hundreds gives y above 65504,
+        # which is infinite in float16, and NaN after the norm that would have taken the size back.
+        dtype = torch.float32 if x.dtype == torch.float16 and self.A_log.dtype != torch.float16 else None
         # At least float32: a decay rounded to half precision is another time constant.
         A_log = self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float()
-        return scan2d(
-            x, dt, B, C, self.dt_weight, self.dt_bias, -A_log.exp(), self.skip, self.routes, self.carry, merge
-        )
+        A = -A_log.exp()
+        return scan2d(x, dt, B, C, self.dt_weight, self.dt_bias, A, self.skip, self.routes, self.carry, merge, dtype)

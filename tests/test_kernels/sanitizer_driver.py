@@ -168,7 +168,7 @@ def a_short_tensor() -> None:
     inputs = {name: tensor.detach() for name, tensor in MapCase(size=(5, 3)).inputs().items()}
     inputs["B"] = inputs["B"][:, :, 1:].contiguous()
     with use_backend("cpu"):
-        torch.ops.mmmsv.scan2d(*inputs.values(), [0], False, True, True, 64)
+        torch.ops.mmmsv.scan2d(*inputs.values(), [0], False, True, True, 64, None)
 
 
 def a_size_beyond_all_numbers() -> None:

@@ -76,6 +76,7 @@ class MapCase:
     carry: bool = False
     merge: bool = True
     dtype: torch.dtype = torch.float64
+    y_dtype: torch.dtype | None = None
 
     def __str__(self) -> str:
         """Name the case in the ids of tests."""
@@ -83,7 +84,7 @@ class MapCase:
 
     @property
     def options(self) -> dict:
-        return {"routes": self.routes, "carry": self.carry, "merge": self.merge}
+        return {"routes": self.routes, "carry": self.carry, "merge": self.merge, "dtype": self.y_dtype}
 
     def inputs(self) -> dict[str, Tensor]:
         """Random arguments by name, leaves that require gradients; weights at least float32."""
@@ -119,14 +120,15 @@ def exact_map(case: MapCase, backend: str = "reference") -> tuple[Tensor, ...]:
     Backend triton has the step made by a product of matrices in the dtype of the inputs.
     """
     scan = functools.partial(_scan_of_rounded_step, case.dtype) if backend == "triton" else scan2d
-    return _run("reference", functools.partial(scan, **case.options), exact(case.inputs()))
+    options = {name: option for name, option in case.options.items() if name != "dtype"}
+    return _run("reference", functools.partial(scan, **options), exact(case.inputs()))
 
 
-def _scan_of_rounded_step(dtype: torch.dtype, dt: Tensor, W_dt: Tensor, **others: Any) -> Tensor:
+def _scan_of_rounded_step(of_step: torch.dtype, dt: Tensor, W_dt: Tensor, **others: Any) -> Tensor:
     """Run scan2d on a step that is made of rounded weights and rounded itself, with the gradients of an exact one."""
-    step = torch.einsum("bhwsr,sdr->bhwsd", dt, _rounded(W_dt, dtype))
+    step = torch.einsum("bhwsr,sdr->bhwsd", dt, _rounded(W_dt, of_step))
     as_it_is = torch.eye(W_dt.shape[1], dtype=dt.dtype).expand(len(W_dt), -1, -1)
-    return scan2d(dt=_rounded(step, dtype), W_dt=as_it_is, **others)
+    return scan2d(dt=_rounded(step, of_step), W_dt=as_it_is, **others)
 
 
 def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:

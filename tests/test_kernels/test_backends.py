@@ -66,8 +66,9 @@ def check(backend, case):
     for name, ours, theirs in zip(
         ("y", *MAP_NAMES), run_map(backend, inputs, case.options), exact_map(case, backend), strict=True
     ):
-        assert ours.dtype == (case.dtype if name == "y" else inputs[name].dtype), name
-        assert_near(ours, theirs, tolerance(backend, case.dtype), name)
+        y_dtype = case.y_dtype or case.dtype
+        assert ours.dtype == (y_dtype if name == "y" else inputs[name].dtype), name
+        assert_near(ours, theirs, tolerance(backend, y_dtype if name == "y" else case.dtype), name)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,14 @@ def test_channels_and_ranks(backend, dim, numbers, size):
     """Fewer channels than a register or a block holds, one more than a multiple of them; ranks around a multiple."""
     rank, dtype = numbers
     check(backend, MapCase(size=size, dim=dim, rank=rank, dtype=dtype, **ROUTES["carried"]))
+
+
+@pytest.mark.parametrize(
+    ("backend", "routes", "dtype"),
+    matrix(ROUTES, [BF16, F16], interpreted=[("carried", F16), ("carried_sum", BF16), ("four_sets", F16)]),
+)
+def test_y_in_the_dtype_of_the_state(backend, routes, dtype):
+    check(backend, MapCase(size=(5, 4), state=2, dtype=dtype, y_dtype=torch.float32, **ROUTES[routes]))
 
 
 @pytest.mark.parametrize(("backend", "batch"), matrix([3, 9], interpreted=[(3,)]))

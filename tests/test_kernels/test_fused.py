@@ -136,12 +136,24 @@ def test_layer_norm_widens_before_it_rounds(backend):
 
 
 @with_a_kernel("merge_scales")
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_merge_scales_gives_another_dtype(backend, size, norm_first):
+    assert_agree(
+        backend,
+        lambda *t: merge_scales(*t, 1e-5, norm_first, torch.bfloat16),
+        lambda *t: torch_fused.merge_scales(*t, 1e-5, norm_first, torch.float64),
+        merge_inputs(size, 1, 2, torch.float32),
+        torch.bfloat16,
+    )
+
+
+@with_a_kernel("merge_scales")
 def test_the_mean_alone_has_gradients(backend, size):
     tensors = merge_inputs(size, 2, 2, torch.float32)
     assert_agree(
         backend,
         lambda *t: merge_scales(*t, 1e-5, True)[1],
-        lambda *t: torch_fused.merge_scales(*t, 1e-5, True)[1],
+        lambda *t: torch_fused.merge_scales(*t, 1e-5, True, None)[1],
         tensors,
         torch.float32,
     )
@@ -157,7 +169,7 @@ def test_merge_scales(backend, size, norm_first, routes, stride):
         assert_agree(
             backend,
             lambda *t: merge_scales(*t, 1e-5, norm_first),
-            lambda *t: torch_fused.merge_scales(*t, 1e-5, norm_first),
+            lambda *t: torch_fused.merge_scales(*t, 1e-5, norm_first, None),
             merge_inputs(size, routes, stride, dtype),
             dtype,
         )

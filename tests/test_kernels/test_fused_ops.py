@@ -47,8 +47,8 @@ CASES = {
     "depthwise_conv": Case(depthwise_conv, conv_inputs((2, 5, 6, 18), 7), (2, "silu", False)),
     "depthwise_conv-residual": Case(depthwise_conv, conv_inputs((2, 5, 6, 18), 3), (1, "gelu", True)),
     "gate": Case(gate, (normal(2, 5, 6, 18), normal(2, 5, 6, 18, seed=1), normal(2, 18))),
-    "merge_scales": Case(merge_scales, merge_inputs((2, 5, 6, 18), 3, 2), (1e-5, True)),
-    "merge_scales-norm_last": Case(merge_scales, merge_inputs((2, 5, 6, 18), 1, 2), (1e-5, False)),
+    "merge_scales": Case(merge_scales, merge_inputs((2, 5, 6, 18), 3, 2), (1e-5, True, None)),
+    "merge_scales-norm_last": Case(merge_scales, merge_inputs((2, 5, 6, 18), 1, 2), (1e-5, False, torch.float64)),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 

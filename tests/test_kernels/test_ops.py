@@ -100,7 +100,7 @@ def test_opcheck_of_sequences(state, groups, optional):
     B, C = torch.randn(2, 2, 1, 9, groups, state)
     bias, skip = torch.randn(2, groups, channels) if optional else (None, None)
     tensors = (u, delta, B, C, None, bias, -torch.rand(groups, channels, state), skip)
-    options = ([0] * groups, False, False, True, 64)
+    options = ([0] * groups, False, False, True, 64, None)
     leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in tensors]
     torch.library.opcheck(torch.ops.mmmsv.scan2d, (*leaves, *options))
     y, states = torch.ops.mmmsv.scan2d(*tensors, *options)
@@ -109,10 +109,14 @@ def test_opcheck_of_sequences(state, groups, optional):
 
 @pytest.mark.slow
 @needs_opcheck
-@pytest.mark.parametrize("case", [CARRIED, FOUR_SETS], ids=["carried", "four_sets"])
+@pytest.mark.parametrize(
+    "case",
+    [CARRIED, FOUR_SETS, dataclasses.replace(CARRIED, dtype=torch.bfloat16, y_dtype=torch.float32)],
+    ids=["carried", "four_sets", "wide"],
+)
 def test_opcheck_of_maps(case):
     codes = {"row": 0, "col": 1, "row_rev": 2, "col_rev": 3}
-    options = [codes[route] for route in case.routes], case.carry, case.merge, True, 64
+    options = [codes[route] for route in case.routes], case.carry, case.merge, True, 64, case.y_dtype
     arguments = list(case.inputs().values())
     torch.library.opcheck(torch.ops.mmmsv.scan2d, (*arguments, *options))
     arguments = [tensor.detach() for tensor in arguments]
@@ -136,12 +140,12 @@ def test_results_are_as_the_compiler_expects(backend, groups, monkeypatch):
     inputs = scan_inputs(length=9, state=2, groups=groups, dtype=torch.bfloat16)
     run(backend, inputs)
     run(backend, {name: tensor.detach().contiguous() for name, tensor in inputs.items()})
-    for case in (CARRIED, FOUR_SETS):
+    for case in (CARRIED, FOUR_SETS, dataclasses.replace(FOUR_SETS, dtype=torch.float16, y_dtype=torch.float32)):
         run_map(backend, case.inputs(), case.options)
     for y, states, expected_y, expected_states in made:
         assert (y.shape, y.dtype, y.stride()) == (expected_y.shape, expected_y.dtype, expected_y.stride())
         assert (states.numel(), states.dtype) == (expected_states.numel(), expected_states.dtype)
-    assert len(made) == 4
+    assert len(made) == 5
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
@@ -206,7 +210,7 @@ def test_a_forward_mode_derivative_is_refused(name):
 
 
 def test_the_states_have_no_gradient():
-    _, states = torch.ops.mmmsv.scan2d(*CARRIED.inputs().values(), [2, 1, 3], True, False, True, 64)
+    _, states = torch.ops.mmmsv.scan2d(*CARRIED.inputs().values(), [2, 1, 3], True, False, True, 64, None)
     assert not states.requires_grad
 
 
@@ -223,7 +227,7 @@ def test_states_are_kept_where_gradients_are_asked_for(asked):
 
 def test_a_program_without_gradients_is_asked_for_some():
     leaves = list(CARRIED.inputs().values())
-    y, _ = torch.ops.mmmsv.scan2d(*leaves, [2, 1, 3], True, False, True, 0)
+    y, _ = torch.ops.mmmsv.scan2d(*leaves, [2, 1, 3], True, False, True, 0, None)
     with pytest.raises(RuntimeError, match="this program was recorded without gradients"):
         y.sum().backward()
 

@@ -167,7 +167,7 @@ def _problem(case):
     codes = [ROUTES.index(route) for route in options["routes"]]
     tensors = {name: tensor.detach() for name, tensor in case.inputs().items()}
     return triton_scan._Problem.of(
-        Scan2d(**tensors, route_codes=codes, carry=False, merge=True, softplus=True, chunk=8)
+        Scan2d(**tensors, route_codes=codes, carry=False, merge=True, softplus=True, chunk=8, dtype=None)
     )
 
 

@@ -198,7 +198,7 @@ def gate_backward(given: Gate, dout: Tensor, kept: Tensor) -> tuple[Tensor | Non
 
 
 def _describe_merge(merge: MergeScales, y: Tensor, moments: Tensor) -> _Merge:
-    full, half, weight, bias, eps, norm_first = merge
+    full, half, weight, bias, eps, norm_first, _ = merge
     batch, routes, half_height, half_width, _ = half.shape
     half_route, half_map = _of_routes(half)
     return _Merge(
@@ -228,12 +228,14 @@ def _as_read_merge(merge: MergeScales) -> MergeScales:
 
 def merge_scales(merge: MergeScales) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y, its mean, and the mean and inverse deviation of each token that went through the norm."""
-    merge, (y, _, moments) = _as_read_merge(merge), merge.new_results()
+    merge = _as_read_merge(merge)
+    y, _, moments = merge._replace(dtype=None).new_results()
     problem = _describe_merge(merge, in_huge_pages(y), moments)
     batch, _, *sizes = merge.half.shape
     half_sum = in_huge_pages(merge.weight.new_empty(batch, *sizes)) if merge.norm_first else merge.weight
     problem.half_sum = half_sum.data_ptr()
     loaded_library().merge.forward(problem, merge.weight)
+    y = y.to(merge.dtype or y.dtype)
     return y, y.mean((1, 2)), moments
 
 

@@ -83,7 +83,8 @@ def forward(scan: Scan2d) -> tuple[Tensor, Tensor]:
     """Compute y and the states before each chunk."""
     if scan.chunk not in (0, CHUNK):
         raise RuntimeError("scan2d: this program was recorded for a GPU; record it again for a CPU")
-    dtype = scan.map_dtype(scan.merge)
+    y_dtype, scan = scan.y_dtype, scan.in_one_dtype()
+    dtype = scan.map_dtype(scan.x.dtype, scan.merge)
     y = in_huge_pages(scan.new_merged(dtype) if scan.merge else scan.new_routes(dtype))
     states = scan.A.new_empty(scan.states_shape if scan.chunk else 0)
     batch, channels, threads = scan.x.shape[0], scan.x.shape[-1], torch.get_num_threads()
@@ -93,18 +94,19 @@ def forward(scan: Scan2d) -> tuple[Tensor, Tensor]:
     problem.wide = dtype != scan.x.dtype
     problem.y, problem.kept = _Placed.of_routes(y).fields, states.data_ptr() if scan.chunk else None
     loaded_library().scan.forward(problem, scan.A)
-    return y.to(scan.x.dtype), states
+    return y.to(y_dtype), states
 
 
 def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients of the tensors, in their order."""
+    scan = scan.in_one_dtype()
     maps = scan.maps
     batch, height, width, _, channels = maps.shape
     sets, _, state = scan.A.shape
     rank = 0 if scan.W_dt is None else scan.W_dt.shape[2]
     groups = min(batch, GROUPS)
     problem, _alive = _describe(scan, 2 * ceil_div(channels, 2 * _BACKWARD_CHANNELS), torch.get_num_threads())
-    dx = in_huge_pages(maps.new_empty(maps.shape, dtype=scan.map_dtype(maps.shape[3] == 1)))
+    dx = in_huge_pages(maps.new_empty(maps.shape, dtype=scan.map_dtype(maps.dtype, maps.shape[3] == 1)))
     dy_at = _Placed.of_routes(dy.to(scan.x.dtype))
     problem.wide = dx.dtype != scan.x.dtype
     problem.dy, problem.dx = dy_at.fields, _Placed.of_sequences(dx).fields

@@ -37,7 +37,7 @@ def gate(y: Tensor, z: Tensor | None, weight: Tensor | None) -> Tensor:
 
 
 def merge_scales(
-    full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool
+    full: Tensor, half: Tensor, weight: Tensor, bias: Tensor, eps: float, norm_first: bool, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`mmmsv.kernels.merge_scales`."""
     size = full.shape[1:3]
@@ -46,4 +46,6 @@ def merge_scales(
         y = F.layer_norm(full, weight.shape, weight, bias, eps) + upsample(sums, size, "bilinear")
     else:
         y = F.layer_norm(full + upsample(half.squeeze(1), size, "nearest"), weight.shape, weight, bias, eps)
+    if dtype is not None:
+        y = y.to(dtype)
     return y, y.mean((1, 2))

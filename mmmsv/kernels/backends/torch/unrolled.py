@@ -55,7 +55,7 @@ def kernel(forward: Forward, backward: Backward) -> Kernel:
 
     def scan_maps(scan: Scan2d) -> tuple[Tensor, Tensor]:
         y, states = forward(_sequences_of(scan, _unroll(scan, scan.dt)))
-        return _roll_up_all(scan, y, scan.merge).to(scan.x.dtype), states if scan.chunk else states.new_empty(0)
+        return _roll_up_all(scan, y, scan.merge).to(scan.y_dtype), states if scan.chunk else states.new_empty(0)
 
     def scan_maps_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
         dt = _unroll(scan, scan.dt)

@@ -77,7 +77,7 @@ def merge_scales(given: MergeScales) -> tuple[Tensor, Tensor, Tensor]:
 
     given = _as_read_merge(given)
     y, mean, moments = given.new_results()
-    full, half, weight, bias, eps, norm_first = given
+    full, half, weight, bias, eps, norm_first, _ = given
     if not y.numel():
         return y, y.mean((1, 2)), moments
     batch, _, half_height, half_width, channels = half.shape
@@ -107,8 +107,8 @@ def merge_scales_backward(
     """Compute the gradients of full, half, weight and bias."""
     from .merge_kernels import merge_backward_full, merge_backward_half
 
-    full, half, weight, _, _, norm_first = given = _as_read_merge(given)
-    dy = flat(dy.to(full.dtype))
+    full, half, weight, _, _, norm_first, _ = given = _as_read_merge(given)
+    dy = flat(dy)
     dfull, dhalf = full.new_empty(full.shape), half.new_empty(half.shape)
     batch, routes, half_height, half_width, channels = half.shape
     height, width = full.shape[1:3]

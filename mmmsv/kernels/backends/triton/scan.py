@@ -73,16 +73,16 @@ def why_not(device: torch.device) -> str | None:
 
 def forward(scan: Scan2d) -> tuple[Tensor, Tensor]:
     """Compute y and the states before each chunk."""
-    y = scan.new_routes(scan.map_dtype(scan.merge))
+    y = scan.new_routes(scan.map_dtype(scan.y_dtype, scan.merge))
     states = _Problem.of(scan).forward(y.flatten(2, 3))
-    return _sum_maps(scan, y) if scan.merge else y, states
+    return _sum_maps(y, scan.y_dtype) if scan.merge else y, states
 
 
 def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients of the tensors, in their order."""
     dy = _for_routes(scan, dy.unsqueeze(3)) if scan.merge else last_axis_innermost(dy.flatten(2, 3))
     dx, ddelta, dBC, dweights = _Problem.of(scan).backward(scan.kept_states(states), dy)
-    dx = _sum_maps(scan, dx) if scan.x.dim() == 4 else dx.permute(0, 2, 3, 1, 4)
+    dx = _sum_maps(dx, scan.x.dtype) if scan.x.dim() == 4 else dx.permute(0, 2, 3, 1, 4)
     # Parts are summed over batch and programs, and over routes where one set of weights takes all.
     shared, state = scan.A.shape[0] == 1, scan.A.shape[2]
     dBC = dBC.sum((1, 2) if shared else 1, keepdim=True)[:, 0].transpose(1, 2).unflatten(1, scan.x.shape[1:3])
@@ -198,11 +198,11 @@ class _Problem:
         if summed:
             du, sums = scan.new_merged(scan.x.dtype).unsqueeze(1), scan.new_merged(self.A.dtype).unsqueeze(1)
         else:
-            du = sums = scan.new_routes(scan.map_dtype(scan.x.dim() == 4))
+            du = sums = scan.new_routes(scan.map_dtype(scan.x.dtype, scan.x.dim() == 4))
         gradients = _Gradients(
             u=du,
             # Of routes that share a step, sums are rounded, not what is summed.
-            delta=scan.new_routes(scan.map_dtype(scan.W_dt is not None and scan.A.shape[0] == 1)),
+            delta=scan.new_routes(scan.map_dtype(scan.x.dtype, scan.W_dt is not None and scan.A.shape[0] == 1)),
             BC=self.A.new_empty(batch, launch.blocks, routes, tokens, 2 * state),
             weights=self.A.new_empty(batch, launch.rows, 2 + state, sequences, channels),
         )
@@ -351,8 +351,8 @@ def _sum_parts(parts: Tensor, shared: bool) -> Tensor:
     return summed.sum(-2, keepdim=True) if shared and summed.shape[-2] > 1 else summed
 
 
-def _sum_maps(scan: Scan2d, maps: Tensor) -> Tensor:
-    return (maps[:, 0] if maps.shape[1] == 1 else maps.sum(1)).to(scan.x.dtype)
+def _sum_maps(maps: Tensor, dtype: torch.dtype) -> Tensor:
+    return (maps[:, 0] if maps.shape[1] == 1 else maps.sum(1)).to(dtype)
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:
