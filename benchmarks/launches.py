@@ -42,7 +42,7 @@ WRITTEN = {
     "merge_backward_half": ("dhalf", "parts"),
 }
 # Arguments that are passed and not touched, or not in the measure of a map.
-_UNTOUCHED = ("carry", "starts", "dsum")
+_UNTOUCHED = ("carry", "starts", "du_sum", "ddelta_sum")
 # How many rows of tiles an image has.
 _ROWS: dict[str, Callable[[dict[str, Any]], int]] = {
     "convolve": lambda a: (
@@ -161,15 +161,15 @@ def recording(capability: int, on_launch: Callable[[Launch], None]) -> Iterator[
 
     def record(kernel: JITFunction, *args: object, grid: tuple[int, ...], warmup: bool, **constants: Any) -> None:
         arguments = dict(zip(kernel.arg_names, args, strict=False)) | constants
-        written = WRITTEN[kernel.__name__]
-        if kernel.__name__ == "conv_backward_weight":
-            written = written if constants["ACTIVATION"] != "none" else written[1:]
-        tensors = {name: t for name, t in arguments.items() if isinstance(t, Tensor) and name not in _UNTOUCHED}
+        untouched = _UNTOUCHED
+        if kernel.__name__ == "conv_backward_weight" and constants["ACTIVATION"] == "none":
+            untouched = (*untouched, "dp")  # it is dy
+        tensors = {name: t for name, t in arguments.items() if isinstance(t, Tensor) and name not in untouched}
         size = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
         if constants.get("SUMMED"):  # each route but the first adds to what those before it have written
-            routes, sums = constants["ROUTES"], arguments["dsum"]
-            size["dsum"] = 2 * (routes - 1) * sums.numel() * sums.element_size()
-        writes = sum(size[name] for name in written if name in size)
+            for name in ("du_sum", "ddelta_sum"):
+                size[name] = 2 * (constants["ROUTES"] - 1) * arguments[name].numel() * arguments[name].element_size()
+        writes = sum(size[name] for name in WRITTEN[kernel.__name__] if name in size)
 
         def compile_() -> CompiledKernel:
             with _driver(capability), _addresses():

@@ -9,6 +9,7 @@ next.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 from unittest.mock import patch
@@ -202,7 +203,7 @@ def _moved(name: str, args: tuple, ins: list[Tensor], outs: list[Tensor]) -> tup
 
 def _flops(name: str, args: tuple) -> int:
     if name in PRODUCTS:
-        left, right = args[-2:]
+        left, right = _tensors(args)[-2:]
         return 2 * prod(left.shape) * right.shape[-1]
     if name == "convolution":
         x, weight, _, stride, padding, dilation, *_ = args
@@ -231,7 +232,7 @@ def pretended_gpu(multiprocessors: int) -> Iterator[None]:
         stack.enter_context(patch.object(public, "choose_chunk", lambda device, state: choose_chunk(_CUDA, state)))
         wanted = multiprocessors * scan._WARPS_WANTED
         stack.enter_context(patch.object(scan, "_warps_wanted", lambda device: wanted))
-        stack.enter_context(patch.object(scan, "_wide_product", lambda *factors: torch.bmm(*factors).float()))
+        stack.enter_context(patch.object(scan, "_wide_product", partial(torch.bmm, out_dtype=torch.float32)))
         stack.enter_context(patch.object(torch, "layer_norm", _layer_norm_of_cuda))
         yield
 

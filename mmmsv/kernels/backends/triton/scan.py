@@ -99,7 +99,7 @@ class _Gradients(NamedTuple):
     """Gradients, some of them in parts."""
 
     u: Tensor  # (batch, routes or 1, H, W, D)
-    delta: Tensor  # (batch, routes, H, W, D)
+    delta: Tensor  # (batch, routes or 1, H, W, D)
     BC: Tensor  # (batch, blocks of channels, routes, tokens, 2 N)
     weights: Tensor  # of bias, skip and A, (batch, spans, 2 + N, sequences, D)
 
@@ -121,10 +121,11 @@ def _dense_step(scan: Scan2d) -> Tensor:
 
 
 def _low_rank_gradients(scan: Scan2d, W_dt: Tensor, ddelta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of dt and of W_dt from that of the step, ``(batch, routes, H, W, D)``."""
+    """Return the gradients of dt and of W_dt from that of the step, ``(batch, routes or 1, H, W, D)``."""
     sets, channels, rank = W_dt.shape
     batch, routes, height, width, _ = ddelta.shape
-    by_route, dt = ddelta.flatten(2, 3), _for_routes(scan, scan.dt)  # (batch, routes, tokens, D or R)
+    # (batch, routes or 1, tokens, D or R)
+    by_route, dt = ddelta.flatten(2, 3), _for_routes(scan, scan.dt)[:, :routes]
     with _as_given(scan):
         # Weights as the step was made of.
         weight = W_dt.to(scan.dt.dtype).to(ddelta.dtype).expand(batch, sets, channels, rank).flatten(0, 1)
@@ -193,16 +194,18 @@ class _Problem:
         batch, routes, tokens, channels = self.u.shape
         scan, state, sequences = self.scan, self.A.shape[0], self._sequences
         launch = self._launch(_backward_tile(state, self.A.dtype), dy)
-        # The routes that one program walks are summed there, in a map of the state's dtype.
+        # The routes that one program walks are summed there, in maps of the state's dtype.
         summed = scan.x.dim() == 4 and scan.carry and routes > 1 and not launch.spans
         if summed:
-            du, sums = scan.new_merged(scan.x.dtype).unsqueeze(1), scan.new_merged(self.A.dtype).unsqueeze(1)
+            du, ddelta = (scan.new_merged(scan.x.dtype).unsqueeze(1) for _ in range(2))
+            sums = [scan.new_merged(self.A.dtype).unsqueeze(1) for _ in range(2)]
         else:
-            du = sums = scan.new_routes(scan.map_dtype(scan.x.dtype, scan.x.dim() == 4))
+            # Of routes that share a map or a step, sums are rounded, not what is summed.
+            du = scan.new_routes(scan.map_dtype(scan.x.dtype, scan.x.dim() == 4))
+            ddelta = scan.new_routes(scan.map_dtype(scan.x.dtype, scan.W_dt is not None and scan.A.shape[0] == 1))
+            sums = [du, ddelta]  # which the kernel does not touch
         gradients = _Gradients(
-            u=du,
-            # Of routes that share a step, sums are rounded, not what is summed.
-            delta=scan.new_routes(scan.map_dtype(scan.x.dtype, scan.W_dt is not None and scan.A.shape[0] == 1)),
+            *(du, ddelta),
             BC=self.A.new_empty(batch, launch.blocks, routes, tokens, 2 * state),
             weights=self.A.new_empty(batch, launch.rows, 2 + state, sequences, channels),
         )
@@ -210,11 +213,11 @@ class _Problem:
             return _Gradients(*(gradient.zero_() for gradient in gradients))
         tiles = self.chunk // launch.constants["TILE"]
         starts = self.A.new_empty(batch * launch.rows * (tiles + 1 if tiles > 1 else 0), state, sequences * channels)
-        views = [gradient.flatten(2, 3) for gradient in (du.expand(-1, routes, -1, -1, -1), gradients.delta)]
+        views = [gradient.expand(-1, routes, -1, -1, -1).flatten(2, 3) for gradient in (du, ddelta)]
         with torch.cuda.device_of(self.u):
             scan_backward[launch.grid](
-                *(self.u, self.delta, self.B, self.C, self.bias, self.A, self.skip, dy, du, sums),
-                *(*gradients[1:], states.contiguous(), self._carried(launch, dy, self.C, backward=True), starts),
+                *(self.u, self.delta, self.B, self.C, self.bias, self.A, self.skip, dy, du, ddelta),
+                *(*sums, *gradients[2:], states.contiguous(), self._carried(launch, dy, self.C, backward=True), starts),
                 *_strides(self.u, self.delta, self.B, dy, *views),
                 *launch.sizes,
                 **launch.constants,

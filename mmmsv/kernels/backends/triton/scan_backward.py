@@ -80,6 +80,14 @@ def _find_tile_starts(
             tl.store(row_of(starts, first + (k + 1) * N + n, sizes, block, VECTOR), h, block.real)
 
 
+@triton.jit
+def _add_up(sums, place, block, values, begun, goes_on, VECTOR: tl.constexpr):
+    """Return the sum of a token's values and, where it has begun, of those before; keep it where it goes on."""
+    values += tl.load(at(sums, place, VECTOR), block.real & begun, 0.0)
+    write_channels(sums, place, block, values, goes_on, VECTOR)
+    return values
+
+
 @triton.jit(do_not_specialize=[*strides_of("u", "delta", "BC", "dy", "du", "ddelta"), *SIZES])
 def scan_backward(
     u,
@@ -91,8 +99,9 @@ def scan_backward(
     skip,
     dy,
     du,
-    dsum,
     ddelta,
+    du_sum,
+    ddelta_sum,
     dBC,
     dweights,
     states,
@@ -144,9 +153,10 @@ def scan_backward(
     That is in ``carry``, as in :func:`scan_forward`, where routes are SPLIT, and else 0. With
     g_t = dL/dh_t = C_t dy_t + w_{t+1} and w_t = decay_t g_t, w_t h_{t-1} is the gradient of the exponent step A.
 
-    Writes the gradients of delta, and of u: for each route or, SUMMED over the routes, by way of ``dsum``. Of others it
-    writes the part of a program: to ``dBC``, ``(batch, blocks of channels, routes, tokens, 2 N)``, its sums over
-    channels; to ``dweights``, ``(batch, spans, 2 + N, sequences * D)``, those over tokens, for bias, skip, and A.
+    Writes the gradients of u and delta: for each route or, SUMMED over the routes, by way of ``du_sum`` and
+    ``ddelta_sum``. Of others it writes the part of a program: to ``dBC``, ``(batch, blocks of channels, routes, tokens,
+    2 N)``, its sums over channels; to ``dweights``, ``(batch, spans, 2 + N, sequences * D)``, those over tokens, for
+    bias, skip, and A.
 
     Where a chunk has several tiles, the states before them, ``starts`` ``(batch, spans, CHUNK / TILE + 1, N, sequences
     * D)``, are made from that before the chunk.
@@ -162,8 +172,9 @@ def scan_backward(
     C = of_batch(Map(C, BC_batch, BC_route, BC_token), block.batch, 1)
     dy = of_batch(Map(dy + block.channels, dy_batch, dy_route, dy_token), block.batch, VECTOR)
     du = of_batch(Map(du + block.channels, du_batch, du_route, du_token), block.batch, VECTOR)
-    dsum = of_batch(Map(dsum + block.channels, du_batch, du_route, du_token), block.batch, VECTOR)
     ddelta = of_batch(Map(ddelta + block.channels, ddelta_batch, ddelta_route, ddelta_token), block.batch, VECTOR)
+    du_sum = of_batch(Map(du_sum + block.channels, du_batch, du_route, du_token), block.batch, VECTOR)
+    ddelta_sum = of_batch(Map(ddelta_sum + block.channels, du_batch, du_route, du_token), block.batch, VECTOR)
     bias_ = read_weight(bias, 0, sizes, block, VECTOR)
     skip_ = read_weight(skip, 0, sizes, block, VECTOR)
     A_n = read_weight(A, 0, sizes, block, VECTOR)
@@ -280,12 +291,13 @@ def scan_backward(
                 dstep = tl.where(inside, dstep, 0.0)
                 dbias += dstep
                 dskip += dys[k] * us[k]
-                write_channels(ddelta_, places[k], block, dstep, inside, VECTOR)
                 du_k = gBs[k] * steps[k] + skip_ * dys[k]
                 if SUMMED:
-                    du_k += tl.load(at(dsum, places[k], VECTOR), block.real & (r > 0), 0.0)
-                    write_channels(dsum, places[k], block, du_k, inside & (r < block.routes - 1), VECTOR)
-                    inside &= r == block.routes - 1
+                    last = r == block.routes - 1
+                    dstep = _add_up(ddelta_sum, places[k], block, dstep, r > 0, inside & (not last), VECTOR)
+                    du_k = _add_up(du_sum, places[k], block, du_k, r > 0, inside & (not last), VECTOR)
+                    inside &= last
+                write_channels(ddelta_, places[k], block, dstep, inside, VECTOR)
                 write_channels(du_, places[k], block, du_k, inside, VECTOR)
     tl.store(row_of(dweights, block.row * (2 + N) + 0, sizes, block, VECTOR), dbias, block.real)
     tl.store(row_of(dweights, block.row * (2 + N) + 1, sizes, block, VECTOR), dskip, block.real)
