@@ -16,4 +16,7 @@ def laid_out_as(like: Tensor, value: Tensor) -> Tensor:
     if usable and value.stride() == like.stride():
         return value
     laid_out = torch.empty_like(like)
-    return value if usable and value.stride() == laid_out.stride() else laid_out.copy_(value)
+    strides = zip(value.shape, value.stride(), laid_out.stride(), strict=True)
+    if usable and all(size == 1 or ours == wanted for size, ours, wanted in strides):
+        return value.as_strided(laid_out.shape, laid_out.stride())  # strides of axes of one element are normalised
+    return laid_out.copy_(value)

@@ -124,21 +124,21 @@ def _low_rank_gradients(scan: Scan2d, W_dt: Tensor, ddelta: Tensor) -> tuple[Ten
     """Return the gradients of dt and of W_dt from that of the step, ``(batch, routes or 1, H, W, D)``."""
     sets, channels, rank = W_dt.shape
     batch, routes, height, width, _ = ddelta.shape
-    # (batch, routes or 1, tokens, D or R)
-    by_route, dt = ddelta.flatten(2, 3), _for_routes(scan, scan.dt)[:, :routes]
+    by_route, dt = ddelta.flatten(2, 3), _for_routes(scan, scan.dt)[:, :routes]  # (batch, routes or 1, tokens, D or R)
     with _as_given(scan):
         # Weights as the step was made of.
         weight = W_dt.to(scan.dt.dtype).to(ddelta.dtype).expand(batch, sets, channels, rank).flatten(0, 1)
-        ddt = _wide_product(by_route.flatten(*(1, 2) if sets == 1 else (0, 1)), weight)
+        # Sums over routes are rounded, not what is summed.
+        product = _wide_product if routes > sets else torch.bmm
+        ddt = product(by_route.flatten(*(1, 2) if sets == 1 else (0, 1)), weight)
         dW_dt = _wide_product(by_route.flatten(0, 1).mT, dt.flatten(0, 1).to(ddelta.dtype))
-    # Sums over routes that share a set, and of the weight over images.
     ddt = ddt.view(batch, routes, height, width, rank).sum_to_size(batch, sets, height, width, rank)
     dW_dt = dW_dt.view(batch, routes, channels, rank).sum(0).sum_to_size(W_dt.shape)
     return ddt.permute(0, 2, 3, 1, 4), dW_dt
 
 
 def _wide_product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply matrices; return float32 where they are narrower, since routes and images are summed afterwards."""
+    """Multiply matrices; return float32 where they are narrower, since results are summed afterwards."""
     if left.dtype in (torch.float32, torch.float64):
         return torch.bmm(left, right)
     if left.device.type == "cuda":  # there is no out_dtype elsewhere; there is with each torch that has Triton 3.5
