@@ -108,7 +108,8 @@ class Launch:
         a = self.arguments
         name = self.kernel + (" backward" if a.get("BACKWARD") else "")
         name += {True: ", norm first", False: ", norm last"}.get(a.get("NORM_FIRST"), "")
-        return name + (f", {a['K']} x {a['K']}, {a['ACTIVATION']}" if "K" in a else "")
+        name += f", {a['K']} x {a['K']}, {a['ACTIVATION']}" if "K" in a else ""
+        return name + "".join(f", {added}" for added in ("dy2", "onto") if a.get(added) is not None)
 
     @cached_property
     def compiled(self) -> CompiledKernel:

@@ -10,7 +10,7 @@ Instructions are those of the loop over the tokens, by the number of pairs that 
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from unittest.mock import patch
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmmsv.analysis.speed.markdown import table
-from mmmsv.kernels import depthwise_conv, gate, layer_norm, merge_scales, use_backend
+from mmmsv.kernels import branch_off, depthwise_conv, gate, layer_norm, merge_scales, read_twice, use_backend
 from mmmsv.kernels import scan as public
 from mmmsv.kernels.arguments import choose_chunk
 from mmmsv.kernels.backends.triton import scan
@@ -110,6 +110,14 @@ def _run_convolutions(channels: int) -> None:
     with use_backend("triton"):
         depthwise_conv(x, small, bias, activation="gelu", residual=True).sum().backward()
         depthwise_conv(x, large, bias, stride=2, activation="silu").sum().backward()
+        _run_with_two_readers(partial(depthwise_conv, weight=small, bias=bias, activation="silu"), x)
+        _run_with_two_readers(partial(depthwise_conv, weight=large, bias=bias, stride=2, activation="silu"), x)
+
+
+def _run_with_two_readers(layer: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Let kernels add the gradients that others give the result and the argument."""
+    x, y = branch_off(layer, x)
+    (x.sum() + sum(reader.sum() for reader in read_twice(y))).backward()
 
 
 def _run_fused(channels: int) -> None:
@@ -118,6 +126,7 @@ def _run_fused(channels: int) -> None:
     with use_backend("triton"):
         gate(full, _leaf(1, 4, 4, channels), _leaf(1, channels, dtype=torch.float32)).sum().backward()
         layer_norm(full, weight, bias, 1e-5).sum().backward()
+        _run_with_two_readers(partial(layer_norm, weight=weight, bias=bias, eps=1e-5), full)
         for maps, norm_first in ((half[:, :1], False), (half, True)):
             y, mean = merge_scales(full, maps, weight, bias, 1e-5, norm_first)
             (y.sum() + mean.sum()).backward()

@@ -5,6 +5,7 @@ from .arguments import Activation
 from .dispatch import BACKENDS, use_backend
 from .fused import depthwise_conv, gate, layer_norm, merge_scales, upsample
 from .linear import linear
+from .readers import branch_off, read_twice
 from .routes import ROUTES, Route
 from .scan import scan2d, selective_scan
 
@@ -13,11 +14,13 @@ __all__ = [
     "ROUTES",
     "Activation",
     "Route",
+    "branch_off",
     "depthwise_conv",
     "gate",
     "layer_norm",
     "linear",
     "merge_scales",
+    "read_twice",
     "scan2d",
     "selective_scan",
     "upsample",

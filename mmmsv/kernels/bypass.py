@@ -8,6 +8,7 @@ of a Zen 4 with AVX-512, torch 2.11.
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -39,6 +40,23 @@ def are_gradients_asked_for(*values: object) -> bool:
             if isinstance(each, Tensor) and each.requires_grad:
                 return True
     return False
+
+
+def is_recorded_plainly(*tensors: Tensor | None) -> bool:
+    """Return whether autograd records a call, and nothing else does that cares how its results share memory.
+
+    That is: no program that is recorded, no transform of torch.func, no forward-mode derivative, and no subclass, but
+    for fake tensors, which stand for plain ones.
+    """
+    if (
+        not are_gradients_asked_for(*tensors)
+        or is_compiling()
+        or torch.jit.is_tracing()
+        or is_traced_early()
+        or is_transformed()
+    ):
+        return False
+    return all(each is None or type(each) in PLAIN or isinstance(each, FakeTensor) for each in tensors)
 
 
 def is_unobserved(*tensors: Tensor | None) -> bool:

@@ -3,7 +3,7 @@
 By dispatch key, as C++ extensions register theirs: of torch's ways, the one that has been the same since 2.1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Protocol, TypeAlias, get_type_hints
 
 import torch
@@ -14,11 +14,20 @@ from torch.autograd import Function
 from mmmsv.compat.torch_versions import is_compiling
 
 from .argument_checks import one_dtype, state_dtype
-from .bypass import are_gradients_asked_for, is_profiled, is_unobserved, may_carry_tangents
+from .bypass import (
+    are_gradients_asked_for,
+    is_profiled,
+    is_recorded_plainly,
+    is_unobserved,
+    may_carry_tangents,
+)
 from .dispatch import BACKENDS, Backend, Implementation, Kernel, select
+from .readers import remember
 from .strides import laid_out_as
 
 Pick: TypeAlias = Callable[[Backend], Implementation | None]
+# Gradients that a backward pass adds: what a second reader gives y, and what others than the op give x (readers.py).
+_ADDED = ("dy2", "onto")
 _LIBRARY = torch.library.Library("mmmsv", "DEF")
 _SCHEMA = {
     Tensor: "Tensor",
@@ -48,6 +57,8 @@ class Op:
         maps: Number of tensors that are maps; the others are weights.
         pick: Reads the op off a backend.
         results: Names of its results, y first.
+        adds: Whether the backward passes of its kernels add the gradients that others give to y and to its first
+            argument, x; then y is the only result.
     """
 
     def __init__(
@@ -57,9 +68,11 @@ class Op:
         maps: int,
         pick: Pick,
         results: tuple[str, ...] = ("y",),
+        adds: bool = False,
     ) -> None:
         kinds = get_type_hints(arguments)
         self._name, self._arguments, self._maps, self._pick = name, arguments, list(kinds)[:maps], pick
+        self._fields = len(kinds)
         self._count = count = sum(kind in (Tensor, Tensor | None) for kind in kinds.values())
         self._results = len(results)
         self._composite_backend = _naming_composites(pick)
@@ -68,8 +81,10 @@ class Op:
         self._op = _define(name, f"({schema}) -> ({returned}, Tensor kept)")
         given = ", ".join(f"Tensor? d{result}" for result in results)
         gradients = ", ".join(["Tensor"] * count)
-        backward_op = _define(f"{name}_backward", f"({given}, Tensor kept, {schema}) -> ({gradients})")
+        added = "".join(f", Tensor? {gradient}=None" for gradient in _ADDED if adds)
+        backward_op = _define(f"{name}_backward", f"({given}, Tensor kept, {schema}{added}) -> ({gradients})")
         differentiable, differentiable_once = _autograd_functions(name, count, len(results), self._op, backward_op)
+        self._read_twice = _function_of_two_readers(name, count, self._op, backward_op) if adds else None
         _implement(self._op, self._forward, self._fake_forward, differentiable, name)
         _implement(backward_op, self._backward, self._fake_backward, differentiable_once, name)
 
@@ -82,6 +97,11 @@ class Op:
         if implementation is not None and is_unobserved(*cast[: self._count]) and not is_profiled():
             # The shortcut past the dispatcher: bypass.py says when, and what it gains.
             *results, _ = implementation.forward(self._arguments(*cast))
+        elif implementation is not None and self._read_twice and is_recorded_plainly(*cast[: self._count]):
+            # Not by the dispatcher: an op that it knows must not return what shares memory with its input.
+            y, y_again, x_again = self._read_twice.apply(*cast)
+            remember(y, y_again, cast[0], x_again)
+            return y
         else:
             *results, _ = self._op(*cast)
         return tuple(results) if self._results > 1 else results[0]
@@ -120,10 +140,11 @@ class Op:
     def _backward(self, *given: Any) -> tuple[Tensor, ...]:
         dy, *others = given[: self._results]
         kept, *values = given[self._results :]
-        tensors, arguments = values[: self._count], self._arguments(*values)
+        tensors, arguments = values[: self._count], self._arguments(*values[: self._fields])
+        added = dict(zip(_ADDED, values[self._fields :], strict=False))  # those at the end may be left out
         if dy is None:  # nothing has used y, but another result
             dy = torch.zeros_like(arguments.new_results()[0])
-        gradients = tuple(self._kernel(kept).backward(arguments, dy, *others, kept))
+        gradients = tuple(self._kernel(kept).backward(arguments, dy, *others, kept, **added))
         each = zip(tensors, gradients, strict=False)
         if len(gradients) != len(tensors) or not all(x is None or isinstance(dx, Tensor) for x, dx in each):
             returned, wanted = (
@@ -243,8 +264,7 @@ def _autograd_functions(
                 return (None,) * (count + len(ctx.options))
             kept, *tensors = ctx.saved_tensors
             computed = backward_op(*of_results, kept, *tensors, *ctx.options)
-            given = (None if tensor is None else gradient for tensor, gradient in zip(tensors, computed, strict=True))
-            return (*given, *(None for _ in ctx.options))
+            return (*_of_given(tensors, computed), *(None for _ in ctx.options))
 
     class DifferentiableOnce(Function):
         @staticmethod
@@ -256,3 +276,38 @@ def _autograd_functions(
             raise NotImplementedError(f"mmmsv::{name} has first derivatives only, not second ones (double backward)")
 
     return type(name, (Differentiable,), {}), type(f"{name}_backward", (DifferentiableOnce,), {})
+
+
+def _function_of_two_readers(name: str, count: int, op: OpOverload, backward_op: OpOverload) -> type[Function]:
+    """Make the autograd function that computes y of an op, and returns y twice and the first argument, x, as well.
+
+    What reads the second y, and x behind the op, gives gradients of its own, which the backward pass of the op adds. In
+    the place of an x that has no gradient is None.
+    """
+
+    class ReadTwice(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+            y, kept = _below_autograd(op, x, *others)
+            ctx.options = others[count - 1 :]
+            ctx.save_for_backward(kept, x, *others[: count - 1])
+            ctx.set_materialize_grads(False)
+            return y, y.detach(), x if ctx.needs_input_grad[0] else None
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+            dy, dy2, onto = gradients
+            nothing = (None,) * len(ctx.options)
+            if dy is None:
+                dy, dy2 = dy2, None
+            if dy is None:  # only x was read
+                return onto, *(None,) * (count - 1), *nothing
+            kept, *tensors = ctx.saved_tensors
+            computed = backward_op(dy, kept, *tensors, *ctx.options, dy2, onto)
+            return *_of_given(tensors, computed), *nothing
+
+    return type(f"{name}_read_twice", (ReadTwice,), {})
+
+
+def _of_given(tensors: list[Tensor | None], gradients: tuple[Tensor, ...]) -> Iterator[Tensor | None]:
+    return (None if tensor is None else gradient for tensor, gradient in zip(tensors, gradients, strict=True))

@@ -171,7 +171,11 @@ def test_opcheck(case):
     torch.library.opcheck(getattr(op, name), (*(tensor.clone().requires_grad_() for tensor in case.tensors), *options))
     *ys, kept = getattr(op, name)(*case.tensors, *options)
     gradients = map(torch.randn_like, ys)
-    torch.library.opcheck(getattr(op, f"{name}_backward"), (*gradients, kept, *case.tensors, *options))
+    arguments = (*gradients, kept, *case.tensors, *options)
+    torch.library.opcheck(getattr(op, f"{name}_backward"), arguments)
+    if name == "depthwise_conv":
+        added = (torch.randn_like(ys[0]), torch.randn_like(case.tensors[0]))
+        torch.library.opcheck(op.depthwise_conv_backward, (*arguments, *added))
 
 
 @pytest.mark.slow
@@ -183,7 +187,9 @@ def test_opcheck_of_the_norm():
         leaves = tuple(tensor.clone().requires_grad_() for tensor in tensors)
         torch.library.opcheck(torch.ops.mmmsv.layer_norm, (*leaves, 1e-5, torch.float64))
         y, moments = torch.ops.mmmsv.layer_norm(*tensors, 1e-5, torch.float64)
-        torch.library.opcheck(torch.ops.mmmsv.layer_norm_backward, (y, moments, *tensors, 1e-5, torch.float64))
+        arguments = (y, moments, *tensors, 1e-5, torch.float64)
+        for added in ((), (y,), (None, y), (y, y)):
+            torch.library.opcheck(torch.ops.mmmsv.layer_norm_backward, (*arguments, *added))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])

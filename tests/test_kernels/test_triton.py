@@ -202,7 +202,7 @@ MOST_INSTRUCTIONS_OF_FUSED_OPS = {
     "gate_forward": 24,
     "gate_backward": 40,
     "norm_forward": 22,
-    "norm_backward": 36,
+    "norm_backward": 40,
     "normalise_half": 56,
     "merge_forward": 48,
     "merge_backward_full": 46,

@@ -39,7 +39,7 @@ class _DepthwiseConv(ctypes.Structure):
         ("y", _Map),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
-        ("dx", _Map),
+        *((name, _Map) for name in ("dx", "dy2", "onto")),
         ("weight_parts", ctypes.c_void_p),
         ("scratch", ctypes.c_void_p),
     ]
@@ -144,9 +144,12 @@ def depthwise_conv(conv: DepthwiseConv) -> tuple[Tensor, Tensor]:
     return y, kept
 
 
-def depthwise_conv_backward(conv: DepthwiseConv, dy: Tensor, kept: Tensor) -> tuple[Tensor | None, ...]:
-    """Compute the gradients of x, weight and bias."""
+def depthwise_conv_backward(
+    conv: DepthwiseConv, dy: Tensor, kept: Tensor, dy2: Tensor | None = None, onto: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of x, weight and bias; those that others give y and x are added."""
     conv, dy, dx = _as_read_conv(conv), last_axis_innermost(dy.to(conv.x.dtype)), _new_like(conv.x)
+    others = [None if each is None else last_axis_innermost(each.to(dx.dtype)) for each in (dy2, onto)]
     channels, (*_, height, width) = conv.x.shape[3], conv.weight.shape
     problem = _describe_conv(conv, dy)
     # Neither depends on the number of threads, which must not change the sums. Blocks come in pairs, for two cores.
@@ -154,6 +157,7 @@ def depthwise_conv_backward(conv: DepthwiseConv, dy: Tensor, kept: Tensor) -> tu
     problem.parts = min(len(dx), GROUPS)
     parts = conv.weight.new_empty(problem.parts, height * width + 1, channels)
     problem.dx, problem.weight_parts = _of(dx), parts.data_ptr()
+    problem.dy2, problem.onto = (_NO_MAP if each is None else _of(each) for each in others)
     loaded_library().depthwise_conv.backward(problem, conv.weight)
     sums = parts.sum(0)
     return dx, sums[:-1].t().reshape(conv.weight.shape), sums[-1]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ...arguments import DepthwiseConv, ceil_div
-from .maps import flat, strides, vector
+from .maps import flat, optional, strides, vector
 
 # Groups of neighbours and channels of a tile, and groups of a program: more where it sums over them.
 _ROWS, _COLUMNS = 8, 64
@@ -30,6 +30,7 @@ def _convolve(
     pad: int,
     reach: int,
     activation: str,
+    onto: Tensor | None = None,
 ) -> None:
     """Launch the kernel ``convolve`` with a weight ``(spread, spread, K, K, D)``."""
     from .conv_kernels import convolve
@@ -39,8 +40,8 @@ def _convolve(
     lines, columns = (ceil_div(side, spread) for side in y.shape[1:3])
     with torch.cuda.device_of(x):
         convolve[_grid(y, lines * ceil_div(columns, width), _SPAN, spread * spread)](
-            *(x, weight, bias, y, *strides(x), *strides(y), *x.shape[1:3], *y.shape[1:], _SPAN),
-            **_constants(kernel, stride, width, x, y),
+            *(x, weight, bias, onto, y, *strides(x), *strides(onto), *strides(y), *x.shape[1:3], *y.shape[1:], _SPAN),
+            **_constants(kernel, stride, width, x, y, onto),
             SPREAD=spread,
             PAD=pad,
             REACH=reach,
@@ -48,12 +49,16 @@ def _convolve(
         )
 
 
-def depthwise_conv_backward(given: DepthwiseConv, dy: Tensor, kept: Tensor) -> tuple[Tensor | None, ...]:
-    """Compute the gradients of x, weight and bias."""
+def depthwise_conv_backward(
+    given: DepthwiseConv, dy: Tensor, kept: Tensor, dy2: Tensor | None = None, onto: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of x, weight and bias; those that others give y and x are added."""
     from .conv_kernels import conv_backward_activation, conv_backward_weight
 
     x, weight, bias, stride, activation, _ = given = _as_read(given)
-    dy = flat(dy.to(x.dtype))
+    if dy2 is not None and activation == "none":  # no kernel reads dy to write what the others read
+        dy, dy2 = dy + dy2, None
+    dy, dy2, onto = flat(dy.to(x.dtype)), optional(dy2, x.dtype), optional(onto, x.dtype)
     dx = x.new_empty(x.shape)
     channels, _, kernel, _ = weight.shape
     width = _width(x, stride)
@@ -63,25 +68,25 @@ def depthwise_conv_backward(given: DepthwiseConv, dy: Tensor, kept: Tensor) -> t
         return dx, torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
     factors = _factors(given)
     dp = dy if activation == "none" else dy.new_empty(dy.shape)
-    constants = _constants(kernel, stride, width, x, dy, dp)
-    maps = (*strides(x), *strides(dy), *strides(dp), *x.shape[1:3], *dy.shape[1:])
+    constants = _constants(kernel, stride, width, x, dy, dy2, dp)
+    maps = (*strides(x), *strides(dy), *strides(dy2), *strides(dp), *x.shape[1:3], *dy.shape[1:])
     # Where the sums for all taps fit in the registers, the gradient of what goes into the activation is no pass of its
     # own.
     lines = kernel if kernel == 3 and x.element_size() < 8 else 1
     with torch.cuda.device_of(dy):
         if lines < kernel and activation != "none":
             conv_backward_activation[_grid(dy, groups, _SPAN, 1)](
-                *(x, factors, bias, dy, dp, *maps, _SPAN), **constants, ACTIVATION=activation
+                *(x, factors, bias, dy, dy2, dp, *maps, _SPAN), **constants, ACTIVATION=activation
             )
-            activation = "none"
+            activation, dy2 = "none", None
         conv_backward_weight[_grid(dy, groups, _SUMMED_SPAN, kernel // lines)](
-            *(x, factors, bias, dy, dp, parts, *maps, _SUMMED_SPAN),
+            *(x, factors, bias, dy, dy2, dp, parts, *maps, _SUMMED_SPAN),
             **constants,
             LINES=lines,
             ACTIVATION=activation,
         )
     turned = _turned(factors[0, 0], stride)
-    _convolve(dp, turned, None, dx, 1, pad=turned.shape[-2] - 1, reach=kernel // 2, activation="none")
+    _convolve(dp, turned, None, dx, 1, pad=turned.shape[-2] - 1, reach=kernel // 2, activation="none", onto=onto)
     dweight = parts[:, :-1].sum(0).t().reshape(weight.shape)
     return dx, dweight, None if bias is None else parts[:, -1].sum(0)
 
@@ -124,7 +129,7 @@ def _grid(map_: Tensor, groups: int, span: int, shared: int) -> tuple[int]:
     return (len(map_) * ceil_div(groups, span) * ceil_div(map_.shape[-1], _COLUMNS) * shared,)
 
 
-def _constants(kernel: int, stride: int, width: int, *maps: Tensor) -> dict[str, int]:
+def _constants(kernel: int, stride: int, width: int, *maps: Tensor | None) -> dict[str, int]:
     return {
         "K": kernel,
         "STRIDE": stride,

@@ -1,5 +1,6 @@
 """How the Triton kernels around the scans read maps ``(batch, H, W, D)``."""
 
+import torch
 from torch import Tensor
 
 from ...strides import last_axis_innermost
@@ -17,12 +18,21 @@ def flat(map_: Tensor) -> Tensor:
     return map_ if row == map_.shape[-2] * token or map_.shape[-3] == 1 else map_.contiguous()
 
 
-def strides(map_: Tensor) -> tuple[int, ...]:
+def optional(map_: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a map that need not be given as :func:`flat` does, in a dtype."""
+    return None if map_ is None else flat(map_.to(dtype))
+
+
+def strides(map_: Tensor | None) -> tuple[int, ...]:
     """Return the distances between images, routes and tokens of a map ``(batch, [routes,] H, W, D)``.
+
+    In the place of a map ``(batch, H, W, D)`` that is not given, zeros.
 
     Raises:
         ValueError: An image has more numbers than the kernels' offsets of 32 bits reach.
     """
+    if map_ is None:
+        return 0, 0
     *outer, row, token, _ = map_.stride()
     token = token if map_.shape[-2] > 1 else row
     extent = sum(size * stride for size, stride in zip(map_.shape[1:-1], map_.stride()[1:-1], strict=True))
@@ -48,7 +58,7 @@ def vector(*maps: Tensor | None) -> int:
     return most
 
 
-def whole_tokens(*maps: Tensor) -> dict[str, int]:
+def whole_tokens(x: Tensor, *others: Tensor | None) -> dict[str, int]:
     """Return the constants of a kernel whose tiles have all channels of a token."""
-    columns = 1 << (maps[0].shape[-1] - 1).bit_length()
-    return {"VECTOR": vector(*maps), "ROWS": max(_TILE // columns, 1), "COLUMNS": columns, "num_warps": 8}
+    columns = 1 << (x.shape[-1] - 1).bit_length()
+    return {"VECTOR": vector(x, *others), "ROWS": max(_TILE // columns, 1), "COLUMNS": columns, "num_warps": 8}

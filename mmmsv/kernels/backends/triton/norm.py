@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...arguments import LayerNorm, ceil_div
-from .maps import SPAN, flat, strides, whole_tokens
+from .maps import SPAN, flat, optional, strides, whole_tokens
 
 
 def layer_norm(given: LayerNorm) -> tuple[Tensor, Tensor]:
@@ -26,19 +26,23 @@ def layer_norm(given: LayerNorm) -> tuple[Tensor, Tensor]:
     return y, moments
 
 
-def layer_norm_backward(given: LayerNorm, dy: Tensor, moments: Tensor) -> tuple[Tensor, ...]:
-    """Compute the gradients of x, weight and bias."""
+def layer_norm_backward(
+    given: LayerNorm, dy: Tensor, moments: Tensor, dy2: Tensor | None = None, onto: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Compute the gradients of x, weight and bias; those that others give y and x are added."""
     from .norm_kernels import norm_backward
 
     x, weight, dy = flat(given.x), given.weight.contiguous(), flat(dy)
+    dy2, onto = optional(dy2, dy.dtype), optional(onto, x.dtype)
     dx = x.new_empty(x.shape)
     if not dy.numel():
         return dx, torch.zeros_like(weight), torch.zeros_like(weight)
     parts = weight.new_empty(x.shape[0] * ceil_div(x.shape[1] * x.shape[2], SPAN), 2, x.shape[3])
     with torch.cuda.device_of(x):
         norm_backward[_grid(x)](
-            *(x, weight, moments, dy, dx, parts, *strides(x), *strides(dy), *strides(dx), *_sizes(x)),
-            **whole_tokens(x, dy, dx),
+            *(x, weight, moments, dy, dy2, onto, dx, parts),
+            *(*strides(x), *strides(dy), *strides(dy2), *strides(onto), *strides(dx), *_sizes(x)),
+            **whole_tokens(x, dy, dx, dy2, onto),
         )
     return dx, parts[:, 0].sum(0), parts[:, 1].sum(0)
 
