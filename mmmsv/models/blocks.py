@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from mmmsv.kernels import branch_off
+
 from .arch import BlockArch
 from .ffn import MLP, ConvFFN
 from .layers import DropPath, LayerNorm
@@ -32,7 +34,8 @@ class VSSBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        return self.drop_path(x, self.scan(self.norm1(x)))
+        x, normal = branch_off(self.norm1, x)
+        return self.drop_path(x, self.scan(normal))
 
 
 class MS3Block(VSSBlock):
@@ -55,8 +58,10 @@ class MS3Block(VSSBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        x = self.drop_path(x, self.scan(self.norm1(x)))
-        return self.drop_path(x, self.ffn(self.norm2(x)))
+        x, normal = branch_off(self.norm1, x)
+        x = self.drop_path(x, self.scan(normal))
+        x, normal = branch_off(self.norm2, x)
+        return self.drop_path(x, self.ffn(normal))
 
 
 class PostNormMS3Block(MS3Block):
@@ -72,7 +77,8 @@ class PostNormMS3Block(MS3Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        x = self.drop_path(x, self.scan(self.norm1(x)))
+        x, normal = branch_off(self.norm1, x)
+        x = self.drop_path(x, self.scan(normal))
         return self.drop_path(x, self.norm2(self.ffn(x)))
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Size, Tensor, nn
 
-from mmmsv.kernels import gate
+from mmmsv.kernels import branch_off, gate, read_twice
 
 from .arch import BlockArch
 from .fusion import NormFirstFusion, NormLastFusion, UpsampledNorm
@@ -59,9 +59,10 @@ class Scan2D(RecomputingModule):
         self.se = SqueezeExcite(self.inner) if arch.se else None
         self.out_proj = projection(self.inner, dim)
 
-    def project_in(self, x: Tensor) -> Tensor:
-        """Compute x of the formula: ``(B, H, W, C)`` to ``(B, H, W, D)``."""
-        return half_of(self.in_proj, 0, x) if self.gated else self.in_proj(x)
+    def project_in(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the input, ``(B, H, W, C)``, for :meth:`project_out`, and x of the formula, ``(B, H, W, D)``."""
+        x, again = read_twice(cast_once(x))
+        return again, half_of(self.in_proj, 0, x) if self.gated else self.in_proj(x)
 
     @recomputed
     def project_out(self, x: Tensor, *scanned: Tensor | Size) -> Tensor:
@@ -101,8 +102,7 @@ class SS2D(Scan2D):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        x = cast_once(x)
-        inner = self.project_in(x)
+        x, inner = self.project_in(x)
         full = self.full_scan(self.full_conv(inner), merge=True)
         return self.project_out(x, full)
 
@@ -125,8 +125,7 @@ class HalfSS2D(Scan2D):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        x = cast_once(x)
-        inner = self.project_in(x)
+        x, inner = self.project_in(x)
         half = self.half_scan(self.half_conv(inner), merge=True)
         return self.project_out(x, half, x.shape[1:3])
 
@@ -157,10 +156,10 @@ class MS2D(Scan2D):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
-        x = cast_once(x)
-        inner = self.project_in(x)
+        x, inner = self.project_in(x)
+        inner, half = branch_off(self.half_conv, inner)
         full = self.full_scan(self.full_conv(inner), merge=True)
-        half = self.half_scan(self.half_conv(inner), merge=self.merge_half)
+        half = self.half_scan(half, merge=self.merge_half)
         return self.project_out(x, full, half)
 
     def normalise(self, *scanned: Tensor | Size) -> tuple[Tensor, Tensor | None]:

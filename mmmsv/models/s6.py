@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mmmsv.kernels import Route, scan2d
+from mmmsv.kernels import Route, read_twice, scan2d
 
 from .layers import projection
 
@@ -60,7 +60,8 @@ class S6(nn.Module):
 
         The dtype is that of x, but float32 for a float16 x beside float32 weights, as autocast makes it.
         """
-        dt, B, C = self.x_proj(x).unflatten(-1, (self.sets, -1)).split(self.token_sizes, dim=-1)
+        x, projected = read_twice(x)
+        dt, B, C = self.x_proj(projected).unflatten(-1, (self.sets, -1)).split(self.token_sizes, dim=-1)
         # The step, B and C are linear in x, so y grows with its fourth power: x of some hundreds gives y above 65504,
         # which is infinite in float16, and NaN after the norm that would have taken the size back.
         dtype = torch.float32 if x.dtype == torch.float16 and self.A_log.dtype != torch.float16 else None

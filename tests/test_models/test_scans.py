@@ -11,6 +11,8 @@ from mmmsv.models.fusion import NormFirstFusion, NormLastFusion, UpsampledNorm
 from mmmsv.models.layers import LayerNorm
 from mmmsv.models.ms2d import MS2D, SS2D, HalfSS2D, build_scan
 
+from .adapters import LowRank
+
 ROUTES = ("row", "col", "row_rev", "col_rev")
 
 
@@ -66,19 +68,6 @@ def test_kind_of_scan(settings, kind, norm):
     scan = build_scan(8, BlockArch(**settings))
     assert type(scan) is kind
     assert type(scan.out_norm) is norm
-
-
-class LowRank(nn.Module):
-    """A layer and a low-rank sum to it, as LoRA puts it in the layer's place."""
-
-    def __init__(self, layer, rank=2):
-        super().__init__()
-        self.layer = layer.requires_grad_(False)
-        self.down = nn.Linear(layer.in_features, rank, bias=False)
-        self.up = nn.Linear(rank, layer.out_features, bias=False)
-
-    def forward(self, x):
-        return self.layer(x) + self.up(self.down(x))
 
 
 @pytest.mark.parametrize("gate", [True, False])
