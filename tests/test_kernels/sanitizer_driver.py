@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmmsv.kernels import ROUTES, fused, use_backend
+from mmmsv.kernels import ROUTES, branch_off, fused, read_twice, use_backend
 from mmmsv.kernels.backends.cpu import library as native_library
 from mmmsv.kernels.backends.cpu import scan as native_scan
 
@@ -101,6 +101,12 @@ def run_sequences(draw: random.Random) -> None:
         _compare(ours, theirs, dtype, sizes)
 
 
+def depthwise_conv_read_twice(x: Tensor, **others: object) -> tuple[Tensor, ...]:
+    """What two readers of the result get, and another one of x."""
+    x, y = branch_off(lambda x: fused.depthwise_conv(x, **others), x)
+    return *read_twice(y), x
+
+
 def run_around(draw: random.Random) -> None:
     """The ops of fused.py, against those of PyTorch."""
     for _ in range(AROUND):
@@ -132,7 +138,7 @@ def run_around(draw: random.Random) -> None:
             residual = stride == 1 and draw.random() < 0.5
             calls += [
                 (
-                    "depthwise_conv",
+                    draw.choice(["depthwise_conv", "depthwise_conv_read_twice"]),
                     {"x": made(*size), **kernels},
                     {"stride": stride, "activation": activation, "residual": residual},
                 ),
@@ -146,7 +152,8 @@ def run_around(draw: random.Random) -> None:
             results = []
             for backend, cast in (("cpu", lambda t: t), ("torch", lambda t: t.to(torch.float64))):
                 with use_backend(backend):
-                    y = getattr(fused, op)(**{name: cast(tensor) for name, tensor in tensors.items()}, **options)
+                    function = depthwise_conv_read_twice if op.endswith("read_twice") else getattr(fused, op)
+                    y = function(**{name: cast(tensor) for name, tensor in tensors.items()}, **options)
                     ys = y if isinstance(y, tuple) else (y,)
                     ones = [torch.ones_like(each) for each in ys]
                     results.append((*ys, *torch.autograd.grad(ys, list(tensors.values()), ones)))

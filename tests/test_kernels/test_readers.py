@@ -48,13 +48,13 @@ def norm(size, *options):
 
 
 CASES = {
-    "3x3": conv((2, 5, 4, 33), 3, 1, "silu"),
-    "3x3-residual": conv((1, 4, 7, 72), 3, 1, "gelu", True),
-    "3x3-no_activation": conv((2, 3, 5, 16), 3, 1, "none", True, bias=False),
-    "3x3-stride": conv((1, 5, 6, 18), 3, 2, "gelu", bias=False),
-    "7x7": conv((1, 4, 5, 20), 7, 1, "silu"),
-    "7x7-stride": conv((2, 5, 7, 24), 7, 2, "silu"),
-    "7x7-long_stride": conv((1, 9, 8, 8), 7, 7, "none"),
+    "conv_3x3": conv((2, 5, 4, 33), 3, 1, "silu"),
+    "conv_3x3-residual": conv((1, 4, 7, 72), 3, 1, "gelu", True),
+    "conv_3x3-no_activation": conv((2, 3, 5, 16), 3, 1, "none", True, bias=False),
+    "conv_3x3-stride": conv((1, 5, 6, 18), 3, 2, "gelu", bias=False),
+    "conv_7x7": conv((1, 4, 5, 20), 7, 1, "silu"),
+    "conv_7x7-stride": conv((2, 5, 7, 24), 7, 2, "silu"),
+    "conv_7x7-long_stride": conv((1, 9, 8, 8), 7, 7, "none"),
     "norm": norm((2, 5, 4, 33)),
     "norm-aligned": norm((3, 3, 23, 72)),
 }
@@ -152,7 +152,7 @@ def test_a_norm_that_gives_another_dtype(dtype):
 @pytest.mark.parametrize("trained", [(True, False, False), (False, True, True), (False, False, True)])
 @pytest.mark.parametrize("read", READERS[:2], ids="-".join)
 def test_some_are_not_trained(read, trained):
-    case = CASES["7x7-stride"]
+    case = CASES["conv_7x7-stride"]
     both = [gradients(case, case.tensors(torch.float64), read, trained, plain) for plain in (False, True)]
     assert_same(*both)
 
@@ -163,7 +163,7 @@ def test_without_gradients_there_is_one_map(mode):
     x, *weights = conv_inputs((1, 4, 5, 8), 3)
     weights[0].requires_grad_()
     with mode():
-        x_again, y = branch_off(CASES["3x3"].layer((x, *weights)), x)
+        x_again, y = branch_off(CASES["conv_3x3"].layer((x, *weights)), x)
         assert x_again is x
         assert read_twice(y) == (y, y)
 
@@ -325,7 +325,7 @@ def test_blocks_in_sequence_and_a_graph_that_is_kept():
 @needs_library
 def test_gradients_that_are_given_are_left_as_they_are():
     x, weight, bias = (each.requires_grad_() for each in conv_inputs((1, 4, 5, 8), 3))
-    x_again, y = branch_off(CASES["3x3"].layer((x, weight, bias)), x * 1)
+    x_again, y = branch_off(CASES["conv_3x3"].layer((x, weight, bias)), x * 1)
     y, y2 = read_twice(y)
     given = [normal(*x.shape, seed=seed) for seed in range(3)]
     before = [each.clone() for each in given]
