@@ -2,15 +2,18 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mmmsv.kernels import registration
+
 from .inductor import compiled_kernels
-from .traffic import PRODUCTS, Step, as_on_a_gpu, pretended_gpu
+from .traffic import PRODUCTS, Step, as_on_a_gpu, count_steps, pretended_gpu
 
 _BLOCK = re.compile(r"(^|\.)(blocks\.\d+|features\.\d+\.\d+)$")
 
@@ -22,7 +25,7 @@ class _Input(NamedTuple):
     dtype: torch.dtype
 
 
-def is_block(name: str) -> bool:
+def _is_block(name: str) -> bool:
     """Return whether a module is a block, by its name: of ours, or of a model of torchvision's."""
     return _BLOCK.search(name) is not None
 
@@ -31,24 +34,27 @@ def compiled_steps(
     make: Callable[[], nn.Module],
     image: tuple[int, ...],
     training: bool,
+    capability: int,
     multiprocessors: int,
     dtype: torch.dtype,
-    eager: Iterable[Step],
 ) -> list[Step]:
     """Count the launches of a model with compiled blocks.
 
-    Products of matrices and ops of ours, which inductor calls, are those of eager mode; but norms, which it fuses. What
-    is outside of the blocks counts as in eager mode, its backward pass twice its forward pass.
+    Products of matrices and ops of ours, which inductor calls, are those of eager mode; but norms, which it fuses, and
+    sums of gradients, which kernels of ours do not add there. What is outside of the blocks counts as in eager mode,
+    its backward pass twice its forward pass.
 
     Args:
         make: Makes the model.
         image: Shape of the images.
         training: Whether gradients are computed.
+        capability: Of the GPU.
         multiprocessors: Of the GPU.
         dtype: Of autocast.
-        eager: What :func:`~benchmarks.traffic.count_steps` counts, told apart by :func:`is_block`.
     """
     steps = []
+    with patch.object(registration, "is_recorded_plainly", lambda *tensors: False):
+        eager = count_steps(make, image, training, capability, multiprocessors, dtype, _is_block)
     for step in eager:
         called = step.name in PRODUCTS or (step.part and not step.part.startswith("layer_norm"))
         outside = not step.module and not step.backward
@@ -74,7 +80,7 @@ def _inputs_of_blocks(model: nn.Module, image: tuple[int, ...]) -> dict[str, _In
         block = model.get_submodule(name)
         inputs[name] = _Input(type(block), tuple(x.shape), x.stride(), x.dtype)
 
-    names = [name for name, _ in model.named_modules() if is_block(name)]
+    names = [name for name, _ in model.named_modules() if _is_block(name)]
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: note(name, *given))
         for name in names

@@ -27,7 +27,7 @@ from mmmsv.analysis.speed.markdown import table
 from mmmsv.analysis.speed.models import build, full_name, short_name
 
 from .cards import CARDS, Card
-from .compiled import compiled_steps, is_block
+from .compiled import compiled_steps
 from .launches import Launch
 from .traffic import Step, count_steps
 
@@ -65,10 +65,11 @@ def main() -> None:
         first: dict[str, tuple[float, float]] = {}
         for name, whole_name in models.items():
             make = partial(build, whole_name, maps=False)
-            steps = count_steps(make, image, training, card.capability, card.multiprocessors, card.dtype, is_block)
+            gpu = (card.capability, card.multiprocessors, card.dtype)
+            steps = count_steps(make, image, training, *gpu)
             modes = {"eager": list(steps)}
             if args.compiled:
-                modes["compiled"] = compiled_steps(make, image, training, card.multiprocessors, card.dtype, steps)
+                modes["compiled"] = compiled_steps(make, image, training, *gpu)
             for mode, launches in modes.items():
                 took = tuple(sum(seconds(step, card, guess) for step in launches) for guess in (False, True))
                 ratios = [ours / its for ours, its in zip(first.setdefault(mode, took), took, strict=True)]
