@@ -18,7 +18,7 @@ class RecomputingModule(nn.Module):
     """A module some of whose methods are :func:`recomputed`; where ``recompute`` is False, they keep what they need.
 
     None chooses by the device: on a CPU a fresh map costs about as much as what is computed again; on a GPU computing
-    again moves 8 % more bytes in a training step (docs/speed.md).
+    again moves 10 % more bytes in a training step (docs/speed.md).
     """
 
     recompute: bool | None = None
