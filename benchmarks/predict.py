@@ -3,6 +3,7 @@
     python -m benchmarks.predict                        # Tiny and ConvNeXt-T on an H100
     python -m benchmarks.predict --cards H200 A100 T4 --models tiny swin_t
     python -m benchmarks.predict --dtype float16        # as MMEngine's --amp has it
+    python -m benchmarks.predict --parts                # bytes and launches by op
     python -m benchmarks.predict --kernels              # every kernel of ours too, with occupancy and floor
     python -m benchmarks.predict --compiled             # under torch.compile too; needs torch 2.11
 
@@ -29,7 +30,7 @@ from mmmsv.analysis.speed.models import build, full_name, short_name
 from .cards import CARDS, Card
 from .compiled import compiled_steps
 from .launches import Launch
-from .traffic import Step, count_steps
+from .traffic import PRODUCTS, Step, count_steps
 
 _LAUNCH = 1.5e-6
 _COPY_SHARE = 0.85
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"), help="of the images")
     parser.add_argument("--dtype", choices=["bfloat16", "float16"], help="of autocast (bfloat16 where the card has it)")
     parser.add_argument("--compiled", action="store_true", help="compiled models too, as inductor fuses on an H100")
+    parser.add_argument("--parts", action="store_true", help="list our ops, and others of PyTorch's, by what they move")
     parser.add_argument("--kernels", action="store_true", help="list our kernels, by what they take")
     args = parser.parse_args()
     try:
@@ -56,7 +58,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     image = (args.batch, 3, *args.size)
-    rows, kernels = [], []
+    rows, parts, kernels = [], [], []
     cards = [card for card in CARDS if card.name in args.cards]
     if args.dtype:
         cards = [replace(card, dtype=getattr(torch, args.dtype)) for card in cards]
@@ -75,11 +77,15 @@ def main() -> None:
                 ratios = [ours / its for ours, its in zip(first.setdefault(mode, took), took, strict=True)]
                 cells = (f"{1e3 * took[0]:.1f}", f"{ratios[0]:.2f}", f"{1e3 * took[1]:.1f}", f"{ratios[1]:.2f}")
                 rows.append((card.name, what, mode, name, *_summary(launches), *cells))
+            if args.parts:
+                parts += _parts(card, what, name, steps)
             if args.kernels:
                 kernels += _kernels(card, what, steps)
     ratio = f"{next(iter(models))} / model"
     columns = ("card", "", "", "model", "launches", "GB", "TFLOP")
     print(table((*columns, "predicted ms", ratio, "with guess, ms", ratio), rows))
+    if parts:
+        print("\n" + table(("card", "", "model", "op", "launches", "GB", "predicted, ms"), parts))
     if kernels:
         columns = ("card", "", "kernel", "launches", "instructions a pair", "registers", "warps an SM")
         print("\n" + table((*columns, "floor, ms", "all slots, ms", "predicted, ms"), kernels))
@@ -119,6 +125,19 @@ def _summary(steps: Iterable[Step]) -> tuple[str, ...]:
     steps = list(steps)
     gigabytes, operations = sum(step.moved for step in steps) / 1e9, sum(step.flops for step in steps) / 1e12
     return str(len(steps)), f"{gigabytes:.1f}", f"{operations:.2f}"
+
+
+def _parts(card: Card, what: str, model: str, steps: Iterable[Step]) -> list[tuple[str, ...]]:
+    """Make a row of each op: of ours, with what PyTorch does for it, all products of matrices, or one of PyTorch's."""
+    parts: dict[str, list[Step]] = {}
+    for step in steps:
+        name = "products of matrices" if step.name in PRODUCTS and not step.part else f"`{step.part or step.name}`"
+        parts.setdefault(f"{name}{', backward pass' * step.backward}", []).append(step)
+    rows = [
+        (card.name, what, model, name, *_summary(those)[:2], f"{1e3 * sum(seconds(step, card) for step in those):.2f}")
+        for name, those in parts.items()
+    ]
+    return sorted(rows, key=lambda row: -float(row[-1]))
 
 
 def _kernels(card: Card, what: str, steps: Iterable[Step]) -> list[tuple[str, ...]]:

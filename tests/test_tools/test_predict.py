@@ -26,6 +26,18 @@ def test_an_op_takes_as_long_as_its_bytes_or_its_products():
     assert predict.seconds(convolution, H100, guess=True) == pytest.approx(3 * by_bytes, rel=1e-2)
 
 
+def test_parts_are_ops_of_ours_with_what_pytorch_does_for_them():
+    mm, cast = (dataclasses.replace(COPY, name=name) for name in ("mm", "_to_copy"))
+    within = dataclasses.replace(mm, part="scan2d_backward", backward=True)
+    launch = dataclasses.replace(within, name="scan_backward")
+    rows = predict._parts(H100, "training", "tiny", [mm, mm, cast, within, launch])
+    assert [row[3:6] for row in rows] == [
+        ("products of matrices", "2", "4.0"),
+        ("`scan2d_backward`, backward pass", "2", "4.0"),
+        ("`_to_copy`", "1", "2.0"),
+    ]
+
+
 def test_bad_models_and_cards_are_named(capsys, monkeypatch):
     for arguments, message in (
         (["--models", "nobody"], "nobody"),
