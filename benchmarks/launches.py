@@ -109,7 +109,7 @@ class Launch:
         name = self.kernel + (" backward" if a.get("BACKWARD") else "")
         name += {True: ", norm first", False: ", norm last"}.get(a.get("NORM_FIRST"), "")
         name += f", {a['K']} x {a['K']}, {a['ACTIVATION']}" if "K" in a else ""
-        return name + "".join(f", {added}" for added in ("dy2", "onto") if a.get(added) is not None)
+        return name + "".join(f", {one}" for one in ("dy_again", "dx_again", "added") if a.get(one) is not None)
 
     @cached_property
     def compiled(self) -> CompiledKernel:

@@ -90,7 +90,7 @@ def route_codes(op: str, routes: Sequence[Route]) -> list[int]:
 def check_dtype(op: str, name: str, dtype: object) -> None:
     """Raise TypeError for what is no dtype of a tensor that the ops take."""
     if dtype not in _FLOATS:
-        raise TypeError(f"{op}: {name} is {dtype}, expected one of float16, bfloat16, float32, float64")
+        raise TypeError(f"{op}: {name} is {dtype!r}, expected one of float16, bfloat16, float32, float64")
 
 
 def check_channels(op: str, name: str, x: Tensor) -> int:

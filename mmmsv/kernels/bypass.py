@@ -3,7 +3,7 @@
 Where nothing observes a call, :mod:`.registration` calls the kernel instead of the op, and backend ``torch`` takes
 oneDNN's product, which has no derivative. For the kernels, that saves 4 to 5 % of the time of a whole model under
 ``torch.no_grad``, as MMEngine tests, and 2.4 % under ``torch.inference_mode``: Nano, one image of 224 x 224, two cores
-of a Zen 4 with AVX-512, torch 2.11.
+of a Zen 4 with AVX-512, torch 2.11. Where autograd alone observes it, an op may return a map again (readers.py).
 """
 
 import torch
@@ -42,21 +42,26 @@ def are_gradients_asked_for(*values: object) -> bool:
     return False
 
 
+def share_memory(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors lie in one memory."""
+    # pyrefly: ignore[missing-attribute]: torch has it, and does not annotate it
+    return torch._C._is_alias_of(one, other)
+
+
 def is_recorded_plainly(*tensors: Tensor | None) -> bool:
     """Return whether autograd records a call, and nothing else does that cares how its results share memory.
 
     That is: no program that is recorded, no transform of torch.func, no forward-mode derivative, and no subclass, but
     for fake tensors, which stand for plain ones.
     """
-    if (
-        not are_gradients_asked_for(*tensors)
-        or is_compiling()
-        or torch.jit.is_tracing()
-        or is_traced_early()
-        or is_transformed()
-    ):
+    if not are_gradients_asked_for(*tensors) or _is_traced():
         return False
     return all(each is None or type(each) in PLAIN or isinstance(each, FakeTensor) for each in tensors)
+
+
+def _is_traced() -> bool:
+    """Return whether a program is recorded, or transformed."""
+    return is_compiling() or torch.jit.is_tracing() or is_traced_early() or is_transformed()
 
 
 def is_unobserved(*tensors: Tensor | None) -> bool:
@@ -65,13 +70,7 @@ def is_unobserved(*tensors: Tensor | None) -> bool:
     That is: no derivative of either kind, no program that is recorded, no counter or other mode, no transform of
     torch.func, no subclass, and no tensor that represents another one, as a conjugate or as zeros without memory.
     """
-    if (
-        is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._len_torch_dispatch_stack()
-        or is_traced_early()
-        or is_transformed()
-    ):
+    if _is_traced() or torch._C._len_torch_dispatch_stack():
         return False
     with_gradients = torch.is_grad_enabled()
     for each in tensors:  # no generator: this comes before every op, and one would take as long as the rest

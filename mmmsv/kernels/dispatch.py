@@ -26,8 +26,8 @@ class Kernel:
             needs beside the tensors.
         backward: Computes, from the arguments, dy, the gradients of other results (None where nothing has used them),
             and what was kept, flat, the gradient of each tensor, in their order; in the place of one that was not
-            given, anything. For an op that ``adds`` it also takes ``dy2`` and ``onto`` by name, tensors or None, and
-            adds them to dy and to the gradient of the first tensor.
+            given, anything. For an op that ``adds`` it also takes ``dy_again`` and ``dx_again`` by name, tensors or
+            None, and adds them to dy and to the gradient of the first tensor.
         yields_to_compilers: Whether ``torch.compile`` gets PyTorch's ops in its place, which it fuses with others.
     """
 

@@ -1,12 +1,14 @@
 """Maps with two readers: the op that has computed such a map, or one that reads it, adds the gradients of both.
 
 Autograd adds them in a pass of its own, which reads two maps and writes a third. A kernel that reads a gradient, or
-writes one, can add another on the way. So an op with such kernels returns, where autograd records it, y twice, and x:
-outputs of one node, each with a gradient of its own. Layers know nothing of that and return y, by which the others are
-found. Where a hook or an adapter has replaced it there are none, and autograd adds.
+writes one, can add another on the way. So an op with such kernels returns, where autograd records it, y, y again and,
+to :func:`branch_off`, x again: outputs of one node, each with a gradient of its own. Layers know nothing of that and
+return y, by which the others are found. Where something has replaced or changed y, or asks for its gradient, there are
+none, and autograd adds.
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import NamedTuple
 
 from torch import Tensor
@@ -14,50 +16,71 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from mmmsv.compat.torch_versions import is_compiling
 
-
-class _Others(NamedTuple):
-    """What the op that has computed y returned beside it: x, as it was given and as it was returned, and y again."""
-
-    x: Tensor
-    x_again: Tensor | None
-    y_again: Tensor
+from .bypass import are_gradients_asked_for, share_memory
 
 
-_others_of = WeakTensorKeyDictionary()
+class _Again(NamedTuple):
+    """What an op has returned beside y, and the version that y had then; x where it was branched off."""
+
+    y: Tensor
+    version: int
+    x: Tensor | None
 
 
-def remember(y: Tensor, y_again: Tensor, x: Tensor, x_again: Tensor | None) -> None:
-    """Keep, as long as y lives, what its op has returned beside it; ``x_again`` is None where x has no gradient."""
-    _others_of[y] = _Others(x, x_again, y_again)
+_branched: ContextVar[Tensor | None] = ContextVar("_branched", default=None)  # what branch_off gives to a layer
+_again_of = WeakTensorKeyDictionary()
+
+
+def is_branched(x: Tensor) -> bool:
+    """Return whether a map is what :func:`branch_off` gives to the layer that runs."""
+    return _branched.get() is x
+
+
+def remember(y: Tensor, y_again: Tensor, x_again: Tensor | None) -> None:
+    """Keep, as long as y lives, what its op has returned beside it."""
+    _again_of[y] = _Again(y_again, y._version, x_again)
 
 
 def branch_off(layer: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Call a layer; return x, for whatever else reads it, and the result.
 
     In the backward pass the layer's own kernel adds the gradient that the rest gives x, if it is a norm's or a
-    convolution's that can; otherwise autograd does.
+    convolution's that can; otherwise autograd does. Both belong to one backward pass, or ``retain_graph`` is needed.
 
     Args:
         layer: Takes x, and returns one tensor.
         x: Its argument. What else reads it is to take what is returned for it.
     """
-    y = layer(x)
-    if is_compiling() or not isinstance(y, Tensor):
+    if is_compiling() or not are_gradients_asked_for(x):
+        return x, layer(x)
+    token = _branched.set(x)
+    try:
+        y = layer(x)
+    finally:
+        _branched.reset(token)
+    again = _again_of.get(y) if isinstance(y, Tensor) else None
+    if again is None or again.x is None:
         return x, y
-    others = _others_of.get(y)
-    if others is None or others.x is not x or others.x_again is None:
-        return x, y
-    return others.x_again, y
+    _again_of[y] = again._replace(x=None)  # which would keep x as long as y
+    return again.x, y
 
 
 def read_twice(y: Tensor) -> tuple[Tensor, Tensor]:
     """Return a map for each of two readers.
 
     In the backward pass the kernel that goes back over what has computed it adds the gradients of both, if it can;
-    otherwise autograd does.
+    otherwise autograd does. From here on each of the two has the gradient of its own reader alone, if one asks for it,
+    and torch refuses to change one in place. Both belong to one backward pass, or ``retain_graph`` is needed.
     """
-    others = None if is_compiling() else _others_of.pop(y, None)
-    # A change in place since then is a part of y's history, and not of what was returned beside it.
-    if others is None or others.y_again.grad_fn is not y.grad_fn:
+    if is_compiling() or not are_gradients_asked_for(y):
         return y, y
-    return y, others.y_again
+    again = _again_of.pop(y, None)
+    if again is None or not _is_untouched(y, again):
+        return y, y
+    return y, again.y
+
+
+def _is_untouched(y: Tensor, again: _Again) -> bool:
+    """Return whether nothing has changed y or its memory since, and nothing wants all of its gradient."""
+    # The version first: after a change torch refuses to say more of what was returned beside y.
+    return y._version == again.version and share_memory(again.y, y) and not y._backward_hooks and not y.retains_grad

@@ -4,6 +4,7 @@ By dispatch key, as C++ extensions register theirs: of torch's ways, the one tha
 """
 
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import Any, NoReturn, Protocol, TypeAlias, get_type_hints
 
 import torch
@@ -22,12 +23,12 @@ from .bypass import (
     may_carry_tangents,
 )
 from .dispatch import BACKENDS, Backend, Implementation, Kernel, select
-from .readers import remember
+from .readers import is_branched, remember
 from .strides import laid_out_as
 
 Pick: TypeAlias = Callable[[Backend], Implementation | None]
-# Gradients that a backward pass adds: what a second reader gives y, and what others than the op give x (readers.py).
-_ADDED = ("dy2", "onto")
+# Gradients that a backward pass adds to dy and dx: of y and of x as they were returned again (readers.py).
+_ADDED = ("dy_again", "dx_again")
 _LIBRARY = torch.library.Library("mmmsv", "DEF")
 _SCHEMA = {
     Tensor: "Tensor",
@@ -72,7 +73,7 @@ class Op:
     ) -> None:
         kinds = get_type_hints(arguments)
         self._name, self._arguments, self._maps, self._pick = name, arguments, list(kinds)[:maps], pick
-        self._fields = len(kinds)
+        self._fields, self._added = len(kinds), _ADDED if adds else ()
         self._count = count = sum(kind in (Tensor, Tensor | None) for kind in kinds.values())
         self._results = len(results)
         self._composite_backend = _naming_composites(pick)
@@ -81,7 +82,7 @@ class Op:
         self._op = _define(name, f"({schema}) -> ({returned}, Tensor kept)")
         given = ", ".join(f"Tensor? d{result}" for result in results)
         gradients = ", ".join(["Tensor"] * count)
-        added = "".join(f", Tensor? {gradient}=None" for gradient in _ADDED if adds)
+        added = "".join(f", Tensor? {gradient}=None" for gradient in self._added)
         backward_op = _define(f"{name}_backward", f"({given}, Tensor kept, {schema}{added}) -> ({gradients})")
         differentiable, differentiable_once = _autograd_functions(name, count, len(results), self._op, backward_op)
         self._read_twice = _function_of_two_readers(name, count, self._op, backward_op) if adds else None
@@ -99,8 +100,8 @@ class Op:
             *results, _ = implementation.forward(self._arguments(*cast))
         elif implementation is not None and self._read_twice and is_recorded_plainly(*cast[: self._count]):
             # Not by the dispatcher: an op that it knows must not return what shares memory with its input.
-            y, y_again, x_again = self._read_twice.apply(*cast)
-            remember(y, y_again, cast[0], x_again)
+            y, y_again, x_again = self._read_twice.apply(is_branched(cast[0]), *cast)
+            remember(y, y_again, x_again)
             return y
         else:
             *results, _ = self._op(*cast)
@@ -141,7 +142,7 @@ class Op:
         dy, *others = given[: self._results]
         kept, *values = given[self._results :]
         tensors, arguments = values[: self._count], self._arguments(*values[: self._fields])
-        added = dict(zip(_ADDED, values[self._fields :], strict=False))  # those at the end may be left out
+        added = dict(zip_longest(self._added, values[self._fields :]))  # the dispatcher leaves None out at the end
         if dy is None:  # nothing has used y, but another result
             dy = torch.zeros_like(arguments.new_results()[0])
         gradients = tuple(self._kernel(kept).backward(arguments, dy, *others, kept, **added))
@@ -279,32 +280,33 @@ def _autograd_functions(
 
 
 def _function_of_two_readers(name: str, count: int, op: OpOverload, backward_op: OpOverload) -> type[Function]:
-    """Make the autograd function that computes y of an op, and returns y twice and the first argument, x, as well.
+    """Make the autograd function that computes y of an op, and returns y, y again, and the first argument, x, again.
 
-    What reads the second y, and x behind the op, gives gradients of its own, which the backward pass of the op adds. In
-    the place of an x that has no gradient is None.
+    What reads them again gives gradients of its own, which the backward pass of the op adds. In the place of an x that
+    has no gradient, or that is not branched off, as the first argument says, is None.
     """
 
     class ReadTwice(Function):
         @staticmethod
-        def forward(ctx: Any, x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        def forward(ctx: Any, branched: bool, x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor | None]:
             y, kept = _below_autograd(op, x, *others)
             ctx.options = others[count - 1 :]
             ctx.save_for_backward(kept, x, *others[: count - 1])
             ctx.set_materialize_grads(False)
-            return y, y.detach(), x if ctx.needs_input_grad[0] else None
+            # A view, so that torch refuses to change one y in place while the other is read; one of y would keep it.
+            return y, y.detach().view_as(y), x if branched and x.requires_grad else None
 
         @staticmethod
         def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-            dy, dy2, onto = gradients
+            dy, dy_again, dx_again = gradients
             nothing = (None,) * len(ctx.options)
             if dy is None:
-                dy, dy2 = dy2, None
+                dy, dy_again = dy_again, None
             if dy is None:  # only x was read
-                return onto, *(None,) * (count - 1), *nothing
+                return None, dx_again, *(None,) * (count - 1), *nothing
             kept, *tensors = ctx.saved_tensors
-            computed = backward_op(dy, kept, *tensors, *ctx.options, dy2, onto)
-            return *_of_given(tensors, computed), *nothing
+            computed = backward_op(dy, kept, *tensors, *ctx.options, dy_again, dx_again)
+            return None, *_of_given(tensors, computed), *nothing
 
     return type(f"{name}_read_twice", (ReadTwice,), {})
 

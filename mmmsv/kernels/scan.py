@@ -128,7 +128,8 @@ def scan2d(
         carry: Whether the state runs on from the end of each route into the start of the next, as if the routes were
             one sequence; needs S = 1. Otherwise each route starts from 0.
         merge: Whether to sum the routes' outputs.
-        dtype: Of the result: that of x, as when omitted, or that of the state.
+        dtype: Of the result: that of x or that of the state; when omitted, that of x, or under autocast the widest of
+            those of x, dt, B and C.
 
     Returns:
         ``(batch, H, W, D)`` in ``dtype``, or ``(batch, len(routes), H, W, D)`` without ``merge``. The step, the state,
@@ -153,10 +154,9 @@ def scan2d(
     check_map_shapes(x, dt, B, C, W_dt, b_dt, A, Dskip, len(codes), carry)
     if dtype is not None:
         check_dtype(op, "dtype", dtype)
-        if dtype not in (x.dtype, state_dtype(x)):
-            raise ValueError(
-                f"{op}: dtype is {dtype}, expected that of x, {x.dtype}, or of the state, {state_dtype(x)}"
-            )
+        allowed = list(dict.fromkeys((x.dtype, state_dtype(x))))
+        if dtype not in allowed:
+            raise ValueError(f"{op}: dtype is {dtype}, expected {' or '.join(map(str, allowed))} for x in {x.dtype}")
     chunk = _chunk(x, A, dt, B, C, W_dt, b_dt, Dskip)
     return ops.scan2d(x, dt, B, C, W_dt, b_dt, A, Dskip, codes, carry, merge, True, chunk, dtype)
 

@@ -7,8 +7,6 @@ from typing import ClassVar
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmmsv.kernels import branch_off
-
 from .arch import Arch, resolve_arch
 from .blocks import Stage, build_block
 from .layers import LayerNorm
@@ -126,8 +124,7 @@ class VisionMamba(BaseModule):
         for i, stage in enumerate(self.stages[: self.out_indices[-1] + 1]):
             x = stage(x)
             if i in self.out_indices:
-                x, normal = branch_off(self.out_norms[str(i)], x)
-                outputs.append(normal.permute(0, 3, 1, 2).contiguous())
+                outputs.append(self.out_norms[str(i)](x).permute(0, 3, 1, 2).contiguous())
         return tuple(outputs)
 
     def train(self, mode: bool = True) -> "VisionMamba":

@@ -159,6 +159,25 @@ def test_the_mean_alone_has_gradients(backend, size):
     )
 
 
+@pytest.mark.parametrize("backend", [name for name in RUNNABLE if name in ("cpu", "torch")])
+def test_the_gradient_of_the_mean_is_not_lost_in_a_narrow_one(backend):
+    """Each token has a small part of it, which a gradient of y in bfloat16 would swallow."""
+    tensors = merge_inputs((1, 56, 56, 8), 1, 2, torch.float32)
+
+    def share(merge, dtype):
+        leaves = [tensor.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_() for tensor in tensors]
+        y, mean = merge(*leaves, 1e-5, True, dtype)
+        both, one = (
+            torch.autograd.grad((y, mean), leaves[-1], (torch.ones_like(y), weight * torch.ones_like(mean)), True)[0]
+            for weight in (2, 0)
+        )
+        return both - one
+
+    with use_backend(backend):
+        ours = share(merge_scales, torch.bfloat16)
+    torch.testing.assert_close(ours.double(), share(torch_fused.merge_scales, torch.float64), rtol=1e-2, atol=0)
+
+
 @with_a_kernel("merge_scales")
 @pytest.mark.parametrize(
     ("norm_first", "routes", "stride"),

@@ -124,9 +124,9 @@ MAP = MapCase(dtype=torch.float32, state=2, routes=("row", "col"), sets=2)  # (2
         ("carry", True, ValueError, "holds 2 parameter sets, expected 1, since the state is carried over"),
         ("carry", 1, TypeError, "carry is a int, expected True or False"),
         ("merge", None, TypeError, "merge is a NoneType, expected True or False"),
-        ("dtype", "float32", TypeError, "dtype is float32, expected one of float16"),
-        ("dtype", torch.float16, ValueError, "dtype is torch.float16, expected that of x, torch.float32, or of the"),
-        ("dtype", torch.float64, ValueError, "dtype is torch.float64, expected that of x, torch.float32, or of the"),
+        ("dtype", "float32", TypeError, "dtype is 'float32', expected one of float16"),
+        ("dtype", torch.float16, ValueError, "dtype is torch.float16, expected torch.float32 for x in torch.float32"),
+        ("dtype", torch.float64, ValueError, "dtype is torch.float64, expected torch.float32 for x in torch.float32"),
     ],
 )
 def test_bad_map(name, value, error, message):

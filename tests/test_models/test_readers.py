@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmmsv.kernels import use_backend
-from mmmsv.models import MSVMamba, VMamba, backbone, blocks, ms2d, s6
+from mmmsv.models import MSVMamba, VMamba, blocks, ms2d, s6
 
 from ..test_kernels.scan_inputs import RUNNABLE, device_of
 from .adapters import LowRank
@@ -15,7 +15,7 @@ from .adapters import LowRank
 @pytest.fixture
 def let_autograd_add(monkeypatch):
     def patch():
-        for module in (backbone, blocks, ms2d, s6):
+        for module in (blocks, ms2d, s6):
             monkeypatch.setattr(module, "branch_off", lambda layer, x: (x, layer(x)), raising=False)
             monkeypatch.setattr(module, "read_twice", lambda y: (y, y), raising=False)
 

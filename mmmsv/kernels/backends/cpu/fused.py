@@ -39,7 +39,7 @@ class _DepthwiseConv(ctypes.Structure):
         ("y", _Map),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
-        *((name, _Map) for name in ("dx", "dy2", "onto")),
+        *((name, _Map) for name in ("dx", "dy_again", "dx_again")),
         ("weight_parts", ctypes.c_void_p),
         ("scratch", ctypes.c_void_p),
     ]
@@ -145,11 +145,11 @@ def depthwise_conv(conv: DepthwiseConv) -> tuple[Tensor, Tensor]:
 
 
 def depthwise_conv_backward(
-    conv: DepthwiseConv, dy: Tensor, kept: Tensor, dy2: Tensor | None = None, onto: Tensor | None = None
+    conv: DepthwiseConv, dy: Tensor, kept: Tensor, dy_again: Tensor | None = None, dx_again: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of x, weight and bias; those that others give y and x are added."""
     conv, dy, dx = _as_read_conv(conv), last_axis_innermost(dy.to(conv.x.dtype)), _new_like(conv.x)
-    others = [None if each is None else last_axis_innermost(each.to(dx.dtype)) for each in (dy2, onto)]
+    others = [None if each is None else last_axis_innermost(each.to(dx.dtype)) for each in (dy_again, dx_again)]
     channels, (*_, height, width) = conv.x.shape[3], conv.weight.shape
     problem = _describe_conv(conv, dy)
     # Neither depends on the number of threads, which must not change the sums. Blocks come in pairs, for two cores.
@@ -157,7 +157,7 @@ def depthwise_conv_backward(
     problem.parts = min(len(dx), GROUPS)
     parts = conv.weight.new_empty(problem.parts, height * width + 1, channels)
     problem.dx, problem.weight_parts = _of(dx), parts.data_ptr()
-    problem.dy2, problem.onto = (_NO_MAP if each is None else _of(each) for each in others)
+    problem.dy_again, problem.dx_again = (_NO_MAP if each is None else _of(each) for each in others)
     loaded_library().depthwise_conv.backward(problem, conv.weight)
     sums = parts.sum(0)
     return dx, sums[:-1].t().reshape(conv.weight.shape), sums[-1]
@@ -239,17 +239,18 @@ def merge_scales(merge: MergeScales) -> tuple[Tensor, Tensor, Tensor]:
     half_sum = in_huge_pages(merge.weight.new_empty(batch, *sizes)) if merge.norm_first else merge.weight
     problem.half_sum = half_sum.data_ptr()
     loaded_library().merge.forward(problem, merge.weight)
-    y = y.to(merge.dtype or y.dtype)
-    return y, y.mean((1, 2)), moments
+    dtype = merge.dtype or y.dtype
+    return y.to(dtype), y.mean((1, 2)).to(dtype), moments
 
 
 def merge_scales_backward(
     merge: MergeScales, dy: Tensor, dmean: Tensor | None, moments: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of full, half, weight and bias."""
+    dy = dy.to(merge.full.dtype)
     if dmean is not None:
-        dy = dy + (dmean / (dy.shape[1] * dy.shape[2]))[:, None, None]
-    merge, dy = _as_read_merge(merge), last_axis_innermost(dy.to(merge.full.dtype))
+        dy = dy + (dmean.to(dy.dtype) / (dy.shape[1] * dy.shape[2]))[:, None, None]
+    merge, dy = _as_read_merge(merge), last_axis_innermost(dy)
     dfull, dhalf = _new_like(merge.full), _new_like(merge.half)
     problem = _describe_merge(merge, dy, moments)
     parts = merge.weight.new_zeros(problem.parts, 2, merge.weight.shape[0])

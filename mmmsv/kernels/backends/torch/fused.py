@@ -46,6 +46,5 @@ def merge_scales(
         y = F.layer_norm(full, weight.shape, weight, bias, eps) + upsample(sums, size, "bilinear")
     else:
         y = F.layer_norm(full + upsample(half.squeeze(1), size, "nearest"), weight.shape, weight, bias, eps)
-    if dtype is not None:
-        y = y.to(dtype)
-    return y, y.mean((1, 2))
+    mean = y.mean((1, 2))
+    return (y, mean) if dtype is None else (y.to(dtype), mean.to(dtype))

@@ -30,7 +30,7 @@ def _convolve(
     pad: int,
     reach: int,
     activation: str,
-    onto: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> None:
     """Launch the kernel ``convolve`` with a weight ``(spread, spread, K, K, D)``."""
     from .conv_kernels import convolve
@@ -40,8 +40,8 @@ def _convolve(
     lines, columns = (ceil_div(side, spread) for side in y.shape[1:3])
     with torch.cuda.device_of(x):
         convolve[_grid(y, lines * ceil_div(columns, width), _SPAN, spread * spread)](
-            *(x, weight, bias, onto, y, *strides(x), *strides(onto), *strides(y), *x.shape[1:3], *y.shape[1:], _SPAN),
-            **_constants(kernel, stride, width, x, y, onto),
+            *(x, weight, bias, added, y, *strides(x), *strides(added), *strides(y), *x.shape[1:3], *y.shape[1:], _SPAN),
+            **_constants(kernel, stride, width, x, y, added),
             SPREAD=spread,
             PAD=pad,
             REACH=reach,
@@ -50,15 +50,15 @@ def _convolve(
 
 
 def depthwise_conv_backward(
-    given: DepthwiseConv, dy: Tensor, kept: Tensor, dy2: Tensor | None = None, onto: Tensor | None = None
+    given: DepthwiseConv, dy: Tensor, kept: Tensor, dy_again: Tensor | None = None, dx_again: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of x, weight and bias; those that others give y and x are added."""
     from .conv_kernels import conv_backward_activation, conv_backward_weight
 
     x, weight, bias, stride, activation, _ = given = _as_read(given)
-    if dy2 is not None and activation == "none":  # no kernel reads dy to write what the others read
-        dy, dy2 = dy + dy2, None
-    dy, dy2, onto = flat(dy.to(x.dtype)), optional(dy2, x.dtype), optional(onto, x.dtype)
+    if dy_again is not None and activation == "none":  # no kernel reads dy to write what the others read
+        dy, dy_again = dy + dy_again, None
+    dy, dy_again, dx_again = flat(dy.to(x.dtype)), optional(dy_again, x.dtype), optional(dx_again, x.dtype)
     dx = x.new_empty(x.shape)
     channels, _, kernel, _ = weight.shape
     width = _width(x, stride)
@@ -68,25 +68,25 @@ def depthwise_conv_backward(
         return dx, torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
     factors = _factors(given)
     dp = dy if activation == "none" else dy.new_empty(dy.shape)
-    constants = _constants(kernel, stride, width, x, dy, dy2, dp)
-    maps = (*strides(x), *strides(dy), *strides(dy2), *strides(dp), *x.shape[1:3], *dy.shape[1:])
+    constants = _constants(kernel, stride, width, x, dy, dy_again, dp)
+    maps = (*strides(x), *strides(dy), *strides(dy_again), *strides(dp), *x.shape[1:3], *dy.shape[1:])
     # Where the sums for all taps fit in the registers, the gradient of what goes into the activation is no pass of its
     # own.
     lines = kernel if kernel == 3 and x.element_size() < 8 else 1
     with torch.cuda.device_of(dy):
         if lines < kernel and activation != "none":
             conv_backward_activation[_grid(dy, groups, _SPAN, 1)](
-                *(x, factors, bias, dy, dy2, dp, *maps, _SPAN), **constants, ACTIVATION=activation
+                *(x, factors, bias, dy, dy_again, dp, *maps, _SPAN), **constants, ACTIVATION=activation
             )
-            activation, dy2 = "none", None
+            activation, dy_again = "none", None
         conv_backward_weight[_grid(dy, groups, _SUMMED_SPAN, kernel // lines)](
-            *(x, factors, bias, dy, dy2, dp, parts, *maps, _SUMMED_SPAN),
+            *(x, factors, bias, dy, dy_again, dp, parts, *maps, _SUMMED_SPAN),
             **constants,
             LINES=lines,
             ACTIVATION=activation,
         )
     turned = _turned(factors[0, 0], stride)
-    _convolve(dp, turned, None, dx, 1, pad=turned.shape[-2] - 1, reach=kernel // 2, activation="none", onto=onto)
+    _convolve(dp, turned, None, dx, 1, pad=turned.shape[-2] - 1, reach=kernel // 2, activation="none", added=dx_again)
     dweight = parts[:, :-1].sum(0).t().reshape(weight.shape)
     return dx, dweight, None if bias is None else parts[:, -1].sum(0)
 

@@ -13,20 +13,20 @@ from .map_tiles import find, read, write
 
 _SIZES = ("height", "width", "out_height", "out_width", "channels", "span")
 _X, _Y = ("x_batch", "x_token"), ("y_batch", "y_token")
-_DY2, _DP, _ONTO = ("dy2_batch", "dy2_token"), ("dp_batch", "dp_token"), ("onto_batch", "onto_token")
+_DY_AGAIN, _DP, _ADDED = ("dy_again_batch", "dy_again_token"), ("dp_batch", "dp_token"), ("added_batch", "added_token")
 
 
-@triton.jit(do_not_specialize=[*_X, *_ONTO, *_Y, *_SIZES])
+@triton.jit(do_not_specialize=[*_X, *_ADDED, *_Y, *_SIZES])
 def convolve(
     x,
     weight,
     bias,
-    onto,
+    added,
     y,
     x_batch,
     x_token,
-    onto_batch,
-    onto_token,
+    added_batch,
+    added_token,
     y_batch,
     y_token,
     height,
@@ -49,7 +49,7 @@ def convolve(
     """Write y; ``weight`` is ``(SPREAD, SPREAD, K, K, D)``.
 
     A program computes places SPREAD apart in both directions, which have a kernel of their own; the map begins PAD
-    places, or as many less as their shift gives, after the first tap of the first one. ``onto``, if given, is added.
+    places, or as many less as their shift gives, after the first tap of the first one. ``added``, if given, is added.
     """
     dtype: tl.constexpr = weight.dtype.element_ty
     channels = channels // VECTOR * VECTOR  # says that it is a multiple
@@ -87,8 +87,8 @@ def convolve(
             p = activate(totals[i], ACTIVATION)
             inside = mask & (line < out_height) & (column + i * SPREAD < out_width)
             at = line * out_width + column + i * SPREAD
-            if onto is not None:
-                p += read(onto, batch, onto_batch, at, onto_token, columns, inside, VECTOR, dtype)
+            if added is not None:
+                p += read(added, batch, added_batch, at, added_token, columns, inside, VECTOR, dtype)
             write(y, batch, y_batch, at, y_token, columns, inside, p, VECTOR)
 
 
@@ -98,15 +98,15 @@ def _through_activation(
     weight,
     bias,
     dy,
-    dy2,
+    dy_again,
     dp,
     batch,
     x_batch,
     x_token,
     y_batch,
     y_token,
-    dy2_batch,
-    dy2_token,
+    dy_again_batch,
+    dy_again_token,
     dp_batch,
     dp_token,
     line,
@@ -126,7 +126,7 @@ def _through_activation(
 ):
     """Write and return the gradients of what goes into the activation, which is computed again.
 
-    That of y is ``dy``, or the sum of ``dy`` and ``dy2``, if given.
+    That of y is ``dy``, or the sum of ``dy`` and ``dy_again``, if given.
     """
     gradients = ()
     totals = sum_taps(
@@ -152,28 +152,28 @@ def _through_activation(
     for i in tl.static_range(WIDTH):
         p, inside, at = totals[i], mask & (column + i < out_width), line * out_width + column + i
         gradient = read(dy, batch, y_batch, at, y_token, columns, inside, VECTOR, dtype)
-        if dy2 is not None:
-            gradient += read(dy2, batch, dy2_batch, at, dy2_token, columns, inside, VECTOR, dtype)
+        if dy_again is not None:
+            gradient += read(dy_again, batch, dy_again_batch, at, dy_again_token, columns, inside, VECTOR, dtype)
         gradient *= slope(p, ACTIVATION)
         write(dp, batch, dp_batch, at, dp_token, columns, inside, gradient, VECTOR)
         gradients = gradients + (gradient,)
     return gradients
 
 
-@triton.jit(do_not_specialize=[*_X, *_Y, *_DY2, *_DP, *_SIZES])
+@triton.jit(do_not_specialize=[*_X, *_Y, *_DY_AGAIN, *_DP, *_SIZES])
 def conv_backward_activation(
     x,
     weight,
     bias,
     dy,
-    dy2,
+    dy_again,
     dp,
     x_batch,
     x_token,
     y_batch,
     y_token,
-    dy2_batch,
-    dy2_token,
+    dy_again_batch,
+    dy_again_token,
     dp_batch,
     dp_token,
     height,
@@ -203,15 +203,15 @@ def conv_backward_activation(
             weight,
             bias,
             dy,
-            dy2,
+            dy_again,
             dp,
             batch,
             x_batch,
             x_token,
             y_batch,
             y_token,
-            dy2_batch,
-            dy2_token,
+            dy_again_batch,
+            dy_again_token,
             dp_batch,
             dp_token,
             line,
@@ -231,21 +231,21 @@ def conv_backward_activation(
         )
 
 
-@triton.jit(do_not_specialize=[*_X, *_Y, *_DY2, *_DP, *_SIZES])
+@triton.jit(do_not_specialize=[*_X, *_Y, *_DY_AGAIN, *_DP, *_SIZES])
 def conv_backward_weight(
     x,
     weight,
     bias,
     dy,
-    dy2,
+    dy_again,
     dp,
     parts,
     x_batch,
     x_token,
     y_batch,
     y_token,
-    dy2_batch,
-    dy2_token,
+    dy_again_batch,
+    dy_again_token,
     dp_batch,
     dp_token,
     height,
@@ -287,15 +287,15 @@ def conv_backward_weight(
                 weight,
                 bias,
                 dy,
-                dy2,
+                dy_again,
                 dp,
                 batch,
                 x_batch,
                 x_token,
                 y_batch,
                 y_token,
-                dy2_batch,
-                dy2_token,
+                dy_again_batch,
+                dy_again_token,
                 dp_batch,
                 dp_token,
                 line,

@@ -27,22 +27,22 @@ def layer_norm(given: LayerNorm) -> tuple[Tensor, Tensor]:
 
 
 def layer_norm_backward(
-    given: LayerNorm, dy: Tensor, moments: Tensor, dy2: Tensor | None = None, onto: Tensor | None = None
+    given: LayerNorm, dy: Tensor, moments: Tensor, dy_again: Tensor | None = None, dx_again: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     """Compute the gradients of x, weight and bias; those that others give y and x are added."""
     from .norm_kernels import norm_backward
 
     x, weight, dy = flat(given.x), given.weight.contiguous(), flat(dy)
-    dy2, onto = optional(dy2, dy.dtype), optional(onto, x.dtype)
+    dy_again, dx_again = optional(dy_again, dy.dtype), optional(dx_again, x.dtype)
     dx = x.new_empty(x.shape)
     if not dy.numel():
         return dx, torch.zeros_like(weight), torch.zeros_like(weight)
     parts = weight.new_empty(x.shape[0] * ceil_div(x.shape[1] * x.shape[2], SPAN), 2, x.shape[3])
     with torch.cuda.device_of(x):
         norm_backward[_grid(x)](
-            *(x, weight, moments, dy, dy2, onto, dx, parts),
-            *(*strides(x), *strides(dy), *strides(dy2), *strides(onto), *strides(dx), *_sizes(x)),
-            **whole_tokens(x, dy, dx, dy2, onto),
+            *(x, weight, moments, dy, dy_again, dx_again, dx, parts),
+            *(*strides(x), *strides(dy), *strides(dy_again), *strides(dx_again), *strides(dx), *_sizes(x)),
+            **whole_tokens(x, dy, dx, dy_again, dx_again),
         )
     return dx, parts[:, 0].sum(0), parts[:, 1].sum(0)
 

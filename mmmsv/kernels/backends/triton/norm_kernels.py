@@ -45,24 +45,34 @@ def norm_forward(
         write(y, batch, y_batch, rows, y_token, columns, mask, normal * weight_ + bias_, VECTOR)
 
 
-@triton.jit(do_not_specialize=["dy2_batch", "dy2_token", "onto_batch", "onto_token", "dx_batch", "dx_token", *_SIZES])
+@triton.jit(
+    do_not_specialize=[
+        "dy_again_batch",
+        "dy_again_token",
+        "dx_again_batch",
+        "dx_again_token",
+        "dx_batch",
+        "dx_token",
+        *_SIZES,
+    ]
+)
 def norm_backward(
     x,
     weight,
     moments,
     dy,
-    dy2,
-    onto,
+    dy_again,
+    dx_again,
     dx,
     parts,
     x_batch,
     x_token,
     y_batch,
     y_token,
-    dy2_batch,
-    dy2_token,
-    onto_batch,
-    onto_token,
+    dy_again_batch,
+    dy_again_token,
+    dx_again_batch,
+    dx_again_token,
     dx_batch,
     dx_token,
     tokens,
@@ -75,7 +85,7 @@ def norm_backward(
     """Write the gradient of x, and the sums over a program's tokens of those of weight and bias.
 
     The strides of ``y`` are those of ``dy``; the sums are ``(batch * spans, 2, D)``. What others give y and x is added,
-    if given: ``dy2`` and ``onto``.
+    if given: ``dy_again`` and ``dx_again``.
     """
     dtype: tl.constexpr = moments.dtype.element_ty
     channels = channels // VECTOR * VECTOR  # says that it is a multiple
@@ -90,13 +100,13 @@ def norm_backward(
         x_ = read(x, batch, x_batch, rows, x_token, columns, mask, VECTOR, dtype)
         normal, inverse = normalise_again(x_, mask, moments, rows, inside)
         gradient = read(dy, batch, y_batch, rows, y_token, columns, mask, VECTOR, dtype)
-        if dy2 is not None:
-            gradient += read(dy2, batch, dy2_batch, rows, dy2_token, columns, mask, VECTOR, dtype)
+        if dy_again is not None:
+            gradient += read(dy_again, batch, dy_again_batch, rows, dy_again_token, columns, mask, VECTOR, dtype)
         dweight += tl.sum(gradient * normal, 0, keep_dims=True)
         dbias += tl.sum(gradient, 0, keep_dims=True)
         dx_ = through_norm(gradient * weight_, normal, inverse, channels)
-        if onto is not None:
-            dx_ += read(onto, batch, onto_batch, rows, onto_token, columns, mask, VECTOR, dtype)
+        if dx_again is not None:
+            dx_ += read(dx_again, batch, dx_again_batch, rows, dx_again_token, columns, mask, VECTOR, dtype)
         write(dx, batch, dx_batch, rows, dx_token, columns, mask, dx_, VECTOR)
     to = parts + index * 2 * channels + columns
     tl.store(to, dweight, columns < channels)

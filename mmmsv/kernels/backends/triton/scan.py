@@ -198,7 +198,7 @@ class _Problem:
         summed = scan.x.dim() == 4 and scan.carry and routes > 1 and not launch.spans
         if summed:
             du, ddelta = (scan.new_merged(scan.x.dtype).unsqueeze(1) for _ in range(2))
-            sums = [scan.new_merged(self.A.dtype).unsqueeze(1) for _ in range(2)]
+            sums = [each.new_empty(each.shape, dtype=self.A.dtype) for each in (du, ddelta)]
         else:
             # Of routes that share a map or a step, sums are rounded, not what is summed.
             du = scan.new_routes(scan.map_dtype(scan.x.dtype, scan.x.dim() == 4))

@@ -28,7 +28,7 @@ struct DepthwiseConv {
     int64_t threads;
     Map x, y;                   // y: forward, the result; backward, its gradient
     const void *weight, *bias;  // (D, kernel * kernel), (D) or null; in the dtype of the sums
-    Map dx, dy2, onto;          // backward only; what others give y and x is added, where there are such maps
+    Map dx, dy_again, dx_again;  // backward only; what other readers give y and x is added, where there are such maps
     void* weight_parts;         // backward only; (parts, kernel * kernel + 1, D), of the gradients of weight and bias
     void* scratch;              // for each thread, as many numbers as mmmsv_depthwise_conv_scratch says
 };
@@ -203,14 +203,15 @@ private:
         Real* to = dp.at(row) + dp.offset(0);
         for_registers<Real>(block.channels(), [&](auto full, int64_t d, int lanes) {
             const auto* dy = place<T>(conv.y, batch, row, 0) + block.begin + d;
-            const auto* dy2 = place<T>(conv.dy2, batch, row, 0);
+            const auto* dy_again = conv.dy_again.data ? place<T>(conv.dy_again, batch, row, 0) + block.begin + d : nullptr;
             V bias_sum = load(sums + taps * PITCH + d);
             for_tiles(conv.out_width, [&](int64_t column, int count) {
                 V p[TILE];
                 preactivate(rows, d, column, p);
                 for (int i = 0; i < count; ++i) {
                     V gradient = read<T, full>(dy + (column + i) * conv.y.column, lanes);
-                    if (dy2) gradient += read<T, full>(dy2 + (column + i) * conv.dy2.column + block.begin + d, lanes);
+                    if (dy_again)
+                        gradient += read<T, full>(dy_again + (column + i) * conv.dy_again.column, lanes);
                     gradient *= slope(conv.activation, p[i]);
                     store(to + (column + i) * PITCH + d, gradient);
                     bias_sum += gradient;
@@ -248,7 +249,7 @@ private:
         }
         for_registers<Real>(block.channels(), [&](auto full, int64_t d, int lanes) {
             auto* to = place<T>(conv.dx, batch, row, 0) + block.begin + d;
-            const auto* onto = place<T>(conv.onto, batch, row, 0);
+            const auto* dx_again = conv.dx_again.data ? place<T>(conv.dx_again, batch, row, 0) + block.begin + d : nullptr;
             // Columns of the same phase between those of y are reached by the same columns of the kernel.
             for (int64_t phase = 0; phase < stride; ++phase) {
                 const int64_t first = ((phase - pad) % stride + stride) % stride, nearest = (first + pad) / stride;
@@ -266,7 +267,7 @@ private:
                     }
                     for (int i = 0; i < count; ++i) {
                         const int64_t at = first + (column + i) * stride;
-                        if (onto) sum[i] += read<T, full>(onto + at * conv.onto.column + block.begin + d, lanes);
+                        if (dx_again) sum[i] += read<T, full>(dx_again + at * conv.dx_again.column, lanes);
                         write<T, full>(to + at * conv.dx.column, sum[i], lanes);
                     }
                 });
