@@ -9,7 +9,15 @@ from pathlib import Path
 
 import torch
 
+from mmmsv.kernels import linear
 from mmmsv.kernels.dispatch import select
+
+from .clock import clock
+
+# Side of the square matrices whose product shows what the machine can do.
+_SIDE = 2048
+# Instructions for products in bfloat16 and of whole numbers, as Linux calls them.
+_NARROW = ("avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
 
 
 def name(device: torch.device) -> str:
@@ -20,10 +28,27 @@ def name(device: torch.device) -> str:
 
 
 def processor() -> str:
-    """Return the model of the processor."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
+    """Return the name of the processor, with the numbers of its family and model, which tell designs apart."""
+    info = _cpuinfo()
+    name = info.get("model name") or platform.processor() or platform.machine()
+    numbers = ", ".join(f"{key.removeprefix('cpu ')} {info[key]}" for key in ("cpu family", "model") if key in info)
+    return f"{name} ({numbers})" if numbers else name
+
+
+def vector_instructions() -> str:
+    """Return the set of vector instructions that torch uses, and those for products in narrow dtypes that are here."""
+    flags = _cpuinfo().get("flags", "").split()
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *(flag for flag in _NARROW if flag in flags)])
+
+
+def product_speed(device: torch.device) -> float:
+    """Return the FLOP/s of the fastest of some products of square matrices in float32: what products can reach."""
+    x, weight = torch.rand(2, _SIDE, _SIDE, device=device)
+    products = (lambda: torch.mm(x, weight), lambda: linear(x[None, None], weight))
+    measure = clock(device)
+    with torch.no_grad():
+        fastest = min(measure(product, 1) for _ in range(4) for product in products)
+    return 2 * _SIDE**3 / fastest
 
 
 def facts(device: torch.device) -> dict[str, str]:
@@ -34,8 +59,9 @@ def facts(device: torch.device) -> dict[str, str]:
     return {
         **gpu,
         "processor": f"{processor()}, {_cores()} cores",
-        "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "vector instructions": vector_instructions(),
         "threads": str(torch.get_num_threads()),
+        f"product of {_SIDE} x {_SIDE}": f"{product_speed(device) / 1e9:.0f} GFLOP/s in float32",
         "load before the start": "unknown" if (load := _load()) is None else f"{load:.1f} processes",
         "torch": torch.__version__,
         "Python": platform.python_version(),
@@ -60,6 +86,13 @@ def why_unreliable() -> str | None:
     if load is None or load <= _cores() / 2:
         return None
     return f"the load is {load:.1f} on {_cores()} cores: beside other programs times are too long, ratios perhaps off"
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Return what Linux says of the first core, by its name; nothing elsewhere."""
+    path = Path("/proc/cpuinfo")
+    first = path.read_text().split("\n\n")[0] if path.exists() else ""
+    return dict(re.findall(r"^(.+?)\s*:[ \t]*(.*?)\s*$", first, re.MULTILINE))
 
 
 def _load() -> float | None:
