@@ -196,11 +196,16 @@ class MergeScales(NamedTuple):
     norm_first: bool
     dtype: torch.dtype | None
 
+    @property
+    def y_dtype(self) -> torch.dtype:
+        """The dtype of y and of its mean."""
+        return self.dtype or self.full.dtype
+
     def new_results(self) -> tuple[Tensor, Tensor, Tensor]:
         """Make an uninitialised y, its mean, and what is kept, flat."""
         batch, routes, height, width, channels = self.half.shape
         tokens = self.full.shape[1] * self.full.shape[2] + (routes * height * width if self.norm_first else 0)
-        y = self.full.new_empty(self.full.shape, dtype=self.dtype or self.full.dtype)
+        y = self.full.new_empty(self.full.shape, dtype=self.y_dtype)
         return y, y.new_empty(batch, channels), self.weight.new_empty(batch * tokens * 2)
 
 

@@ -56,7 +56,9 @@ def gradients(case, tensors, read, trained=(True, True, True), plain=False):
 def test_gradients(backend, case, read):
     tensors = [None if each is None else each.to(device_of(backend)) for each in case.tensors(torch.float64)]
     with use_backend(backend):
-        assert_same(gradients(case, tensors, read), gradients(case, tensors, read, plain=True))
+        ours = gradients(case, tensors, read)
+    with use_backend("torch"):
+        assert_same(ours, gradients(case, tensors, read, plain=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -66,7 +68,9 @@ def test_narrow_dtypes(backend, case, dtype):
     tensors = [None if each is None else each.to(device_of(backend)) for each in case.tensors(dtype)]
     exact = [None if each is None else each.double() for each in tensors]
     with use_backend(backend):
-        ours, theirs = gradients(case, tensors, READERS[0]), gradients(case, exact, READERS[0], plain=True)
+        ours = gradients(case, tensors, READERS[0])
+    with use_backend("torch"):
+        theirs = gradients(case, exact, READERS[0], plain=True)
     assert [each.dtype for each in ours] == [each.dtype for each in tensors if each is not None]
     assert_same([each.double() for each in ours], theirs, 3 * TOLERANCE[dtype])
 

@@ -56,13 +56,14 @@ def facts(device: torch.device) -> dict[str, str]:
     gpu = {}
     if device.type == "cuda":
         gpu = {"GPU": torch.cuda.get_device_name(device), "CUDA": str(torch.version.cuda)}
+    load = _load()  # before the product, which is one
     return {
         **gpu,
         "processor": f"{processor()}, {_cores()} cores",
         "vector instructions": vector_instructions(),
         "threads": str(torch.get_num_threads()),
         f"product of {_SIDE} x {_SIDE}": f"{product_speed(device) / 1e9:.0f} GFLOP/s in float32",
-        "load before the start": "unknown" if (load := _load()) is None else f"{load:.1f} processes",
+        "load before the start": "unknown" if load is None else f"{load:.1f} processes",
         "torch": torch.__version__,
         "Python": platform.python_version(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

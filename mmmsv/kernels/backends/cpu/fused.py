@@ -239,8 +239,7 @@ def merge_scales(merge: MergeScales) -> tuple[Tensor, Tensor, Tensor]:
     half_sum = in_huge_pages(merge.weight.new_empty(batch, *sizes)) if merge.norm_first else merge.weight
     problem.half_sum = half_sum.data_ptr()
     loaded_library().merge.forward(problem, merge.weight)
-    dtype = merge.dtype or y.dtype
-    return y.to(dtype), y.mean((1, 2)).to(dtype), moments
+    return y.to(merge.y_dtype), y.mean((1, 2)).to(merge.y_dtype), moments
 
 
 def merge_scales_backward(
