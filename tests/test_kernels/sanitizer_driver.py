@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmmsv.kernels import ROUTES, branch_off, fused, read_twice, use_backend
 from mmmsv.kernels.backends.cpu import library as native_library
+from mmmsv.kernels.backends.cpu import linear as native_linear
 from mmmsv.kernels.backends.cpu import scan as native_scan
 
 from .scan_inputs import TOLERANCE, MapCase, assert_near, run, run_map, scan_inputs
@@ -162,12 +163,23 @@ def run_around(draw: random.Random) -> None:
                 assert_near(ours / scale, theirs / scale, 6 * TOLERANCE[dtype], f"{op} {size} {options}")
 
 
+def run_linear(draw: random.Random) -> None:
+    for _ in range(AROUND):
+        rows, inputs, outputs = draw.choice([1, 8, 9, 50]), draw.choice([1, 16, 37, 193]), draw.choice([1, 16, 47, 97])
+        torch.set_num_threads(draw.randint(1, 2))
+        x, weight, bias = (_unaligned(torch.randn(shape)) for shape in ((rows, inputs), (outputs, inputs), (outputs,)))
+        tensors = x, weight, draw.choice([bias, None])
+        exact = torch.nn.functional.linear(*(None if each is None else each.double() for each in tensors))
+        _compare((native_linear.product(*tensors),), (exact,), torch.float32, tensors)
+
+
 def all_is_well() -> None:
     draw = random.Random(0)
     torch.manual_seed(0)
     run_maps(draw)
     run_sequences(draw)
     run_around(draw)
+    run_linear(draw)
 
 
 def a_short_tensor() -> None:

@@ -8,11 +8,14 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmmsv.kernels import linear
+from mmmsv.kernels.backends.cpu import linear as cpu_linear
+from mmmsv.kernels.backends.cpu.library import library
 from mmmsv.models.layers import Linear
 
 newer = pytest.mark.skipif(
     not hasattr(torch.compiler, "is_exporting"), reason="before torch 2.7 compiled programs have ops of torch alone"
 )
+needs_library = pytest.mark.skipif(isinstance(library(), str), reason="there is no C++ library")
 LARGE, SMALL = (2, 40, 40, 48), (2, 3, 5, 48)  # on either side of what MKL is left with
 
 
@@ -64,6 +67,66 @@ def test_layouts():
                 torch.testing.assert_close(y, functional.linear(x, weight, b), rtol=1e-4, atol=1e-4)
         strided = torch.randn(40, 96)[:, ::2]
         torch.testing.assert_close(linear(x, strided, bias), functional.linear(x, strided, bias), rtol=1e-4, atol=1e-4)
+
+
+@needs_library
+@pytest.mark.parametrize("outputs", [1, 15, 16, 33, 48, 50, 96, 130])
+@pytest.mark.parametrize("inputs", [1, 16, 37, 192])
+@pytest.mark.parametrize("rows", [1, 8, 9, 49, 300])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_the_library_is_exact_to_the_rounding_of_its_sums(rows, inputs, outputs, has_bias):
+    x, (weight, bias) = torch.randn(rows, inputs), weights(outputs, inputs)
+    y = cpu_linear.product(x, weight, bias if has_bias else None)
+    exact = functional.linear(x.double(), weight.double(), bias.double() if has_bias else None)
+    size = functional.linear(x.double().abs(), weight.double().abs(), bias.double().abs())
+    assert ((y - exact).abs() / size).max() < 2e-6
+
+
+@needs_library
+@pytest.mark.parametrize("rows", [1, 49, 300])
+def test_the_library_gives_the_same_bits_with_any_number_of_threads(rows):
+    """As each number of y is summed by one thread, input by input; rows do not depend on each other either."""
+    x, (weight, bias) = torch.randn(rows, 192), weights(130, 192)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 1):
+            torch.set_num_threads(threads)
+            results.append(cpu_linear.product(x, weight, bias))
+    finally:
+        torch.set_num_threads(before)
+    alone = torch.cat([cpu_linear.product(row[None], weight, bias) for row in x])
+    for each in (*results[1:], alone):
+        assert torch.equal(each, results[0])
+
+
+@needs_library
+def test_the_library_keeps_nothing_of_a_weight():
+    """Whichever way it is changed, the next product is that of the weight as it is now."""
+    x, (weight, _) = torch.randn(1, 7, 7, 96), weights(300, 96)
+    changes = [lambda w: w.mul_(2), lambda w: w.data.copy_(weight.flip(0)), lambda w: w.numpy().fill(3.0)]
+    with torch.no_grad():
+        for change in changes:
+            linear(x, weight)
+            change(weight)
+            torch.testing.assert_close(linear(x, weight), functional.linear(x, weight), rtol=1e-4, atol=1e-3)
+
+
+@needs_library
+@pytest.mark.skipif(isinstance(library(), str) or not library().linear_most_rows, reason="it is slower here")
+def test_the_library_computes_few_rows(monkeypatch):
+    """Of large products without gradients, and nothing else."""
+    taken = []
+    monkeypatch.setattr(cpu_linear, "product", lambda *values: taken.append(values) or torch.zeros(()))
+    few, many, (weight, bias) = torch.randn(1, 14, 14, 96), torch.randn(1, 56, 56, 96), weights(192, 96)
+    with torch.no_grad():
+        for x, w in ((few, weight), (many, weight), (few, weight[:3]), (few.double(), weight.double())):
+            linear(x, w)
+        assert len(taken) == 1
+        linear(few, weight, bias)
+    assert len(taken) == 2
+    linear(few, weight.requires_grad_())
+    assert len(taken) == 2
 
 
 @pytest.mark.parametrize(("weight", "bias"), [((40, 47), (40,)), ((40, 48), (39,)), ((48,), (1,))])

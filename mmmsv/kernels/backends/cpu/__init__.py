@@ -1,7 +1,7 @@
 """Backend ``cpu``: C++ with SIMD and OpenMP, in ``csrc/``, compiled when mmmsv is installed."""
 
 from ...dispatch import Backend, Kernel, register
-from . import fused, scan
+from . import fused, linear, scan
 from .library import why_not
 
 register(
@@ -14,5 +14,6 @@ register(
         depthwise_conv=Kernel(fused.depthwise_conv, fused.depthwise_conv_backward),
         gate=Kernel(fused.gate, fused.gate_backward),
         merge_scales=Kernel(fused.merge_scales, fused.merge_scales_backward),
+        linear=linear.linear,
     )
 )

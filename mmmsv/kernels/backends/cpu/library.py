@@ -36,11 +36,11 @@ class LibraryOp:
 
     Args:
         forward: Computes its results.
-        backward: Computes the gradients.
         scratch: Returns how many numbers of scratch each thread needs for either.
+        backward: Computes the gradients, where it has some.
     """
 
-    def __init__(self, forward: Any, backward: Any, scratch: Any) -> None:
+    def __init__(self, forward: Any, scratch: Any, backward: Any = None) -> None:
         self._forward, self._backward, self._scratch = forward, backward, scratch
         self._scratch.restype = ctypes.c_int64
 
@@ -65,12 +65,14 @@ class LibraryOp:
 
 
 class Library(NamedTuple):
-    """The ops of the library."""
+    """The ops of the library, and the most rows with which its linear layer is faster than PyTorch's."""
 
     scan: LibraryOp
     depthwise_conv: LibraryOp
     gate: LibraryOp
     merge: LibraryOp
+    linear: LibraryOp
+    linear_most_rows: int
 
 
 @functools.cache
@@ -123,14 +125,16 @@ def library() -> Library | str:
         return f"its C++ library was built from other sources, {path.name}; {_REINSTALL}"
     _let_malloc_keep_memory()
     return Library(
-        LibraryOp(loaded.mmmsv_scan_forward, loaded.mmmsv_scan_backward, loaded.mmmsv_scan_scratch),
+        LibraryOp(loaded.mmmsv_scan_forward, loaded.mmmsv_scan_scratch, loaded.mmmsv_scan_backward),
         LibraryOp(
             loaded.mmmsv_depthwise_conv_forward,
-            loaded.mmmsv_depthwise_conv_backward,
             loaded.mmmsv_depthwise_conv_scratch,
+            loaded.mmmsv_depthwise_conv_backward,
         ),
-        LibraryOp(loaded.mmmsv_gate_forward, loaded.mmmsv_gate_backward, loaded.mmmsv_gate_scratch),
-        LibraryOp(loaded.mmmsv_merge_forward, loaded.mmmsv_merge_backward, loaded.mmmsv_merge_scratch),
+        LibraryOp(loaded.mmmsv_gate_forward, loaded.mmmsv_gate_scratch, loaded.mmmsv_gate_backward),
+        LibraryOp(loaded.mmmsv_merge_forward, loaded.mmmsv_merge_scratch, loaded.mmmsv_merge_backward),
+        LibraryOp(loaded.mmmsv_linear_forward, loaded.mmmsv_linear_scratch),
+        loaded.mmmsv_linear_most_rows(),
     )
 
 

@@ -10,7 +10,7 @@ from ...bypass import PLAIN, is_transformed, is_unobserved
 from ...registration import define_result_only
 
 # Below so many multiply-adds MKL's product is the faster one: it has less to prepare.
-_SMALL = 1 << 20
+SMALL = 1 << 20
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -21,7 +21,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     result is asked for, oneDNN's product, which unlike the convolution leaves the weight as it lies in memory: with a
     single image, rearranging weights takes a fifth of the time of a model.
     """
-    if not _is_for_onednn(x, weight, bias):
+    if not is_plain_product(x, weight, bias):
         return functional.linear(x, weight, bias)
     if not _is_only_result_asked(x, weight, bias):
         return functional.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
@@ -29,7 +29,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if x.numel() * weight.shape[0] < _SMALL:
+    if x.numel() * weight.shape[0] < SMALL:
         return functional.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
@@ -40,8 +40,8 @@ _compiled = define_result_only(
 )
 
 
-def _is_for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN could compute it; what is not as it should be stays with torch, which says so."""
+def is_plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Return whether it is a float32 product of a map in plain memory; all else, faults too, stays with torch."""
     return (
         x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

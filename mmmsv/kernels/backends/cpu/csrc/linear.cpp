@@ -1,0 +1,147 @@
+// Linear layers of few rows in float32, for results alone. Plain C interface (at the end), called by linear.py.
+//
+//     y = x W^T + b
+//
+// A tile of y, some rows by some registers of columns, stays in registers while its sums run over the inputs. It reads W
+// as a panel: the weights of its columns, input by input. Panels are made here, call by call: nothing is kept that a
+// change of W could make stale, and reading W from memory takes longer than turning it around.
+
+#include <algorithm>
+
+#include "tasks.h"
+
+extern "C" {
+
+struct Linear {
+    int64_t rows, inputs, outputs;
+    int64_t threads;
+    const float *x, *weight, *bias;  // (rows, inputs), (outputs, inputs), (outputs) or null
+    float *y, *scratch;              // (rows, outputs); for each thread as many numbers as mmmsv_linear_scratch says
+};
+
+int64_t mmmsv_linear_scratch(const Linear* linear);
+
+}  // extern "C"
+
+namespace {
+
+constexpr int64_t WIDTH = Simd<float>::width;
+// Of a tile: of the 32 registers of AVX-512, 27 hold sums and 3 a piece of the panel.
+constexpr int ROWS = 9, REGISTERS = 3;
+constexpr int64_t COLUMNS = REGISTERS * WIDTH;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Exchange the numbers of register i whose lanes have the bit `size` with those of register i + size whose lanes have not,
+// for each i that has not: a step of the transposition.
+template <int size> INLINE void exchange(Floats (&rows)[WIDTH]) {
+    for (int i = 0; i < WIDTH; ++i) {
+        if (i & size) continue;
+        const Floats low = rows[i], high = rows[i + size];
+#if defined(__clang__)
+        for (int lane = 0; lane < WIDTH; ++lane) {
+            rows[i][lane] = lane & size ? high[lane - size] : low[lane];
+            rows[i + size][lane] = lane & size ? high[lane] : low[lane + size];
+        }
+#else
+        Ints from_low{}, from_high{};
+        for (int lane = 0; lane < WIDTH; ++lane) {
+            from_low[lane] = lane & size ? WIDTH + lane - size : lane;
+            from_high[lane] = lane & size ? WIDTH + lane : lane + size;
+        }
+        rows[i] = __builtin_shuffle(low, high, from_low);
+        rows[i + size] = __builtin_shuffle(low, high, from_high);
+#endif
+    }
+}
+
+INLINE void transpose(Floats (&rows)[WIDTH]) {
+    if constexpr (WIDTH > 8) exchange<WIDTH / 2>(rows);
+    if constexpr (WIDTH > 4) exchange<4>(rows);
+    exchange<2>(rows);
+    exchange<1>(rows);
+}
+
+// Make the panel, (inputs, COLUMNS), of the outputs from one on; columns beyond the last one repeat it.
+void make_panel(const Linear& linear, int64_t output, float* panel) {
+    const int64_t inputs = linear.inputs, last = linear.outputs - 1;
+    for (int64_t column = 0; column < COLUMNS; column += WIDTH) {
+        const float* from[WIDTH];
+        for (int64_t i = 0; i < WIDTH; ++i)
+            from[i] = linear.weight + std::min(output + column + i, last) * inputs;
+        int64_t k = 0;
+        for (; k + WIDTH <= inputs; k += WIDTH) {
+            Floats rows[WIDTH];
+            for (int64_t i = 0; i < WIDTH; ++i) rows[i] = load(from[i] + k);
+            transpose(rows);
+            for (int64_t i = 0; i < WIDTH; ++i) store(panel + (k + i) * COLUMNS + column, rows[i]);
+        }
+        for (; k < inputs; ++k)
+            for (int64_t i = 0; i < WIDTH; ++i) panel[k * COLUMNS + column + i] = from[i][k];
+    }
+}
+
+// Compute `rows` x `registers` of y; of the last register, `lanes` lanes.
+template <int rows, int registers>
+void compute_tile(const Linear& linear, int64_t row, int64_t output, const float* panel, int64_t lanes) {
+    const float* x = linear.x + row * linear.inputs;
+    Floats sum[rows][registers] = {};
+    for (int64_t k = 0; k < linear.inputs; ++k) {
+        Floats weight[registers];
+        for (int j = 0; j < registers; ++j) weight[j] = load(panel + k * COLUMNS + j * WIDTH);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i) {
+            const Floats value = splat(x[i * linear.inputs + k]);
+#pragma GCC unroll 4
+            for (int j = 0; j < registers; ++j) sum[i][j] += value * weight[j];
+        }
+    }
+    for (int j = 0; j < registers; ++j) {
+        const bool whole = j + 1 < registers || lanes == WIDTH;
+        Floats bias{};
+        if (linear.bias)
+            memcpy(&bias, linear.bias + output + j * WIDTH, whole ? sizeof bias : lanes * sizeof(float));
+        for (int i = 0; i < rows; ++i) {
+            const Floats value = sum[i][j] + bias;
+            memcpy(linear.y + (row + i) * linear.outputs + output + j * WIDTH, &value,
+                   whole ? sizeof value : lanes * sizeof(float));
+        }
+    }
+}
+
+template <int rows> void compute_rows(const Linear& linear, int64_t row, int64_t output, const float* panel) {
+    if constexpr (rows > 1)
+        if (linear.rows - row < rows) return compute_rows<rows - 1>(linear, row, output, panel);
+    const int64_t columns = std::min(linear.outputs - output, COLUMNS), registers = ceil_div(columns, WIDTH);
+    const auto tile = registers == 3   ? compute_tile<rows, 3>
+                      : registers == 2 ? compute_tile<rows, 2>
+                                       : compute_tile<rows, 1>;
+    tile(linear, row, output, panel, columns - (registers - 1) * WIDTH);
+}
+
+void run(const Linear& linear) {
+    // Each thread takes a part of all tiles, panel by panel, so that a panel is made by one thread, or by two.
+    const int64_t tiles = ceil_div(linear.rows, ROWS), all = tiles * ceil_div(linear.outputs, COLUMNS);
+    in_parallel(linear.threads, linear.threads, linear.scratch, mmmsv_linear_scratch(&linear), [&](int64_t part, float* panel) {
+        int64_t made = -1;
+        for (int64_t at = all * part / linear.threads; at < all * (part + 1) / linear.threads; ++at) {
+            const int64_t output = at / tiles * COLUMNS;
+            if (output != made) make_panel(linear, made = output, panel);
+            compute_rows<ROWS>(linear, at % tiles * ROWS, output, panel);
+        }
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+// How many numbers each thread needs as scratch: a panel.
+EXPORT int64_t mmmsv_linear_scratch(const Linear* linear) { return linear->inputs * COLUMNS; }
+
+EXPORT void mmmsv_linear_forward(const Linear* linear) { run(*linear); }
+
+// How many rows x may have for this to be faster than oneDNN: none without AVX-512, as measured.
+EXPORT int64_t mmmsv_linear_most_rows(void) { return REGISTER_BYTES == 64 ? 32 * ROWS : 0; }
+
+}  // extern "C"
