@@ -12,10 +12,11 @@ from mmmsv.kernels.backends.cpu import linear as cpu_linear
 from mmmsv.kernels.backends.cpu.library import library
 from mmmsv.models.layers import Linear
 
+from .fused_inputs import needs_library
+
 newer = pytest.mark.skipif(
     not hasattr(torch.compiler, "is_exporting"), reason="before torch 2.7 compiled programs have ops of torch alone"
 )
-needs_library = pytest.mark.skipif(isinstance(library(), str), reason="there is no C++ library")
 LARGE, SMALL = (2, 40, 40, 48), (2, 3, 5, 48)  # on either side of what MKL is left with
 
 
@@ -113,7 +114,7 @@ def test_the_library_keeps_nothing_of_a_weight():
 
 
 @needs_library
-@pytest.mark.skipif(isinstance(library(), str) or not library().linear_most_rows, reason="it is slower here")
+@pytest.mark.skipif(isinstance(library(), str) or not library().linear_most_rows, reason="it is for AVX-512")
 def test_the_library_computes_few_rows(monkeypatch):
     """Of large products without gradients, and nothing else."""
     taken = []

@@ -5,9 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from mmmsv.compat.torch_versions import is_compiling
-
-from ...bypass import is_profiled, is_unobserved
+from ...bypass import is_profiled
 from ..torch import linear as pytorch
 from .library import loaded_library
 
@@ -22,13 +20,19 @@ class _Linear(ctypes.Structure):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute :func:`mmmsv.kernels.linear`.
+    """Compute :func:`mmmsv.kernels.linear`."""
+    return pytorch.linear(x, weight, bias, _fastest)
 
-    With a single image much of the time of a product goes into rearranging its weight. Where x has few rows, and
-    nothing but the result is asked for, the library does it on the way; all else is PyTorch's.
+
+def _fastest(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute the product where nothing but the result is asked for.
+
+    With a single image much of the time of a product goes into rearranging its weight. Where x has few rows, the
+    library does it on the way.
     """
-    if is_compiling() or not _is_for_library(x, weight, bias):
-        return pytorch.linear(x, weight, bias)
+    few = x.numel() <= loaded_library().linear_most_rows * x.shape[3]
+    if not few or pytorch.is_small(x, weight) or is_profiled():
+        return pytorch.onednn(x, weight, bias)
     return product(x, weight, bias)
 
 
@@ -49,14 +53,3 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     )
     loaded_library().linear.forward(problem, y)
     return y
-
-
-def _is_for_library(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return (
-        x.dim() == 4
-        and x.numel() <= loaded_library().linear_most_rows * x.shape[3]
-        and pytorch.is_plain_product(x, weight, bias)
-        and x.numel() * weight.shape[0] >= pytorch.SMALL
-        and is_unobserved(x, weight, bias)
-        and not is_profiled()
-    )

@@ -1,5 +1,7 @@
 """Linear layers on maps, by the fastest of PyTorch's own products."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -10,38 +12,50 @@ from ...bypass import PLAIN, is_transformed, is_unobserved
 from ...registration import define_result_only
 
 # Below so many multiply-adds MKL's product is the faster one: it has less to prepare.
-SMALL = 1 << 20
+_SMALL = 1 << 20
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def is_small(x: Tensor, weight: Tensor) -> bool:
+    """Return whether MKL's product is the fastest one."""
+    return x.numel() * weight.shape[0] < _SMALL
+
+
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute a plain product of a map in float32, of which nothing but the result is asked for."""
+    if is_small(x, weight):
+        return functional.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = onednn,
+) -> Tensor:
     """Compute :func:`mmmsv.kernels.linear`.
 
     In float32 on CPUs torch leaves linear layers to MKL, and convolutions to oneDNN. On AMD's processors oneDNN is
     twice as fast, forward and backward. So here such a layer is a convolution of 1 x 1, and where nothing but the
     result is asked for, oneDNN's product, which unlike the convolution leaves the weight as it lies in memory: with a
-    single image, rearranging weights takes a fifth of the time of a model.
+    single image, rearranging weights takes a fifth of the time of a model. Another backend may give a product of its
+    own in its place.
     """
-    if not is_plain_product(x, weight, bias):
+    if not _is_for_onednn(x, weight, bias):
         return functional.linear(x, weight, bias)
     if not _is_only_result_asked(x, weight, bias):
         return functional.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
-    return _compiled(x, weight, bias) if is_compiling() else _onednn(x, weight, bias)
-
-
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if x.numel() * weight.shape[0] < SMALL:
-        return functional.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return _compiled(x, weight, bias) if is_compiling() else product(x, weight, bias)
 
 
 # What torch's compiler itself makes of oneDNN's product takes constants for weights.
 _compiled = define_result_only(
-    "onednn_linear", "Tensor x, Tensor weight, Tensor? bias", _onednn, functional.linear, functional.linear
+    "onednn_linear", "Tensor x, Tensor weight, Tensor? bias", onednn, functional.linear, functional.linear
 )
 
 
-def is_plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return whether it is a float32 product of a map in plain memory; all else, faults too, stays with torch."""
+def _is_for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN could compute it; what is not as it should be stays with torch, which says so."""
     return (
         x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

@@ -30,8 +30,6 @@ constexpr int64_t WIDTH = Simd<float>::width;
 constexpr int ROWS = 9, REGISTERS = 3;
 constexpr int64_t COLUMNS = REGISTERS * WIDTH;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Exchange the numbers of register i whose lanes have the bit `size` with those of register i + size whose lanes have not,
 // for each i that has not: a step of the transposition.
 template <int size> INLINE void exchange(Floats (&rows)[WIDTH]) {
@@ -83,7 +81,7 @@ void make_panel(const Linear& linear, int64_t output, float* panel) {
 
 // Compute `rows` x `registers` of y; of the last register, `lanes` lanes.
 template <int rows, int registers>
-void compute_tile(const Linear& linear, int64_t row, int64_t output, const float* panel, int64_t lanes) {
+void compute_tile(const Linear& linear, int64_t row, int64_t output, const float* panel, int lanes) {
     const float* x = linear.x + row * linear.inputs;
     Floats sum[rows][registers] = {};
     for (int64_t k = 0; k < linear.inputs; ++k) {
@@ -97,15 +95,13 @@ void compute_tile(const Linear& linear, int64_t row, int64_t output, const float
         }
     }
     for (int j = 0; j < registers; ++j) {
-        const bool whole = j + 1 < registers || lanes == WIDTH;
-        Floats bias{};
-        if (linear.bias)
-            memcpy(&bias, linear.bias + output + j * WIDTH, whole ? sizeof bias : lanes * sizeof(float));
-        for (int i = 0; i < rows; ++i) {
-            const Floats value = sum[i][j] + bias;
-            memcpy(linear.y + (row + i) * linear.outputs + output + j * WIDTH, &value,
-                   whole ? sizeof value : lanes * sizeof(float));
-        }
+        const auto finish = [&](auto full) {
+            const int64_t column = output + j * WIDTH;
+            const Floats bias = linear.bias ? read_real<full>(linear.bias + column, lanes) : Floats{};
+            for (int i = 0; i < rows; ++i)
+                write_real<full>(linear.y + (row + i) * linear.outputs + column, sum[i][j] + bias, lanes);
+        };
+        j + 1 < registers || lanes == WIDTH ? finish(std::true_type{}) : finish(std::false_type{});
     }
 }
 

@@ -54,7 +54,7 @@ EXPORT int64_t mmmsv_scan_scratch(const Scan* scan);
 }  // extern "C"
 
 // Each route begins with a chunk.
-inline int64_t chunks_of_route(const Scan& scan) { return (scan.height * scan.width + CHUNK - 1) / CHUNK; }
+inline int64_t chunks_of_route(const Scan& scan) { return ceil_div(scan.height * scan.width, CHUNK); }
 inline int64_t chunks_of(const Scan& scan) { return scan.routes * chunks_of_route(scan); }
 inline int64_t shared_width(const Scan& scan) { return scan.rank + 2 * scan.states; }
 inline int64_t sets_of(const Scan& scan) { return scan.shared ? 1 : scan.sequences; }

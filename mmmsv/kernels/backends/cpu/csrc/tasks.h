@@ -22,24 +22,26 @@ struct Map {
 
 }  // extern "C"
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // A block of channels: whole registers, but for the last one.
 template <class Real> struct Block {
     static constexpr int width = Simd<Real>::width;
     int64_t index, begin, end;
 
     Block(int64_t all_channels, int64_t blocks, int64_t index) : index(index) {
-        const int64_t registers = (all_channels + width - 1) / width;
+        const int64_t registers = ceil_div(all_channels, width);
         begin = registers * index / blocks * width;
         end = std::min(registers * (index + 1) / blocks * width, all_channels);
     }
     int64_t channels() const { return end - begin; }
-    int64_t padded() const { return (channels() + width - 1) / width * width; }
+    int64_t padded() const { return ceil_div(channels(), width) * width; }
     int lanes(int64_t channel) const { return std::min<int64_t>(width, end - channel); }
 
     // Of the largest of `blocks` blocks.
     static int64_t most_padded(int64_t all_channels, int64_t blocks) {
-        const int64_t registers = (all_channels + width - 1) / width;
-        return (registers + blocks - 1) / blocks * width;
+        const int64_t registers = ceil_div(all_channels, width);
+        return ceil_div(registers, blocks) * width;
     }
 };
 
