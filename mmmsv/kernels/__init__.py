@@ -1,6 +1,6 @@
 """The selective scan (S6), the ops around it, and their backends; imports torch, never a package of OpenMMLab."""
 
-from . import backends, flops  # noqa: F401  which registers them
+from . import backends, flops, whole_block  # noqa: F401  which registers the first two
 from .arguments import Activation
 from .dispatch import BACKENDS, use_backend
 from .fused import depthwise_conv, gate, layer_norm, merge_scales, upsample
@@ -25,4 +25,5 @@ __all__ = [
     "selective_scan",
     "upsample",
     "use_backend",
+    "whole_block",
 ]

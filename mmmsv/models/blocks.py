@@ -8,6 +8,7 @@ from mmmsv.kernels import branch_off
 
 from .arch import BlockArch
 from .ffn import MLP, ConvFFN
+from .inference import in_one_call
 from .layers import DropPath, LayerNorm
 from .ms2d import Scan2D, build_scan
 from .recompute import recompute
@@ -32,6 +33,7 @@ class VSSBlock(nn.Module):
         self.scan = scan
         self.drop_path = DropPath(drop_path_rate)
 
+    @in_one_call(ffn_norm=None)
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
         x, normal = branch_off(self.norm1, x)
@@ -56,6 +58,7 @@ class MS3Block(VSSBlock):
         self.norm2 = LayerNorm(dim, in_branch=True)
         self.ffn = ffn
 
+    @in_one_call(ffn_norm="pre")
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
         x, normal = branch_off(self.norm1, x)
@@ -75,6 +78,7 @@ class PostNormMS3Block(MS3Block):
         super().__init__(dim, scan, ffn, drop_path_rate)
         self.norm2.in_branch = False
 
+    @in_one_call(ffn_norm="post")
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
         x, normal = branch_off(self.norm1, x)

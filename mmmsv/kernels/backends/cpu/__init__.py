@@ -1,7 +1,7 @@
 """Backend ``cpu``: C++ with SIMD and OpenMP, in ``csrc/``, compiled when mmmsv is installed."""
 
 from ...dispatch import Backend, Kernel, register
-from . import fused, linear, scan
+from . import block, fused, linear, scan
 from .library import why_not
 
 register(
@@ -15,5 +15,6 @@ register(
         gate=Kernel(fused.gate, fused.gate_backward),
         merge_scales=Kernel(fused.merge_scales, fused.merge_scales_backward),
         linear=linear.linear,
+        block=block.block,
     )
 )

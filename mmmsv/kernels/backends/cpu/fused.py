@@ -10,8 +10,7 @@ from ...arguments import ACTIVATIONS, DepthwiseConv, Gate, MergeScales, ceil_div
 from ...strides import last_axis_innermost
 from .library import DTYPES, GROUPS, LANES, in_huge_pages, loaded_library
 
-# Channels of a task of a convolution, ``PITCH`` of depthwise.cpp: some rows of them stay in the cache of a core, and
-# each read is long enough for its prefetcher.
+# The most channels of a task of a convolution, ``PITCH`` of depthwise.cpp.
 _CONV_CHANNELS = 64
 # Tasks that a pass is cut into, about, so that many cores are busy with one image too.
 _TASKS = 32
@@ -27,7 +26,7 @@ _NO_MAP = (None, 0, 0, 0)
 
 
 class _DepthwiseConv(ctypes.Structure):
-    """``DepthwiseConv`` of depthwise.cpp."""
+    """``DepthwiseConv`` of depthwise.h."""
 
     _integers = (
         *("dtype", "batch", "height", "width", "channels", "out_height", "out_width", "kernel", "stride"),
@@ -46,7 +45,7 @@ class _DepthwiseConv(ctypes.Structure):
 
 
 class _Gate(ctypes.Structure):
-    """``Gate`` of gate.cpp."""
+    """``Gate`` of gate.h."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("dtype", "batch", "height", "width", "channels", "parts", "threads")),
@@ -59,7 +58,7 @@ class _Gate(ctypes.Structure):
 
 
 class _Merge(ctypes.Structure):
-    """``Merge`` of merge.cpp."""
+    """``Merge`` of merge.h."""
 
     _integers = (
         *("dtype", "batch", "height", "width", "half_height", "half_width", "channels", "routes", "norm_first"),
@@ -136,10 +135,6 @@ def depthwise_conv(conv: DepthwiseConv) -> tuple[Tensor, Tensor]:
     """Compute y; nothing is kept."""
     conv, (y, kept) = _as_read_conv(conv), conv.new_results()
     problem = _describe_conv(conv, in_huge_pages(y))
-    problem.blocks = ceil_div(y.shape[3], _CONV_CHANNELS)
-    # Each number of y is computed alone, so this changes no bit of the results; each task rearranges its weights again.
-    parts = ceil_div(4 * problem.threads, max(len(y) * problem.blocks, 1))
-    problem.parts = max(min(parts, y.shape[1]), 1)
     loaded_library().depthwise_conv.forward(problem, conv.weight)
     return y, kept
 

@@ -65,14 +65,21 @@ class LibraryOp:
 
 
 class Library(NamedTuple):
-    """The ops of the library, and the most rows with which its linear layer is faster than PyTorch's."""
+    """The ops of the library, and what of them is faster than PyTorch's.
+
+    Args:
+        linear_most_rows: The most rows with which its linear layer is.
+        block_is_faster: Whether a block in one call is.
+    """
 
     scan: LibraryOp
     depthwise_conv: LibraryOp
     gate: LibraryOp
     merge: LibraryOp
     linear: LibraryOp
+    block: LibraryOp
     linear_most_rows: int
+    block_is_faster: bool
 
 
 @functools.cache
@@ -134,7 +141,9 @@ def library() -> Library | str:
         LibraryOp(loaded.mmmsv_gate_forward, loaded.mmmsv_gate_scratch, loaded.mmmsv_gate_backward),
         LibraryOp(loaded.mmmsv_merge_forward, loaded.mmmsv_merge_scratch, loaded.mmmsv_merge_backward),
         LibraryOp(loaded.mmmsv_linear_forward, loaded.mmmsv_linear_scratch),
+        LibraryOp(loaded.mmmsv_block_forward, loaded.mmmsv_block_scratch),
         loaded.mmmsv_linear_most_rows(),
+        bool(loaded.mmmsv_block_is_faster()),
     )
 
 

@@ -11,11 +11,11 @@ from .library import loaded_library
 
 
 class _Linear(ctypes.Structure):
-    """``Linear`` of linear.cpp."""
+    """``Linear`` of linear.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs", "threads")),
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y", "scratch")),
+        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs", "activation", "threads")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "y", "scratch")),
     ]
 
 

@@ -7,35 +7,15 @@
 // ring of as many as the kernel is high, widened to the dtype of the sums and with zeros around.
 
 #include "activations.h"
-#include "tasks.h"
+#include "depthwise.h"
 
 namespace {
 // Columns that are computed together: each weight that is loaded serves them all. Maps of images of 224 and 448 pixels
 // are multiples of 7 wide; others waste a part of their last tile.
 constexpr int TILE = 7;
-constexpr int PITCH = 64;  // the most channels of a block (fused.py), a constant so that addresses are, too
-}  // namespace
-
-extern "C" {
-
-struct DepthwiseConv {
-    int64_t dtype;  // of the maps: a place in DTYPES of library.py
-    int64_t batch, height, width, channels, out_height, out_width;
-    int64_t kernel, stride;        // 3 or 7, with half of it for padding; any
-    int64_t activation, residual;  // of enum Activation; whether x is added to p, with stride 1 only
-    int64_t blocks;                // number of blocks that the channels are cut into
-    int64_t parts;                 // forward: number of parts of the rows of y; backward: of the batch
-    int64_t threads;
-    Map x, y;                   // y: forward, the result; backward, its gradient
-    const void *weight, *bias;  // (D, kernel * kernel), (D) or null; in the dtype of the sums
-    Map dx, dy_again, dx_again;  // backward only; what other readers give y and x is added, where there are such maps
-    void* weight_parts;         // backward only; (parts, kernel * kernel + 1, D), of the gradients of weight and bias
-    void* scratch;              // for each thread, as many numbers as mmmsv_depthwise_conv_scratch says
-};
-
-}  // extern "C"
-
-namespace {
+// The most channels of a block, a constant so that addresses are, too: some rows of them stay in the cache of a core, and
+// each read is long enough for its prefetcher.
+constexpr int PITCH = 64;
 
 // The last rows of a map, for a block of channels, PITCH numbers from column to column, with zeros on both sides, and room
 // after them for the tiles that are not whole. The columns are sorted by what they leave when divided by a stride:
@@ -276,8 +256,12 @@ private:
     }
 };
 
-template <class T, int K> void run_forward(const DepthwiseConv& conv) {
+template <class T, int K> void run_forward(DepthwiseConv conv) {
     using Real = typename T::Real;
+    conv.blocks = ceil_div(conv.channels, PITCH);
+    // Each number of y is computed alone, so this changes no bit of the results; each task rearranges its weights again.
+    const int64_t parts = ceil_div(4 * conv.threads, std::max<int64_t>(conv.batch * conv.blocks, 1));
+    conv.parts = std::max<int64_t>(std::min(parts, conv.out_height), 1);
     const auto task = [&](int64_t index, Real* scratch) {
         const int64_t block = index % conv.blocks, part = index / conv.blocks % conv.parts;
         Task<T, K>(conv, block, scratch)

@@ -5,24 +5,7 @@
 // with a weight for each image and channel. Tasks are rows of the map; weight, z or both may be absent.
 
 #include "activations.h"
-#include "tasks.h"
-
-extern "C" {
-
-struct Gate {
-    int64_t dtype;  // of the maps: a place in DTYPES of library.py
-    int64_t batch, height, width, channels;
-    int64_t parts;  // number of parts that the rows of each image are cut into
-    int64_t threads;
-    Map y, z, out;       // z.data may be null; out: forward, the result; backward, its gradient
-    const void* weight;  // (batch, D) in the dtype of the sums, or null
-    // Backward only.
-    Map dy, dz;
-    void* weight_parts;  // (batch, parts, D)
-    void* scratch;       // of size 0
-};
-
-}  // extern "C"
+#include "gate.h"
 
 namespace {
 

@@ -1,33 +1,12 @@
-// Linear layers of few rows in float32, for results alone. Plain C interface (at the end), called by linear.py.
-//
-//     y = x W^T + b
-//
-// A tile of y, some rows by some registers of columns, stays in registers while its sums run over the inputs. It reads W
-// as a panel: the weights of its columns, input by input. Panels are made here, call by call: nothing is kept that a
-// change of W could make stale, and reading W from memory takes longer than turning it around.
+// Linear layers. Plain C interface (at the end), called by linear.py and block.cpp.
 
-#include <algorithm>
-
-#include "tasks.h"
-
-extern "C" {
-
-struct Linear {
-    int64_t rows, inputs, outputs;
-    int64_t threads;
-    const float *x, *weight, *bias;  // (rows, inputs), (outputs, inputs), (outputs) or null
-    float *y, *scratch;              // (rows, outputs); for each thread as many numbers as mmmsv_linear_scratch says
-};
-
-int64_t mmmsv_linear_scratch(const Linear* linear);
-
-}  // extern "C"
+#include "linear.h"
 
 namespace {
 
 constexpr int64_t WIDTH = Simd<float>::width;
-// Of a tile: of the 32 registers of AVX-512, 27 hold sums and 3 a piece of the panel.
-constexpr int ROWS = 9, REGISTERS = 3;
+// Of a tile: of the 32 registers of AVX-512, 27 hold sums and 3 a piece of the panel; of 16, 12 and 3.
+constexpr int ROWS = REGISTER_BYTES == 64 ? 9 : 4, REGISTERS = 3;
 constexpr int64_t COLUMNS = REGISTERS * WIDTH;
 
 // Exchange the numbers of register i whose lanes have the bit `size` with those of register i + size whose lanes have not,
@@ -98,8 +77,12 @@ void compute_tile(const Linear& linear, int64_t row, int64_t output, const float
         const auto finish = [&](auto full) {
             const int64_t column = output + j * WIDTH;
             const Floats bias = linear.bias ? read_real<full>(linear.bias + column, lanes) : Floats{};
-            for (int i = 0; i < rows; ++i)
-                write_real<full>(linear.y + (row + i) * linear.outputs + column, sum[i][j] + bias, lanes);
+            for (int i = 0; i < rows; ++i) {
+                const int64_t at = (row + i) * linear.outputs + column;
+                Floats value = activate(linear.activation, sum[i][j] + bias);
+                if (linear.residual) value += read_real<full>(linear.residual + at, lanes);
+                write_real<full>(linear.y + at, value, lanes);
+            }
         };
         j + 1 < registers || lanes == WIDTH ? finish(std::true_type{}) : finish(std::false_type{});
     }
@@ -115,10 +98,15 @@ template <int rows> void compute_rows(const Linear& linear, int64_t row, int64_t
     tile(linear, row, output, panel, columns - (registers - 1) * WIDTH);
 }
 
-void run(const Linear& linear) {
-    // Each thread takes a part of all tiles, panel by panel, so that a panel is made by one thread, or by two.
+// With few rows each thread makes a panel when it comes to it, and computes all rows of it: a panel is made by one thread,
+// or by two. With more, all panels are made first, and a block of rows stays in the cache while they pass.
+constexpr int64_t FEW_TILES = 32, TILES_OF_BLOCK = 8;
+
+bool has_few_rows(const Linear& linear) { return linear.rows <= FEW_TILES * ROWS; }
+
+void run_few(const Linear& linear) {
     const int64_t tiles = ceil_div(linear.rows, ROWS), all = tiles * ceil_div(linear.outputs, COLUMNS);
-    in_parallel(linear.threads, linear.threads, linear.scratch, mmmsv_linear_scratch(&linear), [&](int64_t part, float* panel) {
+    in_parallel(linear.threads, linear.threads, linear.scratch, linear.inputs * COLUMNS, [&](int64_t part, float* panel) {
         int64_t made = -1;
         for (int64_t at = all * part / linear.threads; at < all * (part + 1) / linear.threads; ++at) {
             const int64_t output = at / tiles * COLUMNS;
@@ -128,16 +116,33 @@ void run(const Linear& linear) {
     });
 }
 
+void run_many(const Linear& linear) {
+    const int64_t tiles = ceil_div(linear.rows, ROWS), panels = ceil_div(linear.outputs, COLUMNS);
+    const auto panel_of = [&](int64_t index) { return linear.scratch + index * linear.inputs * COLUMNS; };
+    in_parallel(linear.threads, panels, linear.scratch, 0, [&](int64_t index, float*) {
+        make_panel(linear, index * COLUMNS, panel_of(index));
+    });
+    const int64_t blocks = std::max(ceil_div(tiles, TILES_OF_BLOCK), std::min(tiles, 4 * linear.threads));
+    in_parallel(linear.threads, blocks, linear.scratch, 0, [&](int64_t block, float*) {
+        for (int64_t index = 0; index < panels; ++index)
+            for (int64_t tile = tiles * block / blocks; tile < tiles * (block + 1) / blocks; ++tile)
+                compute_rows<ROWS>(linear, tile * ROWS, index * COLUMNS, panel_of(index));
+    });
+}
+
 }  // namespace
 
 extern "C" {
 
-// How many numbers each thread needs as scratch: a panel.
-EXPORT int64_t mmmsv_linear_scratch(const Linear* linear) { return linear->inputs * COLUMNS; }
+// How many numbers each thread needs as scratch.
+EXPORT int64_t mmmsv_linear_scratch(const Linear* linear) {
+    const int64_t panels = has_few_rows(*linear) ? 1 : ceil_div(ceil_div(linear->outputs, COLUMNS), linear->threads);
+    return panels * linear->inputs * COLUMNS;
+}
 
-EXPORT void mmmsv_linear_forward(const Linear* linear) { run(*linear); }
+EXPORT void mmmsv_linear_forward(const Linear* linear) { has_few_rows(*linear) ? run_few(*linear) : run_many(*linear); }
 
 // How many rows x may have for this to be faster than oneDNN: none without AVX-512, as measured.
-EXPORT int64_t mmmsv_linear_most_rows(void) { return REGISTER_BYTES == 64 ? 32 * ROWS : 0; }
+EXPORT int64_t mmmsv_linear_most_rows(void) { return REGISTER_BYTES == 64 ? FEW_TILES * ROWS : 0; }
 
 }  // extern "C"

@@ -51,6 +51,8 @@ struct Scan {
 // How many numbers of the state's dtype each thread needs as scratch.
 EXPORT int64_t mmmsv_scan_scratch(const Scan* scan);
 
+void mmmsv_scan_forward(const Scan* scan);
+
 }  // extern "C"
 
 // Each route begins with a chunk.

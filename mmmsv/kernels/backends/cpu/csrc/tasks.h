@@ -64,9 +64,15 @@ template <class Real, class Body> INLINE void for_registers(int64_t channels, co
 template <class Real> INLINE Real* take(Real*& scratch, int64_t count) { return (scratch += count) - count; }
 
 // Call task(index, scratch) for each index, over threads; `size` numbers of scratch for each thread lie one after the
-// other. Each task must write what no other does: then the schedule changes nothing in the results.
+// other. Each task must write what no other does: then the schedule changes nothing in the results. One thread is the
+// caller.
 template <class Real, class Task>
 void in_parallel(int64_t threads, int64_t tasks, Real* scratch, int64_t size, const Task& task) {
+    if (threads == 1) {
+        [[maybe_unused]] const FlushDenormals flush;
+        for (int64_t index = 0; index < tasks; ++index) task(index, scratch);
+        return;
+    }
 #pragma omp parallel num_threads(threads)
     {
         [[maybe_unused]] const FlushDenormals flush;

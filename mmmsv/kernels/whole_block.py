@@ -1,0 +1,142 @@
+"""A whole block in one call, for its result alone."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mmmsv.compat.torch_versions import is_autocast_enabled
+
+from .arguments import Activation
+from .bypass import is_unobserved
+from .dispatch import select
+from .routes import Route
+
+
+class Norm(NamedTuple):
+    """The weights of a norm over D channels.
+
+    Args:
+        weight: ``(D,)``.
+        bias: ``(D,)``.
+        eps: Added to the variance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+class Projection(NamedTuple):
+    """The weights of a linear layer.
+
+    Args:
+        weight: ``(out, in)``.
+        bias: ``(out,)``, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class Conv(NamedTuple):
+    """A depthwise convolution; arguments of :func:`mmmsv.kernels.depthwise_conv`."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: int
+    activation: Activation
+    residual: bool
+
+
+class SelectiveScan(NamedTuple):
+    """A selective scan of a map, and the projection of its tokens; S sets of parameters, N numbers of state.
+
+    Args:
+        x_proj: To the step of rank R, B and C of each set, ``S * (R + 2 * N)`` numbers.
+        W_dt: ``(S, D, R)``.
+        b_dt: ``(S, D)``.
+        A_log: ``(S, D, N)``.
+        Dskip: ``(S, D)``.
+        routes: The routes over the map.
+        carry: Whether they are one sequence with one set; otherwise each has a set of its own.
+    """
+
+    x_proj: Projection
+    W_dt: Tensor
+    b_dt: Tensor
+    A_log: Tensor
+    Dskip: Tensor
+    routes: tuple[Route, ...]
+    carry: bool
+
+
+class FeedForward(NamedTuple):
+    """The second branch of a block.
+
+    Args:
+        norm: Its norm, of C channels.
+        post_norm: Whether the norm comes last in the branch; otherwise it comes first.
+        fc1: From C channels to F.
+        conv: Between the two; None for GELU alone.
+        fc2: From F channels to C.
+    """
+
+    norm: Norm
+    post_norm: bool
+    fc1: Projection
+    conv: Conv | None
+    fc2: Projection
+
+
+class Block(NamedTuple):
+    """All weights of a block over C channels whose scans have D.
+
+    Args:
+        norm1: Of C channels.
+        in_proj: To D channels, or to 2 D where there is a gate.
+        gated: Whether there is one.
+        full: The convolution before the scan of the full map, and the scan.
+        half: Those of the map of lower resolution; None where there is none.
+        out_norm: Of D channels.
+        norm_first: Whether the norm comes before the two resolutions are added.
+        squeeze_excite: Both layers, or None.
+        out_proj: To C channels.
+        ffn: The second branch, or None.
+    """
+
+    norm1: Norm
+    in_proj: Projection
+    gated: bool
+    full: tuple[Conv, SelectiveScan]
+    half: tuple[Conv, SelectiveScan] | None
+    out_norm: Norm
+    norm_first: bool
+    squeeze_excite: tuple[Projection, Projection] | None
+    out_proj: Projection
+    ffn: FeedForward | None
+
+
+def is_asked_for(x: Tensor) -> bool:
+    """Return whether a backend could compute a block of x in one call, and nothing observes the steps in between."""
+    return is_unobserved(x) and x.device.type == "cpu" and not is_autocast_enabled("cpu") and _kernel(x) is not None
+
+
+def compute(x: Tensor, block: Block) -> Tensor | None:
+    """Compute the forward pass of a block in one call.
+
+    Args:
+        x: ``(batch, H, W, C)``, float32.
+        block: Its weights. Nothing that is made of them outlives the call.
+
+    Returns:
+        ``(batch, H, W, C)``; None where the backend takes no such tensors: then the layers compute the block, one by
+        one, or say what is wrong with it.
+    """
+    kernel = _kernel(x)
+    return None if kernel is None else kernel(x, block)
+
+
+def _kernel(x: Tensor) -> Callable[[Tensor, Block], Tensor | None] | None:
+    """Return that of the backend which computes scans: where another one is asked for, blocks are its own too."""
+    return select(lambda backend: None if backend.scan2d is None else backend, x.device).block

@@ -1,0 +1,131 @@
+"""Compute a block in one call, where nothing but its result is asked for and its layers are those that it was built of.
+
+On a CPU much of the time of a block goes into writing maps and reading them again, and, with a single image, into the
+calls themselves (docs/speed.md).
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from mmmsv.kernels import whole_block as whole
+
+from .ffn import MLP, ConvFFN
+from .fusion import NormFirstFusion, NormLastFusion
+from .layers import DepthwiseConv2d, DropPath, HalvedLinear, LayerNorm, Linear
+from .ms2d import MS2D, SS2D, SqueezeExcite
+from .s6 import S6
+
+_LAYERS = (
+    *(SS2D, MS2D, S6, SqueezeExcite, ConvFFN, MLP, NormFirstFusion, NormLastFusion),
+    *(DepthwiseConv2d, DropPath, HalvedLinear, LayerNorm, Linear, nn.Dropout),
+)
+FFNNorm: TypeAlias = Literal["pre", "post"]
+Forward: TypeAlias = Callable[[Any, Tensor], Tensor]
+_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {layer: layer.forward for layer in _LAYERS}
+
+
+class _ChangedError(Exception):
+    """A layer of a block is not one that it was built of, or its call does more than its forward."""
+
+
+def in_one_call(ffn_norm: FFNNorm | None) -> Callable[[Forward], Forward]:
+    """Compute the forward pass of a block in one call where that is possible, and by its method elsewhere.
+
+    Args:
+        ffn_norm: Where the norm of the second branch is; None where there is no second branch.
+    """
+
+    def decorate(forward: Forward) -> Forward:
+        @wraps(forward)
+        def call(block: Any, x: Tensor) -> Tensor:
+            y = None
+            if whole.is_asked_for(x) and type(block).forward is call:
+                with suppress(_ChangedError):
+                    y = whole.compute(x, _weights(block, ffn_norm))
+            return forward(block, x) if y is None else y
+
+        return call
+
+    return decorate
+
+
+def _weights(block: Any, ffn_norm: FFNNorm | None) -> whole.Block:
+    """Return the weights of a block.
+
+    Raises:
+        _ChangedError: The block is not as it was built, its forward pass drops something at random, or someone waits
+            for a call of one of its layers.
+    """
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        raise _ChangedError
+    scan = _unchanged(block.scan, SS2D, MS2D)
+    _unchanged(block.drop_path, DropPath)
+    norm_first, half, out_norm = False, None, LayerNorm
+    if type(scan) is MS2D:
+        norm_first, half = not scan.merge_half, (_conv(scan.half_conv), _s6(scan.half_scan))
+        out_norm = NormFirstFusion if norm_first else NormLastFusion
+    return whole.Block(
+        _norm(block.norm1),
+        _linear(scan.in_proj, HalvedLinear if scan.gated else Linear),
+        scan.gated,
+        (_conv(scan.full_conv), _s6(scan.full_scan)),
+        half,
+        _norm(scan.out_norm, out_norm),
+        norm_first,
+        None if scan.se is None else _squeeze_excite(scan.se),
+        _linear(scan.out_proj),
+        None if ffn_norm is None else _feed_forward(block, ffn_norm),
+    )
+
+
+def _unchanged(layer: Any, *types: type[nn.Module]) -> Any:
+    """Return a layer whose call does what the forward of one of these types does, and nothing else."""
+    kind = type(layer)
+    if (
+        kind not in types
+        or kind.forward is not _FORWARDS[kind]
+        or "forward" in layer.__dict__
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._compiled_call_impl is not None
+        or (layer.training and kind in (nn.Dropout, DropPath) and layer.p > 0)
+    ):
+        raise _ChangedError
+    return layer
+
+
+def _norm(layer: nn.Module, kind: type[LayerNorm] = LayerNorm) -> whole.Norm:
+    norm = _unchanged(layer, kind)
+    return whole.Norm(norm.weight, norm.bias, norm.eps)
+
+
+def _linear(layer: nn.Module, kind: type[Linear] = Linear) -> whole.Projection:
+    linear = _unchanged(layer, kind)
+    return whole.Projection(linear.weight, linear.bias)
+
+
+def _conv(layer: nn.Module) -> whole.Conv:
+    conv = _unchanged(layer, DepthwiseConv2d)
+    return whole.Conv(conv.weight, conv.bias, conv.stride[0], conv.activation, conv.residual)
+
+
+def _s6(layer: nn.Module) -> whole.SelectiveScan:
+    s6 = _unchanged(layer, S6)
+    return whole.SelectiveScan(_linear(s6.x_proj), s6.dt_weight, s6.dt_bias, s6.A_log, s6.skip, s6.routes, s6.carry)
+
+
+def _squeeze_excite(layer: nn.Module) -> tuple[whole.Projection, whole.Projection]:
+    se = _unchanged(layer, SqueezeExcite)
+    return _linear(se.reduce), _linear(se.expand)
+
+
+def _feed_forward(block: Any, norm: FFNNorm) -> whole.FeedForward:
+    ffn = _unchanged(block.ffn, ConvFFN, MLP)
+    _unchanged(ffn.drop, nn.Dropout)
+    conv = _conv(ffn.dwconv) if type(ffn) is ConvFFN else None
+    return whole.FeedForward(_norm(block.norm2), norm == "post", _linear(ffn.fc1), conv, _linear(ffn.fc2))
