@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mmmsv.compat.torch_versions import is_autocast_enabled
-
 from .arguments import Activation
 from .bypass import is_unobserved
 from .dispatch import select
@@ -119,19 +117,20 @@ class Block(NamedTuple):
 
 def is_asked_for(x: Tensor) -> bool:
     """Return whether a backend could compute a block of x in one call, and nothing observes the steps in between."""
-    return is_unobserved(x) and x.device.type == "cpu" and not is_autocast_enabled("cpu") and _kernel(x) is not None
+    return is_unobserved(x) and x.device.type == "cpu" and _kernel(x) is not None
 
 
 def compute(x: Tensor, block: Block) -> Tensor | None:
     """Compute the forward pass of a block in one call.
 
     Args:
-        x: ``(batch, H, W, C)``, float32.
-        block: Its weights. Nothing that is made of them outlives the call.
+        x: ``(batch, H, W, C)``, float32 or bfloat16.
+        block: Its weights, in the dtype of x, or in float32 where autocast has made x bfloat16. Nothing that is made of
+            them outlives the call.
 
     Returns:
-        ``(batch, H, W, C)``; None where the backend takes no such tensors: then the layers compute the block, one by
-        one, or say what is wrong with it.
+        ``(batch, H, W, C)`` in ``x.dtype``; None where the backend takes no such tensors: then the layers compute the
+        block, one by one, or say what is wrong with it.
     """
     kernel = _kernel(x)
     return None if kernel is None else kernel(x, block)

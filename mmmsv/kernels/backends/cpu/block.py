@@ -1,16 +1,28 @@
 """A whole block in C++: hands its weights to the library by their addresses."""
 
+import contextlib
 import ctypes
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from mmmsv.compat.torch_versions import get_autocast_dtype, is_autocast_enabled
 
 from ...arguments import ACTIVATIONS
 from ...bypass import is_unobserved
 from ...routes import ROUTES, Route
 from ...whole_block import Block, Conv, Norm, Projection, SelectiveScan
-from .library import in_huge_pages, loaded_library
+from .library import DTYPES, in_huge_pages, loaded_library
+
+# Of a block, ``Step`` of block.cpp.
+STEPS = (
+    *("norm", "in_proj", "conv", "x_proj", "scan", "merge_scales", "squeeze_excite", "gate", "out_proj"),
+    *("fc1", "fc2"),
+)
+_seconds: ctypes.Array | None = None
+_FLOAT32 = torch.empty(0)
 
 
 class _LayerNorm(ctypes.Structure):
@@ -48,6 +60,7 @@ class _Block(ctypes.Structure):
     """``BlockCall`` of block.cpp."""
 
     _integers = (
+        *("dtype", "weight_dtype"),
         *("batch", "height", "width", "channels", "inner", "states", "rank", "squeezed", "hidden"),
         *("gated", "norm_first", "post_norm", "gelu", "threads"),
     )
@@ -65,7 +78,7 @@ class _Block(ctypes.Structure):
         ("fc1", _Layer),
         ("dwconv", _Conv),
         ("fc2", _Layer),
-        *((name, ctypes.c_void_p) for name in ("x", "y", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("x", "y", "scratch", "seconds")),
     ]
 
 
@@ -75,32 +88,59 @@ class _NotTakenError(Exception):
 
 def block(x: Tensor, block: Block) -> Tensor | None:
     """Compute :func:`mmmsv.kernels.whole_block.compute`."""
-    if not loaded_library().block_is_faster or x.dim() != 4 or x.numel() == 0:
+    if not loaded_library().block_is_faster or x.dim() != 4 or x.numel() == 0 or not _takes_dtypes(x, block):
         return None
     tensors: list[Tensor] = []
     try:
-        problem = _describe(x.shape, block, tensors)
+        problem = _describe(x, block, tensors)
     except _NotTakenError:
         return None
     x = x.contiguous()
-    if not is_unobserved(x, *tensors) or x.dtype != torch.float32:
+    if not is_unobserved(x, *tensors):
         return None
     y = in_huge_pages(torch.empty_like(x))
     problem.threads, problem.x, problem.y = torch.get_num_threads(), x.data_ptr(), y.data_ptr()
-    loaded_library().block.forward(problem, y)
+    problem.seconds = None if _seconds is None else ctypes.addressof(_seconds)
+    loaded_library().block.forward(problem, _FLOAT32)
     return y
 
 
-def _describe(size: torch.Size, block: Block, tensors: list[Tensor]) -> _Block:
+def _takes_dtypes(x: Tensor, block: Block) -> bool:
+    """Return whether maps and weights are in float32, or maps in bfloat16 as autocast or such weights make them."""
+    weights = block.norm1.weight.dtype
+    if is_autocast_enabled("cpu"):
+        products = get_autocast_dtype("cpu")
+        return x.dtype == products == torch.bfloat16 and weights in (torch.float32, products)
+    return x.dtype == weights and weights in (torch.float32, torch.bfloat16)
+
+
+@contextlib.contextmanager
+def recorded_steps() -> Iterator[dict[str, float]]:
+    """Record the seconds that each of ``STEPS`` takes in all blocks of the ``with`` block; in the dict at its end.
+
+    Where each thread computes images of its own, they are those of the first thread.
+    """
+    global _seconds
+    found: dict[str, float] = {}
+    previous, _seconds = _seconds, (ctypes.c_double * len(STEPS))()
+    try:
+        yield found
+        found.update(zip(STEPS, _seconds, strict=True))
+    finally:
+        _seconds = previous
+
+
+def _describe(x: Tensor, block: Block, tensors: list[Tensor]) -> _Block:
     """Describe the weights of a block to the library; collect them in ``tensors``.
 
     Raises:
         _NotTakenError: One is not what the library takes.
     """
+    dtype = block.norm1.weight.dtype
 
     def address(tensor: Tensor, *shape: int) -> int:
         # In this order: a sparse tensor has no strides to ask about.
-        if tensor.dtype != torch.float32 or not tensor.is_cpu or tensor.layout != torch.strided:
+        if tensor.dtype != dtype or not tensor.is_cpu or tensor.layout != torch.strided:
             raise _NotTakenError
         if tensor.shape != shape or not tensor.is_contiguous():
             raise _NotTakenError
@@ -135,10 +175,12 @@ def _describe(size: torch.Size, block: Block, tensors: list[Tensor]) -> _Block:
             scan.carry,
         )
 
-    batch, height, width, channels = size
+    batch, height, width, channels = x.shape
     full_conv, full_scan = block.full
     inner, states, rank = full_scan.b_dt.shape[-1], full_scan.A_log.shape[-1], full_scan.W_dt.shape[-1]
     problem = _Block(
+        dtype=DTYPES.index(x.dtype),
+        weight_dtype=DTYPES.index(dtype),
         batch=batch,
         height=height,
         width=width,

@@ -14,7 +14,10 @@ class _Linear(ctypes.Structure):
     """``Linear`` of linear.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs", "activation", "threads")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("dtype", "weight_dtype", "rows", "inputs", "outputs", "activation", "threads")
+        ),
         *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "y", "scratch")),
     ]
 

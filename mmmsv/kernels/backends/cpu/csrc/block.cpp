@@ -6,6 +6,8 @@
 // What lies between two steps is scratch, the same for every group of images, and so stays in the processor's cache. Bias,
 // GELU and the sum with x come where a product writes its tile. Nothing outlives the call.
 
+#include <ctime>
+
 #include "depthwise.h"
 #include "gate.h"
 #include "linear.h"
@@ -14,19 +16,20 @@
 
 extern "C" {
 
-// Weights as the modules hold them, in float32, each contiguous; a null bias is none, another null says that the whole
-// layer is missing.
-struct LayerNorm { const float *weight, *bias; double eps; };
-struct Layer { const float *weight, *bias; };
-struct Conv { const float *weight, *bias; int64_t kernel, stride, activation, residual; };
+// Weights as the modules hold them, each contiguous; a null bias is none, another null says that the whole layer is missing.
+struct LayerNorm { const void *weight, *bias; double eps; };
+struct Layer { const void *weight, *bias; };
+struct Conv { const void *weight, *bias; int64_t kernel, stride, activation, residual; };
 struct S6 {
     Layer x_proj;
-    const float *W_dt, *b_dt, *A_log, *Dskip;  // (S, D, R), (S, D), (S, D, N), (S, D)
+    const void *W_dt, *b_dt, *A_log, *Dskip;  // (S, D, R), (S, D), (S, D, N), (S, D)
     const int64_t* codes;                      // of the routes, places in ROUTES of routes.py
     int64_t routes, carry;                     // S is 1 with carry, and routes without
 };
 
 struct BlockCall {
+    // Of maps, float32 or bfloat16, and of weights, float32 or that of maps: places in DTYPES of library.py.
+    int64_t dtype, weight_dtype;
     int64_t batch, height, width, channels, inner, states, rank, squeezed, hidden;
     int64_t gated, norm_first, post_norm, gelu;  // gelu: of the FFN without a convolution
     int64_t threads;
@@ -42,8 +45,10 @@ struct BlockCall {
     Layer fc1;
     Conv dwconv;
     Layer fc2;
-    const float* x;     // (batch, height, width, channels)
-    float *y, *scratch;  // as x; for each thread as many numbers as mmmsv_block_scratch says
+    const void* x;    // (batch, height, width, channels)
+    void* y;          // as x
+    float* scratch;   // for each thread as many numbers as mmmsv_block_scratch says
+    double* seconds;  // null, or for each of STEPS of block.py where the time that it takes is added
 };
 
 }  // extern "C"
@@ -62,14 +67,14 @@ class Scratch {
 public:
     explicit Scratch(float* memory) : memory((uintptr_t)memory) {}
 
-    float* take(int64_t count) {
+    template <class Bits> Bits* take(int64_t count) {
         const int64_t at = used;
-        used += ceil_div(count, 16) * 16;  // so that a line of the cache has numbers of one array alone
+        used += ceil_div(count * sizeof(Bits), 64) * 64;  // so that a line of the cache has numbers of one array alone
         most = std::max(most, used);
-        return (float*)(memory + at * sizeof(float));
+        return (Bits*)(memory + at);
     }
     bool only_measures() const { return !memory; }
-    int64_t size() const { return most; }
+    int64_t floats() const { return most / sizeof(float); }
 
     // Gives back, at its end, what was taken in its life.
     class Scope {
@@ -82,6 +87,28 @@ public:
     };
 };
 
+// Places in STEPS of block.py.
+enum Step { NORM, IN_PROJ, CONV, X_PROJ, SCAN, MERGE, SQUEEZE_EXCITE, GATE, OUT_PROJ, FC1, FC2 };
+
+// Adds the time of its life to that of a step, where anyone wants to know.
+class Timer {
+    double* const seconds;
+    const double begin;
+
+    static double now() {
+        timespec time;
+        clock_gettime(CLOCK_MONOTONIC, &time);
+        return time.tv_sec + time.tv_nsec * 1e-9;
+    }
+
+public:
+    Timer(const BlockCall& call, Step step)
+        : seconds(call.seconds ? call.seconds + step : nullptr), begin(seconds ? now() : 0) {}
+    ~Timer() {
+        if (seconds) *seconds += now() - begin;
+    }
+};
+
 template <class Body> void for_tokens(int64_t threads, int64_t tokens, const Body& body) {
     const int64_t parts = std::min(tokens, 4 * threads);
     in_parallel(threads, parts, (float*)nullptr, 0, [&](int64_t part, float*) {
@@ -89,12 +116,16 @@ template <class Body> void for_tokens(int64_t threads, int64_t tokens, const Bod
     });
 }
 
-Map dense_map(const float* data, int64_t height, int64_t width, int64_t channels) {
+Map dense_map(const void* data, int64_t height, int64_t width, int64_t channels) {
     return {(void*)data, height * width * channels, width * channels, channels};
 }
 
-// Some images on their way through the block.
-class Forward {
+// Some images on their way through the block. T: of their maps.
+template <class T, class Weight> class Forward {
+    using Bits = typename T::Bits;
+    using WeightBits = typename Weight::Bits;
+    static constexpr int64_t dtype = std::is_same_v<T, f32> ? 0 : 2;
+
     const BlockCall& call;
     const int64_t images, H, W, h, w, tokens, half_tokens, C, D;
     Scratch& scratch;
@@ -105,45 +136,46 @@ public:
         : call(call), images(images), H(call.height), W(call.width), h(halved(H)), w(halved(W)), tokens(images * H * W),
           half_tokens(images * h * w), C(call.channels), D(call.inner), scratch(scratch), idle(scratch.only_measures()) {}
 
-    void run(const float* x, float* y) {
-        scan_branch(x, y);
-        if (call.fc1.weight) ffn_branch(y);
+    void run(const void* x, void* y) {
+        scan_branch((const Bits*)x, (Bits*)y);
+        if (call.fc1.weight) ffn_branch((Bits*)y);
     }
 
 private:
     int64_t halved(int64_t side) const { return call.half_conv.weight ? ceil_div(side, call.half_conv.stride) : 0; }
 
     // y = x + out_proj(...)
-    void scan_branch(const float* x, float* y) {
+    void scan_branch(const Bits* x, Bits* y) {
         const Scratch::Scope scope(scratch);
-        float *inner = scratch.take(tokens * D), *z = call.gated ? scratch.take(tokens * D) : nullptr;
+        Bits *inner = scratch.take<Bits>(tokens * D), *z = call.gated ? scratch.take<Bits>(tokens * D) : nullptr;
         project_in(x, inner, z);
-        float* merged = scratch.take(tokens * D);
+        Bits* merged = scratch.take<Bits>(tokens * D);
         scan_and_merge(inner, merged);
-        float* weight = call.reduce.weight ? scratch.take(images * D) : nullptr;
+        float* weight = call.reduce.weight ? scratch.take<float>(images * D) : nullptr;
         if (weight) squeeze_excite(merged, weight);
         if (z || weight) gate(merged, z, weight);
-        linear(merged, tokens, D, call.out_proj, C, y, NONE, x);
+        linear(OUT_PROJ, merged, tokens, D, call.out_proj, C, y, NONE, x);
     }
 
-    void project_in(const float* x, float* inner, float* z) {
+    void project_in(const Bits* x, Bits* inner, Bits* z) {
         const Scratch::Scope scope(scratch);
-        float* normal = scratch.take(tokens * C);
+        Bits* normal = scratch.take<Bits>(tokens * C);
         norm(x, call.norm1, tokens, C, normal);
-        const auto [weight, bias] = call.in_proj;
-        linear(normal, tokens, C, {weight, bias}, D, inner);
-        if (z) linear(normal, tokens, C, {weight + D * C, bias ? bias + D : nullptr}, D, z);
+        linear(IN_PROJ, normal, tokens, C, call.in_proj, D, inner);
+        if (!z) return;
+        const auto *weight = (const WeightBits*)call.in_proj.weight + D * C, *bias = (const WeightBits*)call.in_proj.bias;
+        linear(IN_PROJ, normal, tokens, C, {weight, bias ? bias + D : nullptr}, D, z);
     }
 
     // Each of the two maps also holds what comes between: inner, when it was read, what was scanned in full resolution.
-    void scan_and_merge(float* inner, float* merged) {
+    void scan_and_merge(Bits* inner, Bits* merged) {
         const Scratch::Scope scope(scratch);
         const int64_t routes = call.norm_first ? call.half_scan.routes : 1;
-        float *half = nullptr, *full = inner, *u = merged;
+        Bits *half = nullptr, *full = inner, *u = merged;
         if (call.half_conv.weight) {
-            half = scratch.take(routes * half_tokens * D);
+            half = scratch.take<Bits>(routes * half_tokens * D);
             const Scratch::Scope half_scope(scratch);
-            float* v = scratch.take(half_tokens * D);
+            Bits* v = scratch.take<Bits>(half_tokens * D);
             conv(inner, call.half_conv, D, v);
             scan(v, call.half_scan, h, w, !call.norm_first, half);
         }
@@ -153,117 +185,125 @@ private:
     }
 
     // y = y + FFN(LN(y)) or y + LN(FFN(y))
-    void ffn_branch(float* y) {
+    void ffn_branch(Bits* y) {
         const Scratch::Scope scope(scratch);
         const int64_t F = call.hidden;
-        float* hidden = scratch.take(tokens * F);
-        const float* fed = y;
+        Bits* hidden = scratch.take<Bits>(tokens * F);
+        const Bits* fed = y;
         {
             const Scratch::Scope inner_scope(scratch);
             if (!call.post_norm) {
-                float* normal = scratch.take(tokens * C);
+                Bits* normal = scratch.take<Bits>(tokens * C);
                 norm(y, call.norm2, tokens, C, normal);
                 fed = normal;
             }
-            linear(fed, tokens, C, call.fc1, F, hidden, call.gelu ? GELU : NONE);
+            linear(FC1, fed, tokens, C, call.fc1, F, hidden, call.gelu ? GELU : NONE);
         }
         if (call.dwconv.weight) {
-            float* mixed = scratch.take(tokens * F);
+            Bits* mixed = scratch.take<Bits>(tokens * F);
             conv(hidden, call.dwconv, F, mixed);
             hidden = mixed;
         }
-        if (!call.post_norm) return linear(hidden, tokens, F, call.fc2, C, y, NONE, y);
-        float* branch = scratch.take(tokens * C);
-        linear(hidden, tokens, F, call.fc2, C, branch);
+        if (!call.post_norm) return linear(FC2, hidden, tokens, F, call.fc2, C, y, NONE, y);
+        Bits* branch = scratch.take<Bits>(tokens * C);
+        linear(FC2, hidden, tokens, F, call.fc2, C, branch);
         norm(branch, call.norm2, tokens, C, y, y);
     }
 
     // --- steps -----------------------------------------------------------------------------------------------------
 
     // y = LN(x) + residual
-    void norm(const float* x, const LayerNorm& weights, int64_t count, int64_t dim, float* y, const float* residual = nullptr) {
+    void norm(const Bits* x, const LayerNorm& layer, int64_t count, int64_t dim, Bits* y, const Bits* residual = nullptr) {
         if (idle) return;
+        const Timer timer(call, NORM);
+        const auto *weight = (const WeightBits*)layer.weight, *bias = (const WeightBits*)layer.bias;
         for_tokens(call.threads, count, [&](int64_t token) {
-            const float *from = x + token * dim, *added = residual ? residual + token * dim : nullptr;
-            float* to = y + token * dim;
+            const Bits *from = x + token * dim, *added = residual ? residual + token * dim : nullptr;
+            Bits* to = y + token * dim;
             Floats sum{}, squares{};
-            for_registers<float>(dim, [&](auto full, int64_t d, int lanes) { sum += read_real<full>(from + d, lanes); });
+            for_registers<float>(dim, [&](auto full, int64_t d, int lanes) { sum += read<T, full>(from + d, lanes); });
             const float mean = lane_sum(sum) / dim;
             for_registers<float>(dim, [&](auto full, int64_t d, int lanes) {
-                Floats deviation = read_real<full>(from + d, lanes) - mean;
+                Floats deviation = read<T, full>(from + d, lanes) - mean;
                 if (!full)
                     for (int lane = lanes; lane < Simd<float>::width; ++lane) deviation[lane] = 0;
                 squares += deviation * deviation;
             });
-            const float scale = 1 / std::sqrt(lane_sum(squares) / dim + (float)weights.eps);
+            const float scale = 1 / std::sqrt(lane_sum(squares) / dim + (float)layer.eps);
             for_registers<float>(dim, [&](auto full, int64_t d, int lanes) {
-                Floats value = (read_real<full>(from + d, lanes) - mean) * scale * read_real<full>(weights.weight + d, lanes) +
-                               read_real<full>(weights.bias + d, lanes);
-                if (added) value += read_real<full>(added + d, lanes);
-                write_real<full>(to + d, value, lanes);
+                const Floats normal = (read<T, full>(from + d, lanes) - mean) * scale;
+                Floats value = normal * read<Weight, full>(weight + d, lanes) + read<Weight, full>(bias + d, lanes);
+                if (added) value += read<T, full>(added + d, lanes);
+                write<T, full>(to + d, value, lanes);
             });
         });
     }
 
-    void linear(const float* x, int64_t rows, int64_t inputs, const Layer& layer, int64_t outputs, float* y,
-                Activation activation = NONE, const float* residual = nullptr) {
-        Linear linear{rows, inputs, outputs, activation, call.threads, x, layer.weight, layer.bias, residual, y, nullptr};
-        run(mmmsv_linear_forward, mmmsv_linear_scratch, linear);
+    void linear(Step step, const Bits* x, int64_t rows, int64_t inputs, const Layer& layer, int64_t outputs, Bits* y,
+                Activation activation = NONE, const Bits* residual = nullptr) {
+        Linear linear{dtype, call.weight_dtype, rows, inputs, outputs, activation, call.threads};
+        linear.x = x, linear.weight = layer.weight, linear.bias = layer.bias, linear.residual = residual, linear.y = y;
+        run(step, mmmsv_linear_forward, mmmsv_linear_scratch, linear);
     }
 
-    void conv(const float* x, const Conv& layer, int64_t dim, float* y) {
+    void conv(const Bits* x, const Conv& layer, int64_t dim, Bits* y) {
+        const Scratch::Scope scope(scratch);
         DepthwiseConv conv{};
-        conv.batch = images, conv.height = H, conv.width = W, conv.channels = dim;
+        conv.dtype = dtype, conv.batch = images, conv.height = H, conv.width = W, conv.channels = dim;
         conv.out_height = ceil_div(H, layer.stride), conv.out_width = ceil_div(W, layer.stride);
         conv.kernel = layer.kernel, conv.stride = layer.stride;
         conv.activation = layer.activation, conv.residual = layer.residual;
         conv.threads = call.threads;
         conv.x = dense_map(x, H, W, dim), conv.y = dense_map(y, conv.out_height, conv.out_width, dim);
-        conv.weight = layer.weight, conv.bias = layer.bias;
-        run(mmmsv_depthwise_conv_forward, mmmsv_depthwise_conv_scratch, conv);
+        conv.weight = in_float(layer.weight, dim * layer.kernel * layer.kernel), conv.bias = in_float(layer.bias, dim);
+        run(CONV, mmmsv_depthwise_conv_forward, mmmsv_depthwise_conv_scratch, conv);
     }
 
     // y: summed over the routes, (images, height, width, D), or a map for each, (images, routes, height, width, D).
-    void scan(const float* x, const S6& s6, int64_t height, int64_t width, bool merge, float* y) {
+    void scan(const Bits* x, const S6& s6, int64_t height, int64_t width, bool merge, Bits* y) {
         const Scratch::Scope scope(scratch);
         const int64_t R = call.rank, N = call.states, sets = s6.carry ? 1 : s6.routes, size = sets * (R + 2 * N);
-        float* projected = scratch.take(images * height * width * size);
-        linear(x, images * height * width, D, s6.x_proj, size, projected);
+        Bits* projected = scratch.take<Bits>(images * height * width * size);
+        linear(X_PROJ, x, images * height * width, D, s6.x_proj, size, projected);
         Scan scan{};
-        scan.batch = images, scan.height = height, scan.width = width, scan.channels = D, scan.states = N, scan.rank = R;
+        scan.dtype = dtype, scan.batch = images, scan.height = height, scan.width = width;
+        scan.channels = D, scan.states = N, scan.rank = R;
         scan.sequences = s6.carry ? 1 : s6.routes, scan.routes = s6.carry ? s6.routes : 1;
         scan.one_map = 1, scan.merge = merge, scan.shared = sets == 1, scan.softplus = 1, scan.threads = call.threads;
         // Enough for two tasks a thread, and few enough channels for the states to stay in the cache.
         const int64_t blocks = std::max(ceil_div(2 * call.threads, images), ceil_div(D, 512));
         scan.blocks = std::min(blocks, ceil_div(D, 16));
         scan.route_codes = s6.codes;
-        const auto per_token = [&](const float* data) {
-            return PerToken{(void*)data, height * width * size, sets == 1 ? 0 : R + 2 * N, 0, width * size, size};
+        const auto per_token = [&](Bits* data) {
+            return PerToken{data, height * width * size, sets == 1 ? 0 : R + 2 * N, 0, width * size, size};
         };
         scan.x = {(void*)x, height * width * D, 0, 0, width * D, D};
         scan.dt = per_token(projected), scan.B = per_token(projected + R), scan.C = per_token(projected + R + N);
         const int64_t map = height * width * D;
         scan.y = {y, merge ? map : s6.routes * map, 0, merge ? 0 : map, width * D, D};
         lay_out_weights(s6, sets, scan);
-        run(mmmsv_scan_forward, mmmsv_scan_scratch, scan);
+        run(SCAN, mmmsv_scan_forward, mmmsv_scan_scratch, scan);
     }
 
     // The weights of a scan, channels last, and A = -exp(A_log).
     void lay_out_weights(const S6& s6, int64_t sets, Scan& scan) {
         const int64_t R = call.rank, N = call.states, padded = ceil_div(D, 16) * 16;
-        float *W_dt = scratch.take(sets * R * padded), *b_dt = scratch.take(sets * padded);
-        float *A = scratch.take(sets * N * padded), *Dskip = scratch.take(sets * padded);
+        float *W_dt = scratch.take<float>(sets * R * padded), *b_dt = scratch.take<float>(sets * padded);
+        float *A = scratch.take<float>(sets * N * padded), *Dskip = scratch.take<float>(sets * padded);
         scan.padded = padded, scan.W_dt = W_dt, scan.b_dt = b_dt, scan.A = A, scan.Dskip = Dskip;
         if (idle) return;
-        const auto put = [&](const float* from, int64_t set, int64_t each, int64_t begin, int64_t lanes, float* to) {
+        const Timer timer(call, SCAN);
+        const auto put = [&](const void* weights, int64_t set, int64_t each, int64_t begin, int64_t lanes, float* to) {
+            const auto* from = (const WeightBits*)weights;
             for (int64_t i = 0; i < each; ++i) {
                 float* line = to + (set * each + i) * padded + begin;
                 for (int64_t lane = 0; lane < 16; ++lane)
-                    line[lane] = lane < lanes ? from[(set * D + begin + lane) * each + i] : 0;
+                    line[lane] = lane < lanes ? read_one<Weight>(from + (set * D + begin + lane) * each + i) : 0;
             }
         };
         for_tokens(call.threads, sets * padded / 16, [&](int64_t index) {
-            const int64_t set = index / (padded / 16), begin = index % (padded / 16) * 16, lanes = std::min<int64_t>(16, D - begin);
+            const int64_t set = index / (padded / 16), begin = index % (padded / 16) * 16;
+            const int64_t lanes = std::min<int64_t>(16, D - begin);
             put(s6.W_dt, set, R, begin, lanes, W_dt), put(s6.b_dt, set, 1, begin, lanes, b_dt);
             put(s6.A_log, set, N, begin, lanes, A), put(s6.Dskip, set, 1, begin, lanes, Dskip);
             for (int64_t n = 0; n < N; ++n)
@@ -272,68 +312,94 @@ private:
         });
     }
 
-    void merge(const float* full, const float* half, int64_t routes, float* y) {
+    void merge(const Bits* full, const Bits* half, int64_t routes, Bits* y) {
         const Scratch::Scope scope(scratch);
         Merge merge{};
-        merge.batch = images, merge.height = H, merge.width = W, merge.half_height = h, merge.half_width = w;
-        merge.channels = D, merge.routes = routes, merge.norm_first = call.norm_first;
+        merge.dtype = dtype, merge.batch = images, merge.height = H, merge.width = W;
+        merge.half_height = h, merge.half_width = w, merge.channels = D, merge.routes = routes;
+        merge.norm_first = call.norm_first, merge.eps = call.out_norm.eps;
         merge.parts = std::min(4 * call.threads, images * H), merge.threads = call.threads;
-        merge.eps = call.out_norm.eps, merge.weight = call.out_norm.weight, merge.bias = call.out_norm.bias;
+        merge.weight = in_float(call.out_norm.weight, D), merge.bias = in_float(call.out_norm.bias, D);
         merge.full = dense_map(full, H, W, D), merge.y = dense_map(y, H, W, D);
         merge.half = dense_map(half, h, w, D), merge.half.batch *= routes, merge.half_route = h * w * D;
-        merge.moments = scratch.take(2 * (tokens + routes * half_tokens)), merge.half_sum = scratch.take(half_tokens * D);
-        run(mmmsv_merge_forward, mmmsv_merge_scratch, merge);
+        merge.moments = scratch.take<float>(2 * (tokens + routes * half_tokens));
+        merge.half_sum = scratch.take<float>(half_tokens * D);
+        run(MERGE, mmmsv_merge_forward, mmmsv_merge_scratch, merge);
     }
 
     // weight = sigmoid(expand(relu(reduce(mean of y)))), (images, D)
-    void squeeze_excite(const float* y, float* weight) {
+    void squeeze_excite(const Bits* y, float* weight) {
         const Scratch::Scope scope(scratch);
-        float *mean = scratch.take(images * D), *squeezed = scratch.take(images * call.squeezed);
+        float *mean = scratch.take<float>(images * D), *squeezed = scratch.take<float>(images * call.squeezed);
         if (idle) return;
+        const Timer timer(call, SQUEEZE_EXCITE);
         const int64_t blocks = ceil_div(D, 64);
         for_tokens(call.threads, images * blocks, [&](int64_t index) {
             const int64_t image = index / blocks, begin = index % blocks * 64, count = std::min<int64_t>(64, D - begin);
             float* to = mean + image * D + begin;
             std::fill_n(to, count, 0.f);
             for (int64_t token = 0; token < H * W; ++token) {
-                const float* from = y + (image * H * W + token) * D + begin;
-                for (int64_t d = 0; d < count; ++d) to[d] += from[d];
+                const Bits* from = y + (image * H * W + token) * D + begin;
+                for_registers<float>(count, [&](auto full, int64_t d, int lanes) {
+                    write_real<full>(to + d, read_real<full>(to + d, lanes) + read<T, full>(from + d, lanes), lanes);
+                });
             }
             for (int64_t d = 0; d < count; ++d) to[d] /= H * W;
         });
-        const auto layer = [&](const float* x, int64_t inputs, const Layer& layer, int64_t outputs, float* to, auto activation) {
+        const auto fill = [&](float* to, const Layer& layer, const float* x, int64_t inputs, int64_t outputs, auto activate) {
+            const auto *weights = (const WeightBits*)layer.weight, *bias = (const WeightBits*)layer.bias;
             for_tokens(call.threads, outputs, [&](int64_t output) {
                 for (int64_t image = 0; image < images; ++image) {
                     Floats sum{};
                     for_registers<float>(inputs, [&](auto full, int64_t d, int lanes) {
                         sum += read_real<full>(x + image * inputs + d, lanes) *
-                               read_real<full>(layer.weight + output * inputs + d, lanes);
+                               read<Weight, full>(weights + output * inputs + d, lanes);
                     });
-                    to[image * outputs + output] = activation(lane_sum(sum) + (layer.bias ? layer.bias[output] : 0));
+                    to[image * outputs + output] = activate(lane_sum(sum) + (bias ? read_one<Weight>(bias + output) : 0));
                 }
             });
         };
-        layer(mean, D, call.reduce, call.squeezed, squeezed, [](float value) { return value < 0 ? 0 : value; });
-        layer(squeezed, call.squeezed, call.expand, D, weight, [](float value) { return sigmoid(splat(value))[0]; });
+        fill(squeezed, call.reduce, mean, D, call.squeezed, [](float value) { return value < 0 ? 0 : value; });
+        fill(weight, call.expand, squeezed, call.squeezed, D, [](float value) { return sigmoid(splat(value))[0]; });
     }
 
     // In place.
-    void gate(float* y, const float* z, const float* weight) {
+    void gate(Bits* y, const Bits* z, const float* weight) {
         Gate gate{};
-        gate.batch = images, gate.height = H, gate.width = W, gate.channels = D, gate.threads = call.threads;
-        gate.parts = std::min(4 * call.threads, H);
+        gate.dtype = dtype, gate.batch = images, gate.height = H, gate.width = W, gate.channels = D;
+        gate.parts = std::min(4 * call.threads, H), gate.threads = call.threads;
         gate.y = gate.out = dense_map(y, H, W, D), gate.weight = weight;
         if (z) gate.z = dense_map(z, H, W, D);
-        run(mmmsv_gate_forward, mmmsv_gate_scratch, gate);
+        run(GATE, mmmsv_gate_forward, mmmsv_gate_scratch, gate);
     }
 
     // Run an op of the library with the scratch that it asks for.
-    template <class Op> void run(void (*forward)(const Op*), int64_t (*size)(const Op*), Op& op) {
+    template <class Op> void run(Step step, void (*forward)(const Op*), int64_t (*size)(const Op*), Op& op) {
         const Scratch::Scope scope(scratch);
-        op.scratch = scratch.take(op.threads * size(&op));
-        if (!idle) forward(&op);
+        op.scratch = scratch.take<float>(op.threads * size(&op));
+        if (idle) return;
+        const Timer timer(call, step);
+        forward(&op);
+    }
+
+    // Weights in float32: themselves, or in scratch, which whoever asks for them gives back.
+    const float* in_float(const void* weights, int64_t count) {
+        if (std::is_same_v<Weight, f32> || !weights) return (const float*)weights;
+        float* to = scratch.take<float>(count);
+        if (!idle)
+            for_registers<float>(count, [&](auto full, int64_t i, int lanes) {
+                write_real<full>(to + i, read<Weight, full>((const WeightBits*)weights + i, lanes), lanes);
+            });
+        return to;
     }
 };
+
+// Call body(Forward) of some images for the dtypes of a call.
+template <class Body> void with_dtypes(const BlockCall& call, int64_t images, Scratch& scratch, const Body& body) {
+    if (call.dtype == 0) return body(Forward<f32, f32>(call, images, scratch));
+    if (call.weight_dtype == 0) return body(Forward<bf16, f32>(call, images, scratch));
+    body(Forward<bf16, bf16>(call, images, scratch));
+}
 
 // How the images of a batch are shared out. As far as every thread can have as many as the others, each computes its own:
 // none waits for another, or reads what another one has in its cache. The rest is computed by all threads together.
@@ -359,7 +425,9 @@ public:
         const int64_t each = scratch(), shared_out = own * all.threads;
         if (own)
             in_parallel(all.threads, all.threads, all.scratch, each, [&](int64_t share, float* scratch) {
-                run(one, own * share, own * (share + 1), own_at_once, scratch);
+                BlockCall call = one;
+                if (share) call.seconds = nullptr;  // the first one tells of all
+                run(call, own * share, own * (share + 1), own_at_once, scratch);
             });
         if (together) run(all, shared_out, all.batch, together, all.scratch);
     }
@@ -368,16 +436,18 @@ private:
     static int64_t measure(const BlockCall& call, int64_t images) {
         if (!images) return 0;
         Scratch scratch(nullptr);
-        Forward(call, images, scratch).run(call.x, call.y);
-        return scratch.size();
+        with_dtypes(call, images, scratch, [&](auto forward) { forward.run(call.x, call.y); });
+        return scratch.floats();
     }
 
     // Compute images from begin to end.
     static void run(const BlockCall& call, int64_t begin, int64_t end, int64_t at_once, float* memory) {
-        const int64_t size = call.height * call.width * call.channels;
+        const int64_t size = call.height * call.width * call.channels * (call.dtype == 0 ? 4 : 2);  // bytes of an image
         for (int64_t image = begin; image < end; image += at_once) {
             Scratch scratch(memory);
-            Forward(call, std::min(at_once, end - image), scratch).run(call.x + image * size, call.y + image * size);
+            with_dtypes(call, std::min(at_once, end - image), scratch, [&](auto forward) {
+                forward.run((const char*)call.x + image * size, (char*)call.y + image * size);
+            });
         }
     }
 };

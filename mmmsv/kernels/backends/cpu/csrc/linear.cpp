@@ -39,95 +39,219 @@ INLINE void transpose(Floats (&rows)[WIDTH]) {
     exchange<1>(rows);
 }
 
-// Make the panel, (inputs, COLUMNS), of the outputs from one on; columns beyond the last one repeat it.
-void make_panel(const Linear& linear, int64_t output, float* panel) {
-    const int64_t inputs = linear.inputs, last = linear.outputs - 1;
-    for (int64_t column = 0; column < COLUMNS; column += WIDTH) {
-        const float* from[WIDTH];
-        for (int64_t i = 0; i < WIDTH; ++i)
-            from[i] = linear.weight + std::min(output + column + i, last) * inputs;
-        int64_t k = 0;
-        for (; k + WIDTH <= inputs; k += WIDTH) {
-            Floats rows[WIDTH];
-            for (int64_t i = 0; i < WIDTH; ++i) rows[i] = load(from[i] + k);
-            transpose(rows);
-            for (int64_t i = 0; i < WIDTH; ++i) store(panel + (k + i) * COLUMNS + column, rows[i]);
-        }
-        for (; k < inputs; ++k)
-            for (int64_t i = 0; i < WIDTH; ++i) panel[k * COLUMNS + column + i] = from[i][k];
-    }
-}
+// --- how numbers are multiplied -------------------------------------------------------------------------------------
 
-// Compute `rows` x `registers` of y; of the last register, `lanes` lanes.
-template <int rows, int registers>
-void compute_tile(const Linear& linear, int64_t row, int64_t output, const float* panel, int lanes) {
-    const float* x = linear.x + row * linear.inputs;
-    Floats sum[rows][registers] = {};
-    for (int64_t k = 0; k < linear.inputs; ++k) {
-        Floats weight[registers];
-        for (int j = 0; j < registers; ++j) weight[j] = load(panel + k * COLUMNS + j * WIDTH);
-#pragma GCC unroll 16
-        for (int i = 0; i < rows; ++i) {
-            const Floats value = splat(x[i * linear.inputs + k]);
-#pragma GCC unroll 4
-            for (int j = 0; j < registers; ++j) sum[i][j] += value * weight[j];
-        }
+// A lane of a panel holds what a unit of a row of x is multiplied by.
+
+// A number by a number, in float.
+template <class T> struct Single {
+    using X = T;
+    typedef typename T::Bits Unit;
+    static constexpr int64_t inputs = 1;  // of a unit
+
+    static INLINE Floats spread(const Unit* unit) { return splat(read_one<T>(unit)); }
+    static INLINE Floats multiply_add(Floats sum, Floats x, Floats weight) { return sum + x * weight; }
+    template <class W> static INLINE Floats units(const typename W::Bits* weights) { return read<W, true>(weights, WIDTH); }
+    template <class W> static INLINE float unit(const typename W::Bits* weights) { return read_one<W>(weights); }
+};
+
+#if REGISTER_BYTES == 64
+// Two numbers of bfloat16 by two, both products added in float: an instruction that not all processors with AVX-512 have,
+// which is why it is not the compiler that writes it.
+struct Pair {
+    using X = bf16;
+    typedef uint32_t Unit;
+    static constexpr int64_t inputs = 2;
+
+    static INLINE Floats spread(const Unit* unit) { return as_floats(Words{} + *unit); }
+    static INLINE Floats multiply_add(Floats sum, Floats x, Floats weight) {
+        asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(weight));
+        return sum;
     }
-    for (int j = 0; j < registers; ++j) {
-        const auto finish = [&](auto full) {
-            const int64_t column = output + j * WIDTH;
-            const Floats bias = linear.bias ? read_real<full>(linear.bias + column, lanes) : Floats{};
-            for (int i = 0; i < rows; ++i) {
-                const int64_t at = (row + i) * linear.outputs + column;
-                Floats value = activate(linear.activation, sum[i][j] + bias);
-                if (linear.residual) value += read_real<full>(linear.residual + at, lanes);
-                write_real<full>(linear.y + at, value, lanes);
+    template <class W> static INLINE Floats units(const typename W::Bits* weights) {
+        if constexpr (std::is_same_v<W, bf16>) return load((const float*)weights);
+        const Floats low = load((const float*)weights), high = load((const float*)weights + WIDTH);
+        Floats value;
+        asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(value) : "v"(high), "v"(low));
+        return value;
+    }
+    template <class W> static INLINE float unit(const typename W::Bits* weights) {
+        typename W::Bits both[2 * WIDTH] = {weights[0], weights[1]};
+        return units<W>(both)[0];
+    }
+};
+
+bool multiplies_pairs() {
+    static const bool has = __builtin_cpu_supports("avx512bf16");
+    return has;
+}
+#endif
+
+// --- what the rows of x are: `pieces` pieces of `size` numbers, in the order of the rows of a panel -----------------
+
+// Those of a map: one piece each.
+struct Rows {
+    const Linear& linear;
+    const int64_t pieces = 1, size;
+
+    explicit Rows(const Linear& linear) : linear(linear), size(linear.inputs) {}
+
+    template <class T> const typename T::Bits* at(int64_t row, int64_t) const {
+        return (const typename T::Bits*)linear.x + row * size;
+    }
+    // The place in a row of x of what an input of the weight is multiplied by.
+    int64_t place_of(int64_t input) const { return input; }
+};
+
+// Those of patches: a piece for each of their pixels, zeros for those outside of the map.
+struct Patches {
+    const PatchLinear& conv;
+    const int64_t pieces, size;
+    const float* const zeros;
+
+    Patches(const PatchLinear& conv, const float* zeros)
+        : conv(conv), pieces(conv.kernel * conv.kernel), size(conv.channels), zeros(zeros) {}
+
+    template <class> const uint32_t* at(int64_t row, int64_t piece) const {
+        const int64_t out_row = row / conv.out_width, image = out_row / conv.out_height;
+        const int64_t y = out_row % conv.out_height * conv.stride - conv.padding + piece / conv.kernel;
+        const int64_t x = row % conv.out_width * conv.stride - conv.padding + piece % conv.kernel;
+        const bool inside = y >= 0 && y < conv.height && x >= 0 && x < conv.width;
+        return (const uint32_t*)(inside ? conv.x + ((image * conv.height + y) * conv.width + x) * size : zeros);
+    }
+    int64_t place_of(int64_t input) const { return input % pieces * size + input / pieces; }
+};
+
+// --- panels and tiles -----------------------------------------------------------------------------------------------
+
+// A linear layer whose rows, numbers and weights are of these kinds. M: how they are multiplied.
+template <class M, class W, class X> class Product {
+    using T = typename M::X;
+    using Unit = typename M::Unit;
+
+    const Linear& linear;
+    const X& x;
+    const int64_t units, tiles, panels;
+
+public:
+    Product(const Linear& linear, const X& x)
+        : linear(linear), x(x), units(linear.inputs / M::inputs), tiles(ceil_div(linear.rows, ROWS)),
+          panels(ceil_div(linear.outputs, COLUMNS)) {}
+
+    // Each thread makes a panel when it comes to it, and computes all rows of it: a panel is made by one thread, or by two.
+    void run_few() const {
+        const int64_t all = tiles * panels;
+        in_parallel(linear.threads, linear.threads, linear.scratch, units * COLUMNS, [&](int64_t part, float* panel) {
+            int64_t made = -1;
+            for (int64_t at = all * part / linear.threads; at < all * (part + 1) / linear.threads; ++at) {
+                const int64_t output = at / tiles * COLUMNS;
+                if (output != made) make_panel(made = output, panel);
+                compute_rows<ROWS>(at % tiles * ROWS, output, panel);
             }
-        };
-        j + 1 < registers || lanes == WIDTH ? finish(std::true_type{}) : finish(std::false_type{});
+        });
     }
-}
 
-template <int rows> void compute_rows(const Linear& linear, int64_t row, int64_t output, const float* panel) {
-    if constexpr (rows > 1)
-        if (linear.rows - row < rows) return compute_rows<rows - 1>(linear, row, output, panel);
-    const int64_t columns = std::min(linear.outputs - output, COLUMNS), registers = ceil_div(columns, WIDTH);
-    const auto tile = registers == 3   ? compute_tile<rows, 3>
-                      : registers == 2 ? compute_tile<rows, 2>
-                                       : compute_tile<rows, 1>;
-    tile(linear, row, output, panel, columns - (registers - 1) * WIDTH);
-}
+    // All panels are made first, and a block of rows stays in the cache while they pass.
+    void run_many() const {
+        constexpr int64_t TILES_OF_BLOCK = 8;
+        const auto panel_of = [&](int64_t index) { return linear.scratch + index * units * COLUMNS; };
+        in_parallel(linear.threads, panels, linear.scratch, 0,
+                    [&](int64_t index, float*) { make_panel(index * COLUMNS, panel_of(index)); });
+        const int64_t blocks = std::max(ceil_div(tiles, TILES_OF_BLOCK), std::min(tiles, 4 * linear.threads));
+        in_parallel(linear.threads, blocks, linear.scratch, 0, [&](int64_t block, float*) {
+            for (int64_t index = 0; index < panels; ++index)
+                for (int64_t tile = tiles * block / blocks; tile < tiles * (block + 1) / blocks; ++tile)
+                    compute_rows<ROWS>(tile * ROWS, index * COLUMNS, panel_of(index));
+        });
+    }
 
-// With few rows each thread makes a panel when it comes to it, and computes all rows of it: a panel is made by one thread,
-// or by two. With more, all panels are made first, and a block of rows stays in the cache while they pass.
-constexpr int64_t FEW_TILES = 32, TILES_OF_BLOCK = 8;
+private:
+    // Make the panel, (units, COLUMNS), of the outputs from one on; columns beyond the last one repeat it.
+    void make_panel(int64_t output, float* panel) const {
+        const int64_t last = linear.outputs - 1;
+        const auto row = [&](int64_t unit) { return panel + x.place_of(unit) * COLUMNS; };
+        for (int64_t column = 0; column < COLUMNS; column += WIDTH) {
+            const typename W::Bits* from[WIDTH];
+            for (int64_t i = 0; i < WIDTH; ++i)
+                from[i] = (const typename W::Bits*)linear.weight + std::min(output + column + i, last) * linear.inputs;
+            int64_t unit = 0;
+            for (; unit + WIDTH <= units; unit += WIDTH) {
+                Floats rows[WIDTH];
+                for (int64_t i = 0; i < WIDTH; ++i) rows[i] = M::template units<W>(from[i] + unit * M::inputs);
+                transpose(rows);
+                for (int64_t i = 0; i < WIDTH; ++i) store(row(unit + i) + column, rows[i]);
+            }
+            for (; unit < units; ++unit)
+                for (int64_t i = 0; i < WIDTH; ++i) row(unit)[column + i] = M::template unit<W>(from[i] + unit * M::inputs);
+        }
+    }
+
+    template <int rows> void compute_rows(int64_t first, int64_t output, const float* panel) const {
+        if constexpr (rows > 1)
+            if (linear.rows - first < rows) return compute_rows<rows - 1>(first, output, panel);
+        const int64_t columns = std::min(linear.outputs - output, COLUMNS), registers = ceil_div(columns, WIDTH);
+        const int lanes = columns - (registers - 1) * WIDTH;
+        if (registers == 3) return compute_tile<rows, 3>(first, output, panel, lanes);
+        if (registers == 2) return compute_tile<rows, 2>(first, output, panel, lanes);
+        compute_tile<rows, 1>(first, output, panel, lanes);
+    }
+
+    // Compute `rows` x `registers` of y; of the last register, `lanes` lanes.
+    template <int rows, int registers>
+    void compute_tile(int64_t first, int64_t output, const float* panel, int lanes) const {
+        Floats sum[rows][registers] = {};
+        for (int64_t piece = 0; piece < x.pieces; ++piece) {
+            const Unit* from[rows];
+            for (int i = 0; i < rows; ++i) from[i] = (const Unit*)x.template at<T>(first + i, piece);
+            for (int64_t unit = 0; unit < x.size / M::inputs; ++unit, panel += COLUMNS) {
+                Floats weight[registers];
+                for (int j = 0; j < registers; ++j) weight[j] = load(panel + j * WIDTH);
+#pragma GCC unroll 16
+                for (int i = 0; i < rows; ++i) {
+                    const Floats value = M::spread(from[i] + unit);
+#pragma GCC unroll 4
+                    for (int j = 0; j < registers; ++j) sum[i][j] = M::multiply_add(sum[i][j], value, weight[j]);
+                }
+            }
+        }
+        for (int j = 0; j < registers; ++j) {
+            const auto finish = [&](auto full) {
+                const int64_t column = output + j * WIDTH;
+                const auto* biases = (const typename W::Bits*)linear.bias;
+                const Floats bias = biases ? read<W, full>(biases + column, lanes) : Floats{};
+                for (int i = 0; i < rows; ++i) {
+                    const int64_t at = (first + i) * linear.outputs + column;
+                    Floats value = activate(linear.activation, sum[i][j] + bias);
+                    if (linear.residual) value += read<T, full>((const typename T::Bits*)linear.residual + at, lanes);
+                    write<T, full>((typename T::Bits*)linear.y + at, value, lanes);
+                }
+            };
+            j + 1 < registers || lanes == WIDTH ? finish(std::true_type{}) : finish(std::false_type{});
+        }
+    }
+};
+
+constexpr int64_t FEW_TILES = 32;
 
 bool has_few_rows(const Linear& linear) { return linear.rows <= FEW_TILES * ROWS; }
 
-void run_few(const Linear& linear) {
-    const int64_t tiles = ceil_div(linear.rows, ROWS), all = tiles * ceil_div(linear.outputs, COLUMNS);
-    in_parallel(linear.threads, linear.threads, linear.scratch, linear.inputs * COLUMNS, [&](int64_t part, float* panel) {
-        int64_t made = -1;
-        for (int64_t at = all * part / linear.threads; at < all * (part + 1) / linear.threads; ++at) {
-            const int64_t output = at / tiles * COLUMNS;
-            if (output != made) make_panel(linear, made = output, panel);
-            compute_rows<ROWS>(linear, at % tiles * ROWS, output, panel);
-        }
-    });
+template <class M, class W, class X> void run(const Linear& linear, const X& x) {
+    const Product<M, W, X> product(linear, x);
+    has_few_rows(linear) ? product.run_few() : product.run_many();
 }
 
-void run_many(const Linear& linear) {
-    const int64_t tiles = ceil_div(linear.rows, ROWS), panels = ceil_div(linear.outputs, COLUMNS);
-    const auto panel_of = [&](int64_t index) { return linear.scratch + index * linear.inputs * COLUMNS; };
-    in_parallel(linear.threads, panels, linear.scratch, 0, [&](int64_t index, float*) {
-        make_panel(linear, index * COLUMNS, panel_of(index));
-    });
-    const int64_t blocks = std::max(ceil_div(tiles, TILES_OF_BLOCK), std::min(tiles, 4 * linear.threads));
-    in_parallel(linear.threads, blocks, linear.scratch, 0, [&](int64_t block, float*) {
-        for (int64_t index = 0; index < panels; ++index)
-            for (int64_t tile = tiles * block / blocks; tile < tiles * (block + 1) / blocks; ++tile)
-                compute_rows<ROWS>(linear, tile * ROWS, index * COLUMNS, panel_of(index));
-    });
+template <class W> void run_narrow(const Linear& linear) {
+#if REGISTER_BYTES == 64
+    if (linear.inputs % 2 == 0 && multiplies_pairs()) return run<Pair, W>(linear, Rows(linear));
+#endif
+    run<Single<bf16>, W>(linear, Rows(linear));
+}
+
+// A convolution as the linear layer that it is, but for what its rows are.
+Linear of_patches(const PatchLinear& conv) {
+    const int64_t rows = conv.batch * conv.out_height * conv.out_width, inputs = conv.channels * conv.kernel * conv.kernel;
+    return {0,      0,           rows,      inputs,  conv.outputs, NONE, conv.threads,
+            conv.x, conv.weight, conv.bias, nullptr, conv.y,       conv.scratch};
 }
 
 }  // namespace
@@ -140,7 +264,22 @@ EXPORT int64_t mmmsv_linear_scratch(const Linear* linear) {
     return panels * linear->inputs * COLUMNS;
 }
 
-EXPORT void mmmsv_linear_forward(const Linear* linear) { has_few_rows(*linear) ? run_few(*linear) : run_many(*linear); }
+EXPORT void mmmsv_linear_forward(const Linear* linear) {
+    if (linear->dtype == 0) return run<Single<f32>, f32>(*linear, Rows(*linear));
+    linear->weight_dtype == 0 ? run_narrow<f32>(*linear) : run_narrow<bf16>(*linear);
+}
+
+EXPORT int64_t mmmsv_patch_linear_scratch(const PatchLinear* conv) {
+    const Linear linear = of_patches(*conv);
+    return mmmsv_linear_scratch(&linear) + ceil_div(conv->channels, conv->threads);
+}
+
+EXPORT void mmmsv_patch_linear_forward(const PatchLinear* conv) {
+    const Linear linear = of_patches(*conv);
+    float* zeros = conv->scratch + conv->threads * mmmsv_linear_scratch(&linear);
+    std::fill_n(zeros, conv->channels, 0.f);
+    run<Single<f32>, f32>(linear, Patches(*conv, zeros));
+}
 
 // How many rows x may have for this to be faster than oneDNN: none without AVX-512, as measured.
 EXPORT int64_t mmmsv_linear_most_rows(void) { return REGISTER_BYTES == 64 ? FEW_TILES * ROWS : 0; }

@@ -1,4 +1,4 @@
-// Linear layers in float32, for results alone.
+// Linear layers, for results alone.
 //
 //     y = activation(x W^T + b) + residual
 //
@@ -13,12 +13,24 @@
 extern "C" {
 
 struct Linear {
+    int64_t dtype, weight_dtype;     // float32 or bfloat16, as places in DTYPES of library.py; of W and b: float32, or dtype
     int64_t rows, inputs, outputs;
     int64_t activation;              // of enum Activation
     int64_t threads;
-    const float *x, *weight, *bias;  // (rows, inputs), (outputs, inputs), (outputs) or null
-    const float* residual;           // (rows, outputs), or null; it may be y
-    float *y, *scratch;              // (rows, outputs); for each thread as many numbers as mmmsv_linear_scratch says
+    const void *x, *weight, *bias;   // (rows, inputs), (outputs, inputs), (outputs) or null
+    const void* residual;            // (rows, outputs), or null; it may be y
+    void* y;                         // (rows, outputs)
+    float* scratch;                  // for each thread as many numbers as mmmsv_linear_scratch says
+};
+
+// A convolution of channels-last maps in float32: a linear layer of patches.
+struct PatchLinear {
+    int64_t batch, height, width, channels, out_height, out_width, outputs;
+    int64_t kernel, stride, padding;
+    int64_t threads;
+    const float *x, *weight, *bias;  // (outputs, channels, kernel, kernel), (outputs) or null
+    float* y;                        // (batch, out_height, out_width, outputs)
+    float* scratch;                  // for each thread as many numbers as mmmsv_patch_linear_scratch says
 };
 
 void mmmsv_linear_forward(const Linear*);
