@@ -17,6 +17,7 @@ from mmmsv.analysis.speed.markdown import table
 from mmmsv.analysis.speed.models import full_name
 from mmmsv.analysis.speed.timing import Candidate, take_turns
 from mmmsv.analysis.speed.workload import DTYPES, LAYOUTS, Step, Variant, Workload
+from mmmsv.kernels import whole_block
 
 _CALLS, _ROWS = 8, 16
 
@@ -32,13 +33,16 @@ class Op(NamedTuple):
 def profile_ops(call: Callable[[], object], device: torch.device, calls: int) -> list[Op]:
     """Return the ops of a CPU, or the kernels of a GPU, that a call makes, those that take longest first.
 
+    Where a CPU computes a block in one call, which the profiler does not see, its steps stand in the place of ops.
+
     Args:
         call: Was made before, so that all it loads and compiles is there.
         device: Where it runs.
         calls: How many are profiled; the figures are those of one.
     """
     cpu = device.type == "cpu"
-    with profile(activities=[ProfilerActivity.CPU if cpu else ProfilerActivity.CUDA]) as profiler:
+    activity = ProfilerActivity.CPU if cpu else ProfilerActivity.CUDA
+    with profile(activities=[activity]) as profiler, whole_block.recorded_steps() as steps:
         for _ in range(calls):
             call()
         if not cpu:
@@ -46,6 +50,7 @@ def profile_ops(call: Callable[[], object], device: torch.device, calls: int) ->
     kind, field = (DeviceType.CPU, "self_cpu_time_total") if cpu else (DeviceType.CUDA, "self_device_time_total")
     ops = (event for event in profiler.key_averages() if event.device_type == kind)
     found = [Op(op.key, op.count // calls, getattr(op, field) / calls / 1e6) for op in ops]
+    found += [Op(f"block: {step}", 1, seconds / calls) for step, seconds in steps.items()]
     return sorted(found, key=lambda op: op.seconds, reverse=True)
 
 

@@ -1,6 +1,7 @@
 """A whole block in one call, for its result alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import Tensor
@@ -9,6 +10,8 @@ from .arguments import Activation
 from .bypass import is_unobserved
 from .dispatch import select
 from .routes import Route
+
+_recorded: dict[str, float] | None = None
 
 
 class Norm(NamedTuple):
@@ -134,6 +137,32 @@ def compute(x: Tensor, block: Block) -> Tensor | None:
     """
     kernel = _kernel(x)
     return None if kernel is None else kernel(x, block)
+
+
+@contextmanager
+def recorded_steps() -> Iterator[dict[str, float]]:
+    """Record the seconds that each step of a block takes, by name, summed over all calls of the ``with`` block.
+
+    Where each thread computes images of its own, they are those of one thread.
+    """
+    global _recorded
+    previous, _recorded = _recorded, {}
+    try:
+        yield _recorded
+    finally:
+        _recorded = previous
+
+
+def are_steps_recorded() -> bool:
+    """Return whether a backend is to say how long each step takes."""
+    return _recorded is not None
+
+
+def record_steps(seconds: Mapping[str, float]) -> None:
+    """Add what the steps of a call have taken."""
+    if _recorded is not None:
+        for step, taken in seconds.items():
+            _recorded[step] = _recorded.get(step, 0.0) + taken
 
 
 def _kernel(x: Tensor) -> Callable[[Tensor, Block], Tensor | None] | None:

@@ -17,7 +17,8 @@ from benchmarks import op_profile, scan
 from benchmarks.cases import MapCase, SequenceCase
 from benchmarks.comparison import left_out
 from mmmsv.analysis.speed.timing import Timing
-from mmmsv.kernels import BACKENDS, __main__
+from mmmsv.kernels import BACKENDS, __main__, whole_block
+from mmmsv.kernels.backends.cpu import library
 
 from .load import ROOT, tables_of
 
@@ -221,15 +222,20 @@ def test_polynomials_of_the_kernels_are_those_that_are_fitted(run):
     assert [number for number in coefficients if number not in kernels] == []
 
 
-def test_profile_of_a_model(monkeypatch, capsys):
+@pytest.mark.parametrize("whole", [False, True], ids=["ops", "steps of blocks"])
+def test_profile_of_a_model(whole, monkeypatch, capsys):
+    if whole and (library.why_not(torch.device("cpu")) or not library.library().block_is_faster):
+        pytest.skip("blocks are computed in one call with AVX-512")
     monkeypatch.setattr(op_profile, "take_turns", lambda *_: ({"step": Timing(((0.5,),))}, {}))
     monkeypatch.setattr(op_profile, "_CALLS", 1)
     monkeypatch.setattr("sys.argv", ["op_profile", "nano", "--size", "32", "32", "--dtype", "bfloat16"])
+    if not whole:
+        monkeypatch.setattr(whole_block, "is_asked_for", lambda x: False)
     op_profile.main()
     output = capsys.readouterr().out
     ((header, *rows),) = tables_of(output)
     assert header == ["op", "calls", "ms", "%"]
-    assert ["mmmsv::scan2d", "20"] in [row[:2] for row in rows]
+    assert (["block: scan", "1"] if whole else ["mmmsv::scan2d", "20"]) in [row[:2] for row in rows]
     assert output.splitlines()[-1].startswith("500 ms a step")
 
 

@@ -1,9 +1,7 @@
 """A whole block in C++: hands its weights to the library by their addresses."""
 
-import contextlib
 import ctypes
 import functools
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -13,16 +11,15 @@ from mmmsv.compat.torch_versions import get_autocast_dtype, is_autocast_enabled
 from ...arguments import ACTIVATIONS
 from ...bypass import is_unobserved
 from ...routes import ROUTES, Route
-from ...whole_block import Block, Conv, Norm, Projection, SelectiveScan
+from ...whole_block import Block, Conv, Norm, Projection, SelectiveScan, are_steps_recorded, record_steps
 from .library import DTYPES, in_huge_pages, loaded_library
 
 # Of a block, ``Step`` of block.cpp.
-STEPS = (
+_STEPS = (
     *("norm", "in_proj", "conv", "x_proj", "scan", "merge_scales", "squeeze_excite", "gate", "out_proj"),
     *("fc1", "fc2"),
 )
-_seconds: ctypes.Array | None = None
-_FLOAT32 = torch.empty(0)
+_SUMS = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 class _LayerNorm(ctypes.Structure):
@@ -100,8 +97,11 @@ def block(x: Tensor, block: Block) -> Tensor | None:
         return None
     y = in_huge_pages(torch.empty_like(x))
     problem.threads, problem.x, problem.y = torch.get_num_threads(), x.data_ptr(), y.data_ptr()
-    problem.seconds = None if _seconds is None else ctypes.addressof(_seconds)
-    loaded_library().block.forward(problem, _FLOAT32)
+    seconds = (ctypes.c_double * len(_STEPS))() if are_steps_recorded() else None
+    problem.seconds = None if seconds is None else ctypes.addressof(seconds)
+    loaded_library().block.forward(problem, _SUMS)
+    if seconds is not None:
+        record_steps(dict(zip(_STEPS, seconds, strict=True)))
     return y
 
 
@@ -112,22 +112,6 @@ def _takes_dtypes(x: Tensor, block: Block) -> bool:
         products = get_autocast_dtype("cpu")
         return x.dtype == products == torch.bfloat16 and weights in (torch.float32, products)
     return x.dtype == weights and weights in (torch.float32, torch.bfloat16)
-
-
-@contextlib.contextmanager
-def recorded_steps() -> Iterator[dict[str, float]]:
-    """Record the seconds that each of ``STEPS`` takes in all blocks of the ``with`` block; in the dict at its end.
-
-    Where each thread computes images of its own, they are those of the first thread.
-    """
-    global _seconds
-    found: dict[str, float] = {}
-    previous, _seconds = _seconds, (ctypes.c_double * len(STEPS))()
-    try:
-        yield found
-        found.update(zip(STEPS, _seconds, strict=True))
-    finally:
-        _seconds = previous
 
 
 def _describe(x: Tensor, block: Block, tensors: list[Tensor]) -> _Block:

@@ -48,7 +48,7 @@ struct BlockCall {
     const void* x;    // (batch, height, width, channels)
     void* y;          // as x
     float* scratch;   // for each thread as many numbers as mmmsv_block_scratch says
-    double* seconds;  // null, or for each of STEPS of block.py where the time that it takes is added
+    double* seconds;  // null, or for each of _STEPS of block.py where the time that it takes is added
 };
 
 }  // extern "C"
@@ -87,7 +87,7 @@ public:
     };
 };
 
-// Places in STEPS of block.py.
+// Places in _STEPS of block.py.
 enum Step { NORM, IN_PROJ, CONV, X_PROJ, SCAN, MERGE, SQUEEZE_EXCITE, GATE, OUT_PROJ, FC1, FC2 };
 
 // Adds the time of its life to that of a step, where anyone wants to know.

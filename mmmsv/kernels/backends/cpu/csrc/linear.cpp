@@ -63,7 +63,11 @@ struct Pair {
     typedef uint32_t Unit;
     static constexpr int64_t inputs = 2;
 
-    static INLINE Floats spread(const Unit* unit) { return as_floats(Words{} + *unit); }
+    static INLINE Floats spread(const Unit* unit) {
+        Unit pair;
+        memcpy(&pair, unit, sizeof pair);
+        return as_floats(Words{} + pair);
+    }
     static INLINE Floats multiply_add(Floats sum, Floats x, Floats weight) {
         asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(weight));
         return sum;
@@ -87,55 +91,19 @@ bool multiplies_pairs() {
 }
 #endif
 
-// --- what the rows of x are: `pieces` pieces of `size` numbers, in the order of the rows of a panel -----------------
-
-// Those of a map: one piece each.
-struct Rows {
-    const Linear& linear;
-    const int64_t pieces = 1, size;
-
-    explicit Rows(const Linear& linear) : linear(linear), size(linear.inputs) {}
-
-    template <class T> const typename T::Bits* at(int64_t row, int64_t) const {
-        return (const typename T::Bits*)linear.x + row * size;
-    }
-    // The place in a row of x of what an input of the weight is multiplied by.
-    int64_t place_of(int64_t input) const { return input; }
-};
-
-// Those of patches: a piece for each of their pixels, zeros for those outside of the map.
-struct Patches {
-    const PatchLinear& conv;
-    const int64_t pieces, size;
-    const float* const zeros;
-
-    Patches(const PatchLinear& conv, const float* zeros)
-        : conv(conv), pieces(conv.kernel * conv.kernel), size(conv.channels), zeros(zeros) {}
-
-    template <class> const uint32_t* at(int64_t row, int64_t piece) const {
-        const int64_t out_row = row / conv.out_width, image = out_row / conv.out_height;
-        const int64_t y = out_row % conv.out_height * conv.stride - conv.padding + piece / conv.kernel;
-        const int64_t x = row % conv.out_width * conv.stride - conv.padding + piece % conv.kernel;
-        const bool inside = y >= 0 && y < conv.height && x >= 0 && x < conv.width;
-        return (const uint32_t*)(inside ? conv.x + ((image * conv.height + y) * conv.width + x) * size : zeros);
-    }
-    int64_t place_of(int64_t input) const { return input % pieces * size + input / pieces; }
-};
-
 // --- panels and tiles -----------------------------------------------------------------------------------------------
 
-// A linear layer whose rows, numbers and weights are of these kinds. M: how they are multiplied.
-template <class M, class W, class X> class Product {
+// A linear layer. M: how numbers are multiplied; W: of the weights.
+template <class M, class W> class Product {
     using T = typename M::X;
     using Unit = typename M::Unit;
 
     const Linear& linear;
-    const X& x;
     const int64_t units, tiles, panels;
 
 public:
-    Product(const Linear& linear, const X& x)
-        : linear(linear), x(x), units(linear.inputs / M::inputs), tiles(ceil_div(linear.rows, ROWS)),
+    explicit Product(const Linear& linear)
+        : linear(linear), units(linear.inputs / M::inputs), tiles(ceil_div(linear.rows, ROWS)),
           panels(ceil_div(linear.outputs, COLUMNS)) {}
 
     // Each thread makes a panel when it comes to it, and computes all rows of it: a panel is made by one thread, or by two.
@@ -169,7 +137,7 @@ private:
     // Make the panel, (units, COLUMNS), of the outputs from one on; columns beyond the last one repeat it.
     void make_panel(int64_t output, float* panel) const {
         const int64_t last = linear.outputs - 1;
-        const auto row = [&](int64_t unit) { return panel + x.place_of(unit) * COLUMNS; };
+        const auto row = [&](int64_t unit) { return panel + unit * COLUMNS; };
         for (int64_t column = 0; column < COLUMNS; column += WIDTH) {
             const typename W::Bits* from[WIDTH];
             for (int64_t i = 0; i < WIDTH; ++i)
@@ -200,18 +168,16 @@ private:
     template <int rows, int registers>
     void compute_tile(int64_t first, int64_t output, const float* panel, int lanes) const {
         Floats sum[rows][registers] = {};
-        for (int64_t piece = 0; piece < x.pieces; ++piece) {
-            const Unit* from[rows];
-            for (int i = 0; i < rows; ++i) from[i] = (const Unit*)x.template at<T>(first + i, piece);
-            for (int64_t unit = 0; unit < x.size / M::inputs; ++unit, panel += COLUMNS) {
-                Floats weight[registers];
-                for (int j = 0; j < registers; ++j) weight[j] = load(panel + j * WIDTH);
+        const Unit* from[rows];
+        for (int i = 0; i < rows; ++i) from[i] = (const Unit*)linear.x + (first + i) * units;
+        for (int64_t unit = 0; unit < units; ++unit, panel += COLUMNS) {
+            Floats weight[registers];
+            for (int j = 0; j < registers; ++j) weight[j] = load(panel + j * WIDTH);
 #pragma GCC unroll 16
-                for (int i = 0; i < rows; ++i) {
-                    const Floats value = M::spread(from[i] + unit);
+            for (int i = 0; i < rows; ++i) {
+                const Floats value = M::spread(from[i] + unit);
 #pragma GCC unroll 4
-                    for (int j = 0; j < registers; ++j) sum[i][j] = M::multiply_add(sum[i][j], value, weight[j]);
-                }
+                for (int j = 0; j < registers; ++j) sum[i][j] = M::multiply_add(sum[i][j], value, weight[j]);
             }
         }
         for (int j = 0; j < registers; ++j) {
@@ -235,23 +201,16 @@ constexpr int64_t FEW_TILES = 32;
 
 bool has_few_rows(const Linear& linear) { return linear.rows <= FEW_TILES * ROWS; }
 
-template <class M, class W, class X> void run(const Linear& linear, const X& x) {
-    const Product<M, W, X> product(linear, x);
+template <class M, class W> void run(const Linear& linear) {
+    const Product<M, W> product(linear);
     has_few_rows(linear) ? product.run_few() : product.run_many();
 }
 
-template <class W> void run_narrow(const Linear& linear) {
+template <class W> void run_bf16(const Linear& linear) {
 #if REGISTER_BYTES == 64
-    if (linear.inputs % 2 == 0 && multiplies_pairs()) return run<Pair, W>(linear, Rows(linear));
+    if (linear.inputs % 2 == 0 && multiplies_pairs()) return run<Pair, W>(linear);
 #endif
-    run<Single<bf16>, W>(linear, Rows(linear));
-}
-
-// A convolution as the linear layer that it is, but for what its rows are.
-Linear of_patches(const PatchLinear& conv) {
-    const int64_t rows = conv.batch * conv.out_height * conv.out_width, inputs = conv.channels * conv.kernel * conv.kernel;
-    return {0,      0,           rows,      inputs,  conv.outputs, NONE, conv.threads,
-            conv.x, conv.weight, conv.bias, nullptr, conv.y,       conv.scratch};
+    run<Single<bf16>, W>(linear);
 }
 
 }  // namespace
@@ -265,20 +224,8 @@ EXPORT int64_t mmmsv_linear_scratch(const Linear* linear) {
 }
 
 EXPORT void mmmsv_linear_forward(const Linear* linear) {
-    if (linear->dtype == 0) return run<Single<f32>, f32>(*linear, Rows(*linear));
-    linear->weight_dtype == 0 ? run_narrow<f32>(*linear) : run_narrow<bf16>(*linear);
-}
-
-EXPORT int64_t mmmsv_patch_linear_scratch(const PatchLinear* conv) {
-    const Linear linear = of_patches(*conv);
-    return mmmsv_linear_scratch(&linear) + ceil_div(conv->channels, conv->threads);
-}
-
-EXPORT void mmmsv_patch_linear_forward(const PatchLinear* conv) {
-    const Linear linear = of_patches(*conv);
-    float* zeros = conv->scratch + conv->threads * mmmsv_linear_scratch(&linear);
-    std::fill_n(zeros, conv->channels, 0.f);
-    run<Single<f32>, f32>(linear, Patches(*conv, zeros));
+    if (linear->dtype == 0) return run<Single<f32>, f32>(*linear);
+    linear->weight_dtype == 0 ? run_bf16<f32>(*linear) : run_bf16<bf16>(*linear);
 }
 
 // How many rows x may have for this to be faster than oneDNN: none without AVX-512, as measured.

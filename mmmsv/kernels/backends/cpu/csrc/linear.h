@@ -23,16 +23,6 @@ struct Linear {
     float* scratch;                  // for each thread as many numbers as mmmsv_linear_scratch says
 };
 
-// A convolution of channels-last maps in float32: a linear layer of patches.
-struct PatchLinear {
-    int64_t batch, height, width, channels, out_height, out_width, outputs;
-    int64_t kernel, stride, padding;
-    int64_t threads;
-    const float *x, *weight, *bias;  // (outputs, channels, kernel, kernel), (outputs) or null
-    float* y;                        // (batch, out_height, out_width, outputs)
-    float* scratch;                  // for each thread as many numbers as mmmsv_patch_linear_scratch says
-};
-
 void mmmsv_linear_forward(const Linear*);
 int64_t mmmsv_linear_scratch(const Linear*);
 
