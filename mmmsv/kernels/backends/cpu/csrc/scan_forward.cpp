@@ -2,26 +2,41 @@
 
 namespace {
 
+// Where a block keeps what it has made of each token, of which several routes make the same: (tokens, 1 + N, padded).
+template <class Real> struct Kept {
+    Real* at[CHUNK];  // of a token of the chunk, or null
+    int64_t stride;
+    bool made;        // by a route before
+};
+
 // One register of channels, `count` tokens from t on.
 template <class T, class Out, bool full, int count, class Real = typename T::Real>
 void forward_tile(const Scan& scan, const Chunk<T>& chunk, int t, typename T::Bits* const* x_at,
                   typename T::Bits* const* delta_at, typename Out::Bits* const* y_at, int64_t offset, int lanes,
-                  const Weights<Real>& weights, Real* state, int64_t state_stride, bool fetch) {
+                  const Weights<Real>& weights, Real* state, int64_t state_stride, bool fetch, const Kept<Real>& kept) {
     const Real* shared = chunk.shared + t;
-    Vec<Real> step[count], drive[count], y[count];
-    steps<T, full, count>(scan, shared, delta_at + t, offset, lanes, weights, step);
+    Vec<Real> step[count] = {}, drive[count], y[count];
+    if (!kept.made) steps<T, full, count>(scan, shared, delta_at + t, offset, lanes, weights, step);
     for (int i = 0; i < count; ++i) {
-        if (scan.softplus) step[i] = softplus(step[i]);
+        if (!kept.made && scan.softplus) step[i] = softplus(step[i]);
         if (fetch) __builtin_prefetch(x_at[t + count + i] + offset);
         const Vec<Real> x = read<T, full>(x_at[t + i] + offset, lanes);
-        drive[i] = step[i] * x;
+        drive[i] = kept.made ? load(kept.at[t + i] + offset) : step[i] * x;
+        if (kept.at[t] && !kept.made) store(kept.at[t + i] + offset, drive[i]);
         y[i] = load(weights.Dskip) * x;
     }
     const Real *B = shared + scan.rank * CHUNK, *C = B + scan.states * CHUNK;
     for (int64_t n = 0; n < scan.states; ++n) {
-        const Vec<Real> rate = load(weights.A + n * scan.padded) * (Real)log2_e;
         Vec<Real> decay[count], h = load(state + n * state_stride);
-        for (int i = 0; i < count; ++i) decay[i] = exp2(step[i] * rate);
+        const int64_t at = (1 + n) * kept.stride + offset;
+        if (kept.made) {
+            for (int i = 0; i < count; ++i) decay[i] = load(kept.at[t + i] + at);
+        } else {
+            const Vec<Real> rate = load(weights.A + n * scan.padded) * (Real)log2_e;
+            for (int i = 0; i < count; ++i) decay[i] = exp2(step[i] * rate);
+            if (kept.at[t])
+                for (int i = 0; i < count; ++i) store(kept.at[t + i] + at, decay[i]);
+        }
         for (int i = 0; i < count; ++i) {
             h = decay[i] * h + drive[i] * B[n * CHUNK + i];
             y[i] += C[n * CHUNK + i] * h;
@@ -40,7 +55,9 @@ void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Rea
     const int64_t chunks = chunks_of(scan), padded = block.padded();
     Chunk<T> chunk;
     chunk.batch = batch, chunk.shared = scratch;
-    Real* state = scratch + CHUNK * shared_width(scan);
+    Real *state = scratch + CHUNK * shared_width(scan), *tokens = state + scan.states * padded;
+    Kept<Real> kept{{}, padded, false};
+    const bool keeps = kept_by_routes(scan, padded, sizeof(Real)) > 0;
     typename T::Bits *x_at[CHUNK + TILE], *delta_at[CHUNK];
     typename Out::Bits* y_at[CHUNK];
     // From main memory the next tile is fetched ahead: blocks of rows are no pattern that a processor foresees. From its
@@ -54,6 +71,9 @@ void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Rea
             std::fill_n(x_at + chunk.count, TILE, x_at[chunk.count - 1]);
             chunk.template find<T>(scan.dt, block.begin, delta_at);
             chunk.template find<Out>(scan.y, block.begin, y_at);
+            kept.made = keeps && c >= chunks_of_route(scan);
+            for (int t = 0; keeps && t < chunk.count; ++t)
+                kept.at[t] = tokens + (chunk.row[t] * scan.width + chunk.column[t]) * (1 + scan.states) * padded;
             const int64_t rows = (batch * chunks + c) * scan.states;
             for (int64_t n = 0; scan.kept && n < scan.states; ++n)
                 std::copy_n(state + n * padded, block.channels(),
@@ -63,10 +83,10 @@ void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Rea
                 for (int64_t d = 0; d < block.channels(); d += block.width) {
                     const Weights<Real> weights(scan, set_of(scan, chunk.sequence), block.begin + d);
                     const int lanes = block.lanes(block.begin + d);
-                    const auto tile = !whole                ? forward_tile<T, Out, false, 1>
-                                      : lanes < block.width ? forward_tile<T, Out, false, TILE>
-                                                            : forward_tile<T, Out, true, TILE>;
-                    tile(scan, chunk, t, x_at, delta_at, y_at, d, lanes, weights, state + d, padded, fetch);
+                    const bool full = lanes == block.width;
+                    const auto tile = whole ? (full ? forward_tile<T, Out, true, TILE> : forward_tile<T, Out, false, TILE>)
+                                            : (full ? forward_tile<T, Out, true, 1> : forward_tile<T, Out, false, 1>);
+                    tile(scan, chunk, t, x_at, delta_at, y_at, d, lanes, weights, state + d, padded, fetch, kept);
                 }
                 t += whole ? TILE : 1;
             }
