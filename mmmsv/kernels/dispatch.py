@@ -56,7 +56,7 @@ class Backend:
         merge_scales: Takes :class:`~.arguments.MergeScales`.
         layer_norm: Takes :class:`~.arguments.LayerNorm`.
         linear: Takes :class:`~.arguments.Linear`.
-        block: Computes a whole block for its result alone, as :func:`.whole_block.compute` does.
+        blocks: Computes whole blocks for their result alone, as :func:`.whole_block.compute` does.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Backend:
     merge_scales: Implementation | None = None
     layer_norm: Implementation | None = None
     linear: Implementation | None = None
-    block: Callable[..., Tensor | None] | None = None
+    blocks: Callable[..., Tensor | None] | None = None
 
 
 BACKENDS: dict[str, Backend] = {}

@@ -1,6 +1,6 @@
-"""A whole block in one call, for its result alone."""
+"""Whole blocks in one call, for their result alone."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -119,24 +119,24 @@ class Block(NamedTuple):
 
 
 def is_asked_for(x: Tensor) -> bool:
-    """Return whether a backend could compute a block of x in one call, and nothing observes the steps in between."""
+    """Return whether a backend could compute blocks over x in one call, and nothing observes the steps in between."""
     return is_unobserved(x) and x.device.type == "cpu" and _kernel(x) is not None
 
 
-def compute(x: Tensor, block: Block) -> Tensor | None:
-    """Compute the forward pass of a block in one call.
+def compute(x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
+    """Compute the forward pass of some blocks, one after the other, in one call.
 
     Args:
         x: ``(batch, H, W, C)``, float32 or bfloat16.
-        block: Its weights, in the dtype of x, or in float32 where autocast has made x bfloat16. Nothing that is made of
-            them outlives the call.
+        blocks: Their weights, in the dtype of x, or in float32 where autocast has made x bfloat16; one block at least.
+            Nothing that is made of them outlives the call.
 
     Returns:
         ``(batch, H, W, C)`` in ``x.dtype``; None where the backend takes no such tensors: then the layers compute the
-        block, one by one, or say what is wrong with it.
+        blocks, one by one, or say what is wrong with them.
     """
     kernel = _kernel(x)
-    return None if kernel is None else kernel(x, block)
+    return None if kernel is None else kernel(x, blocks)
 
 
 @contextmanager
@@ -165,6 +165,6 @@ def record_steps(seconds: Mapping[str, float]) -> None:
             _recorded[step] = _recorded.get(step, 0.0) + taken
 
 
-def _kernel(x: Tensor) -> Callable[[Tensor, Block], Tensor | None] | None:
+def _kernel(x: Tensor) -> Callable[[Tensor, Sequence[Block]], Tensor | None] | None:
     """Return that of the backend which computes scans: where another one is asked for, blocks are its own too."""
-    return select(lambda backend: None if backend.scan2d is None else backend, x.device).block
+    return select(lambda backend: None if backend.scan2d is None else backend, x.device).blocks

@@ -8,11 +8,12 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .arch import Arch, resolve_arch
-from .blocks import Stage, build_block
+from .blocks import build_block
 from .layers import LayerNorm
 from .mismatches import refuse_mismatches
 from .recompute import RecomputingModule
 from .resolution import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
+from .stage import Stage
 
 _STEMS = {"patch": PatchEmbed, "conv": ConvStem}
 _DOWNSAMPLES = {"merge": PatchMerging, "conv": ConvDownsample}

@@ -1,6 +1,4 @@
-"""The blocks of the backbones, and the stages that consist of them."""
-
-from collections.abc import Sequence
+"""The blocks of the backbones."""
 
 from torch import Tensor, nn
 
@@ -8,11 +6,8 @@ from mmmsv.kernels import branch_off
 
 from .arch import BlockArch
 from .ffn import MLP, ConvFFN
-from .inference import in_one_call
 from .layers import DropPath, LayerNorm
 from .ms2d import Scan2D, build_scan
-from .recompute import recompute
-from .resolution import ConvDownsample, PatchMerging
 
 
 class VSSBlock(nn.Module):
@@ -33,7 +28,6 @@ class VSSBlock(nn.Module):
         self.scan = scan
         self.drop_path = DropPath(drop_path_rate)
 
-    @in_one_call(ffn_norm=None)
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
         x, normal = branch_off(self.norm1, x)
@@ -58,7 +52,6 @@ class MS3Block(VSSBlock):
         self.norm2 = LayerNorm(dim, in_branch=True)
         self.ffn = ffn
 
-    @in_one_call(ffn_norm="pre")
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
         x, normal = branch_off(self.norm1, x)
@@ -78,7 +71,6 @@ class PostNormMS3Block(MS3Block):
         super().__init__(dim, scan, ffn, drop_path_rate)
         self.norm2.in_branch = False
 
-    @in_one_call(ffn_norm="post")
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
         x, normal = branch_off(self.norm1, x)
@@ -93,29 +85,3 @@ def build_block(dim: int, arch: BlockArch, ffn_drop_rate: float, drop_path_rate:
         return VSSBlock(dim, scan, drop_path_rate)
     ffn = (ConvFFN if arch.ffn == "conv" else MLP)(dim, arch.ffn_ratio, ffn_drop_rate)
     return (MS3Block if arch.ffn_norm == "pre" else PostNormMS3Block)(dim, scan, ffn, drop_path_rate)
-
-
-class Stage(nn.Module):
-    """Run the blocks of one resolution, after the downsampling that leads to it.
-
-    Args:
-        downsample: From the map of the stage before to this one's; none in the first stage.
-        blocks: The blocks, at least one.
-        with_cp: Whether to recompute each block in the backward pass instead of keeping its activations.
-    """
-
-    def __init__(
-        self, downsample: PatchMerging | ConvDownsample | None, blocks: Sequence[VSSBlock], with_cp: bool
-    ) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
-        self.with_cp = with_cp
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), C')``, or to the same shape in the first stage."""
-        if self.downsample is not None:
-            x = self.downsample(x)
-        for block in self.blocks:
-            x = recompute(nn.Module.__call__, block, x) if self.with_cp else block(x)
-        return x

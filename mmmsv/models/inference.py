@@ -1,19 +1,18 @@
-"""Compute a block in one call, where nothing but its result is asked for and its layers are those that it was built of.
+"""Compute blocks in one call, where nothing but their result is asked for and nobody has changed their layers.
 
-On a CPU much of the time of a block goes into writing maps and reading them again, and, with a single image, into the
-calls themselves (docs/speed.md).
+On a CPU much of their time goes into writing maps and reading them again, and, with a single image, into the calls
+themselves (docs/speed.md).
 """
 
-from collections.abc import Callable
-from contextlib import suppress
-from functools import wraps
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from mmmsv.kernels import whole_block as whole
 
+from .blocks import MS3Block, PostNormMS3Block, VSSBlock
 from .ffn import MLP, ConvFFN
 from .fusion import NormFirstFusion, NormLastFusion
 from .layers import DepthwiseConv2d, DropPath, HalvedLinear, LayerNorm, Linear
@@ -24,45 +23,33 @@ _LAYERS = (
     *(SS2D, MS2D, S6, SqueezeExcite, ConvFFN, MLP, NormFirstFusion, NormLastFusion),
     *(DepthwiseConv2d, DropPath, HalvedLinear, LayerNorm, Linear, nn.Dropout),
 )
-FFNNorm: TypeAlias = Literal["pre", "post"]
-Forward: TypeAlias = Callable[[Any, Tensor], Tensor]
-_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {layer: layer.forward for layer in _LAYERS}
+# Where the norm of the second branch is; None where there is no second branch.
+_FFN_NORMS = {VSSBlock: None, MS3Block: "pre", PostNormMS3Block: "post"}
+_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {layer: layer.forward for layer in (*_FFN_NORMS, *_LAYERS)}
 
 
 class _ChangedError(Exception):
     """A layer of a block is not one that it was built of, or its call does more than its forward."""
 
 
-def in_one_call(ffn_norm: FFNNorm | None) -> Callable[[Forward], Forward]:
-    """Compute the forward pass of a block in one call where that is possible, and by its method elsewhere.
-
-    Args:
-        ffn_norm: Where the norm of the second branch is; None where there is no second branch.
-    """
-
-    def decorate(forward: Forward) -> Forward:
-        @wraps(forward)
-        def call(block: Any, x: Tensor) -> Tensor:
-            y = None
-            if whole.is_asked_for(x) and type(block).forward is call:
-                with suppress(_ChangedError):
-                    y = whole.compute(x, _weights(block, ffn_norm))
-            return forward(block, x) if y is None else y
-
-        return call
-
-    return decorate
+def compute_in_one_call(blocks: Iterable[nn.Module], x: Tensor) -> Tensor | None:
+    """Compute the forward passes of blocks, one after the other; return None where they are to be called one by one."""
+    if not whole.is_asked_for(x) or torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return None
+    try:
+        return whole.compute(x, [_weights(block) for block in blocks])
+    except _ChangedError:
+        return None
 
 
-def _weights(block: Any, ffn_norm: FFNNorm | None) -> whole.Block:
+def _weights(module: nn.Module) -> whole.Block:
     """Return the weights of a block.
 
     Raises:
-        _ChangedError: The block is not as it was built, its forward pass drops something at random, or someone waits
-            for a call of one of its layers.
+        _ChangedError: It is not as it was built, drops something at random, or someone waits for the call of a layer.
     """
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        raise _ChangedError
+    block = _unchanged(module, *_FFN_NORMS)
+    ffn_norm = _FFN_NORMS[type(block)]
     scan = _unchanged(block.scan, SS2D, MS2D)
     _unchanged(block.drop_path, DropPath)
     norm_first, half, out_norm = False, None, LayerNorm
@@ -124,7 +111,7 @@ def _squeeze_excite(layer: nn.Module) -> tuple[whole.Projection, whole.Projectio
     return _linear(se.reduce), _linear(se.expand)
 
 
-def _feed_forward(block: Any, norm: FFNNorm) -> whole.FeedForward:
+def _feed_forward(block: Any, norm: str) -> whole.FeedForward:
     ffn = _unchanged(block.ffn, ConvFFN, MLP)
     _unchanged(ffn.drop, nn.Dropout)
     conv = _conv(ffn.dwconv) if type(ffn) is ConvFFN else None

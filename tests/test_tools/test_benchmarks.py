@@ -224,10 +224,11 @@ def test_polynomials_of_the_kernels_are_those_that_are_fitted(run):
 
 @pytest.mark.parametrize("whole", [False, True], ids=["ops", "steps of blocks"])
 def test_profile_of_a_model(whole, monkeypatch, capsys):
-    if whole and (library.why_not(torch.device("cpu")) or not library.library().block_is_faster):
+    if whole and (library.why_not(torch.device("cpu")) or not library.library().blocks_are_faster):
         pytest.skip("blocks are computed in one call with AVX-512")
     monkeypatch.setattr(op_profile, "take_turns", lambda *_: ({"step": Timing(((0.5,),))}, {}))
     monkeypatch.setattr(op_profile, "_CALLS", 1)
+    monkeypatch.setattr(op_profile, "_ROWS", 100)
     monkeypatch.setattr("sys.argv", ["op_profile", "nano", "--size", "32", "32", "--dtype", "bfloat16"])
     if not whole:
         monkeypatch.setattr(whole_block, "is_asked_for", lambda x: False)

@@ -15,6 +15,6 @@ register(
         gate=Kernel(fused.gate, fused.gate_backward),
         merge_scales=Kernel(fused.merge_scales, fused.merge_scales_backward),
         linear=linear.linear,
-        block=block.block,
+        blocks=block.compute,
     )
 )

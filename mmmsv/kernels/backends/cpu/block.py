@@ -1,7 +1,8 @@
-"""A whole block in C++: hands its weights to the library by their addresses."""
+"""Whole blocks in C++: hands their weights to the library by their addresses."""
 
 import ctypes
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,14 +54,10 @@ class _S6(ctypes.Structure):
     ]
 
 
-class _Block(ctypes.Structure):
-    """``BlockCall`` of block.cpp."""
+class _BlockWeights(ctypes.Structure):
+    """``BlockWeights`` of block.cpp."""
 
-    _integers = (
-        *("dtype", "weight_dtype"),
-        *("batch", "height", "width", "channels", "inner", "states", "rank", "squeezed", "hidden"),
-        *("gated", "norm_first", "post_norm", "gelu", "threads"),
-    )
+    _integers = ("inner", "states", "rank", "squeezed", "hidden", "gated", "norm_first", "post_norm", "gelu")
     _fields_ = [
         *((name, ctypes.c_int64) for name in _integers),
         ("norm1", _LayerNorm),
@@ -75,7 +72,16 @@ class _Block(ctypes.Structure):
         ("fc1", _Layer),
         ("dwconv", _Conv),
         ("fc2", _Layer),
-        *((name, ctypes.c_void_p) for name in ("x", "y", "scratch", "seconds")),
+    ]
+
+
+class _Blocks(ctypes.Structure):
+    """``Blocks`` of block.cpp."""
+
+    _integers = ("dtype", "weight_dtype", "batch", "height", "width", "channels", "threads", "count")
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _integers),
+        *((name, ctypes.c_void_p) for name in ("blocks", "x", "y", "scratch", "seconds")),
     ]
 
 
@@ -83,44 +89,57 @@ class _NotTakenError(Exception):
     """The library does not take what a block has."""
 
 
-def block(x: Tensor, block: Block) -> Tensor | None:
+def compute(x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
     """Compute :func:`mmmsv.kernels.whole_block.compute`."""
-    if not loaded_library().block_is_faster or x.dim() != 4 or x.numel() == 0 or not _takes_dtypes(x, block):
+    weights_dtype = blocks[0].norm1.weight.dtype
+    if not loaded_library().blocks_are_faster or x.dim() != 4 or x.numel() == 0 or not _takes(x.dtype, weights_dtype):
         return None
     tensors: list[Tensor] = []
+    batch, height, width, channels = x.shape
     try:
-        problem = _describe(x, block, tensors)
+        described = [_describe(block, channels, weights_dtype, tensors) for block in blocks]
     except _NotTakenError:
         return None
     x = x.contiguous()
     if not is_unobserved(x, *tensors):
         return None
+    weights = (_BlockWeights * len(described))(*described)
     y = in_huge_pages(torch.empty_like(x))
-    problem.threads, problem.x, problem.y = torch.get_num_threads(), x.data_ptr(), y.data_ptr()
     seconds = (ctypes.c_double * len(_STEPS))() if are_steps_recorded() else None
-    problem.seconds = None if seconds is None else ctypes.addressof(seconds)
-    loaded_library().block.forward(problem, _SUMS)
+    problem = _Blocks(
+        dtype=DTYPES.index(x.dtype),
+        weight_dtype=DTYPES.index(weights_dtype),
+        batch=batch,
+        height=height,
+        width=width,
+        channels=channels,
+        threads=torch.get_num_threads(),
+        count=len(blocks),
+        blocks=ctypes.addressof(weights),
+        x=x.data_ptr(),
+        y=y.data_ptr(),
+        seconds=None if seconds is None else ctypes.addressof(seconds),
+    )
+    loaded_library().blocks.forward(problem, _SUMS)
     if seconds is not None:
         record_steps(dict(zip(_STEPS, seconds, strict=True)))
     return y
 
 
-def _takes_dtypes(x: Tensor, block: Block) -> bool:
-    """Return whether maps and weights are in float32, or maps in bfloat16 as autocast or such weights make them."""
-    weights = block.norm1.weight.dtype
+def _takes(maps: torch.dtype, weights: torch.dtype) -> bool:
+    """Return whether all are float32, or all bfloat16, or maps are bfloat16 as autocast makes them."""
     if is_autocast_enabled("cpu"):
         products = get_autocast_dtype("cpu")
-        return x.dtype == products == torch.bfloat16 and weights in (torch.float32, products)
-    return x.dtype == weights and weights in (torch.float32, torch.bfloat16)
+        return maps == products == torch.bfloat16 and weights in (torch.float32, products)
+    return maps == weights and weights in (torch.float32, torch.bfloat16)
 
 
-def _describe(x: Tensor, block: Block, tensors: list[Tensor]) -> _Block:
+def _describe(block: Block, channels: int, dtype: torch.dtype, tensors: list[Tensor]) -> _BlockWeights:
     """Describe the weights of a block to the library; collect them in ``tensors``.
 
     Raises:
         _NotTakenError: One is not what the library takes.
     """
-    dtype = block.norm1.weight.dtype
 
     def address(tensor: Tensor, *shape: int) -> int:
         # In this order: a sparse tensor has no strides to ask about.
@@ -159,16 +178,9 @@ def _describe(x: Tensor, block: Block, tensors: list[Tensor]) -> _Block:
             scan.carry,
         )
 
-    batch, height, width, channels = x.shape
     full_conv, full_scan = block.full
     inner, states, rank = full_scan.b_dt.shape[-1], full_scan.A_log.shape[-1], full_scan.W_dt.shape[-1]
-    problem = _Block(
-        dtype=DTYPES.index(x.dtype),
-        weight_dtype=DTYPES.index(dtype),
-        batch=batch,
-        height=height,
-        width=width,
-        channels=channels,
+    described = _BlockWeights(
         inner=inner,
         states=states,
         rank=rank,
@@ -183,20 +195,20 @@ def _describe(x: Tensor, block: Block, tensors: list[Tensor]) -> _Block:
     )
     if block.half is not None:
         half_conv, half_scan = block.half
-        problem.half_conv, problem.half_scan = conv(half_conv, inner, keeps_size=False), s6(half_scan)
+        described.half_conv, described.half_scan = conv(half_conv, inner, keeps_size=False), s6(half_scan)
     if block.squeeze_excite is not None:
         reduce, expand = block.squeeze_excite
-        problem.squeezed = squeezed = reduce.weight.shape[0]
-        problem.reduce, problem.expand = layer(reduce, inner, squeezed), layer(expand, squeezed, inner)
+        described.squeezed = squeezed = reduce.weight.shape[0]
+        described.reduce, described.expand = layer(reduce, inner, squeezed), layer(expand, squeezed, inner)
     if block.ffn is not None:
         ffn = block.ffn
-        problem.hidden = hidden = ffn.fc1.weight.shape[0]
-        problem.post_norm, problem.gelu = ffn.post_norm, ffn.conv is None
-        problem.norm2 = norm(ffn.norm, channels)
-        problem.fc1, problem.fc2 = layer(ffn.fc1, channels, hidden), layer(ffn.fc2, hidden, channels)
+        described.hidden = hidden = ffn.fc1.weight.shape[0]
+        described.post_norm, described.gelu = ffn.post_norm, ffn.conv is None
+        described.norm2 = norm(ffn.norm, channels)
+        described.fc1, described.fc2 = layer(ffn.fc1, channels, hidden), layer(ffn.fc2, hidden, channels)
         if ffn.conv is not None:
-            problem.dwconv = conv(ffn.conv, hidden, keeps_size=True)
-    return problem
+            described.dwconv = conv(ffn.conv, hidden, keeps_size=True)
+    return described
 
 
 @functools.cache

@@ -69,7 +69,7 @@ class Library(NamedTuple):
 
     Args:
         linear_most_rows: The most rows with which its linear layer is.
-        block_is_faster: Whether a block in one call is.
+        blocks_are_faster: Whether blocks in one call are.
     """
 
     scan: LibraryOp
@@ -77,9 +77,9 @@ class Library(NamedTuple):
     gate: LibraryOp
     merge: LibraryOp
     linear: LibraryOp
-    block: LibraryOp
+    blocks: LibraryOp
     linear_most_rows: int
-    block_is_faster: bool
+    blocks_are_faster: bool
 
 
 @functools.cache
@@ -141,9 +141,9 @@ def library() -> Library | str:
         LibraryOp(loaded.mmmsv_gate_forward, loaded.mmmsv_gate_scratch, loaded.mmmsv_gate_backward),
         LibraryOp(loaded.mmmsv_merge_forward, loaded.mmmsv_merge_scratch, loaded.mmmsv_merge_backward),
         LibraryOp(loaded.mmmsv_linear_forward, loaded.mmmsv_linear_scratch),
-        LibraryOp(loaded.mmmsv_block_forward, loaded.mmmsv_block_scratch),
+        LibraryOp(loaded.mmmsv_blocks_forward, loaded.mmmsv_blocks_scratch),
         loaded.mmmsv_linear_most_rows(),
-        bool(loaded.mmmsv_block_is_faster()),
+        bool(loaded.mmmsv_blocks_are_faster()),
     )
 
 

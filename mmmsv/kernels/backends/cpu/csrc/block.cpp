@@ -1,4 +1,6 @@
-// The forward pass of a whole block, for its result alone. Plain C interface (at the end), called by block.py.
+// The forward pass of whole blocks, for their result alone. Plain C interface (at the end), called by block.py.
+//
+// Each block is
 //
 //     x = x + out_proj(SE(y) y SiLU(z)),   y = merge(scans),   (inner, z) = in_proj(LN(x))
 //     x = x + FFN(LN(x))   or   x + LN(FFN(x))   or nothing
@@ -27,12 +29,9 @@ struct S6 {
     int64_t routes, carry;                     // S is 1 with carry, and routes without
 };
 
-struct BlockCall {
-    // Of maps, float32 or bfloat16, and of weights, float32 or that of maps: places in DTYPES of library.py.
-    int64_t dtype, weight_dtype;
-    int64_t batch, height, width, channels, inner, states, rank, squeezed, hidden;
+struct BlockWeights {
+    int64_t inner, states, rank, squeezed, hidden;
     int64_t gated, norm_first, post_norm, gelu;  // gelu: of the FFN without a convolution
-    int64_t threads;
     LayerNorm norm1;
     Layer in_proj;
     Conv full_conv;
@@ -45,10 +44,19 @@ struct BlockCall {
     Layer fc1;
     Conv dwconv;
     Layer fc2;
-    const void* x;    // (batch, height, width, channels)
-    void* y;          // as x
-    float* scratch;   // for each thread as many numbers as mmmsv_block_scratch says
-    double* seconds;  // null, or for each of _STEPS of block.py where the time that it takes is added
+};
+
+struct Blocks {
+    // Of maps, float32 or bfloat16, and of weights, float32 or that of maps: places in DTYPES of library.py.
+    int64_t dtype, weight_dtype;
+    int64_t batch, height, width, channels;
+    int64_t threads;
+    int64_t count;
+    const BlockWeights* blocks;  // one after the other
+    const void* x;         // (batch, height, width, channels)
+    void* y;               // as x
+    float* scratch;        // for each thread as many numbers as mmmsv_blocks_scratch says
+    double* seconds;       // null, or for each of _STEPS of block.py where the time that it takes is added
 };
 
 }  // extern "C"
@@ -102,7 +110,7 @@ class Timer {
     }
 
 public:
-    Timer(const BlockCall& call, Step step)
+    Timer(const Blocks& call, Step step)
         : seconds(call.seconds ? call.seconds + step : nullptr), begin(seconds ? now() : 0) {}
     ~Timer() {
         if (seconds) *seconds += now() - begin;
@@ -126,88 +134,90 @@ template <class T, class Weight> class Forward {
     using WeightBits = typename Weight::Bits;
     static constexpr int64_t dtype = std::is_same_v<T, f32> ? 0 : 2;
 
-    const BlockCall& call;
+    const Blocks& call;
+    const BlockWeights& block;
     const int64_t images, H, W, h, w, tokens, half_tokens, C, D;
     Scratch& scratch;
     const bool idle;  // nothing is computed, but scratch taken all the same
 
 public:
-    Forward(const BlockCall& call, int64_t images, Scratch& scratch)
-        : call(call), images(images), H(call.height), W(call.width), h(halved(H)), w(halved(W)), tokens(images * H * W),
-          half_tokens(images * h * w), C(call.channels), D(call.inner), scratch(scratch), idle(scratch.only_measures()) {}
+    Forward(const Blocks& call, const BlockWeights& block, int64_t images, Scratch& scratch)
+        : call(call), block(block), images(images), H(call.height), W(call.width), h(halved(H)), w(halved(W)), tokens(images * H * W),
+          half_tokens(images * h * w), C(call.channels), D(block.inner), scratch(scratch), idle(scratch.only_measures()) {}
 
+    // y may be x.
     void run(const void* x, void* y) {
         scan_branch((const Bits*)x, (Bits*)y);
-        if (call.fc1.weight) ffn_branch((Bits*)y);
+        if (block.fc1.weight) ffn_branch((Bits*)y);
     }
 
 private:
-    int64_t halved(int64_t side) const { return call.half_conv.weight ? ceil_div(side, call.half_conv.stride) : 0; }
+    int64_t halved(int64_t side) const { return block.half_conv.weight ? ceil_div(side, block.half_conv.stride) : 0; }
 
     // y = x + out_proj(...)
     void scan_branch(const Bits* x, Bits* y) {
         const Scratch::Scope scope(scratch);
-        Bits *inner = scratch.take<Bits>(tokens * D), *z = call.gated ? scratch.take<Bits>(tokens * D) : nullptr;
+        Bits *inner = scratch.take<Bits>(tokens * D), *z = block.gated ? scratch.take<Bits>(tokens * D) : nullptr;
         project_in(x, inner, z);
         Bits* merged = scratch.take<Bits>(tokens * D);
         scan_and_merge(inner, merged);
-        float* weight = call.reduce.weight ? scratch.take<float>(images * D) : nullptr;
+        float* weight = block.reduce.weight ? scratch.take<float>(images * D) : nullptr;
         if (weight) squeeze_excite(merged, weight);
         if (z || weight) gate(merged, z, weight);
-        linear(OUT_PROJ, merged, tokens, D, call.out_proj, C, y, NONE, x);
+        linear(OUT_PROJ, merged, tokens, D, block.out_proj, C, y, NONE, x);
     }
 
     void project_in(const Bits* x, Bits* inner, Bits* z) {
         const Scratch::Scope scope(scratch);
         Bits* normal = scratch.take<Bits>(tokens * C);
-        norm(x, call.norm1, tokens, C, normal);
-        linear(IN_PROJ, normal, tokens, C, call.in_proj, D, inner);
+        norm(x, block.norm1, tokens, C, normal);
+        linear(IN_PROJ, normal, tokens, C, block.in_proj, D, inner);
         if (!z) return;
-        const auto *weight = (const WeightBits*)call.in_proj.weight + D * C, *bias = (const WeightBits*)call.in_proj.bias;
+        const auto *weight = (const WeightBits*)block.in_proj.weight + D * C, *bias = (const WeightBits*)block.in_proj.bias;
         linear(IN_PROJ, normal, tokens, C, {weight, bias ? bias + D : nullptr}, D, z);
     }
 
     // Each of the two maps also holds what comes between: inner, when it was read, what was scanned in full resolution.
     void scan_and_merge(Bits* inner, Bits* merged) {
         const Scratch::Scope scope(scratch);
-        const int64_t routes = call.norm_first ? call.half_scan.routes : 1;
+        const int64_t routes = block.norm_first ? block.half_scan.routes : 1;
         Bits *half = nullptr, *full = inner, *u = merged;
-        if (call.half_conv.weight) {
+        if (block.half_conv.weight) {
             half = scratch.take<Bits>(routes * half_tokens * D);
             const Scratch::Scope half_scope(scratch);
             Bits* v = scratch.take<Bits>(half_tokens * D);
-            conv(inner, call.half_conv, D, v);
-            scan(v, call.half_scan, h, w, !call.norm_first, half);
+            conv(inner, block.half_conv, D, v);
+            scan(v, block.half_scan, h, w, !block.norm_first, half);
         }
-        conv(inner, call.full_conv, D, u);
-        scan(u, call.full_scan, H, W, true, full);
-        half ? merge(full, half, routes, merged) : norm(full, call.out_norm, tokens, D, merged);
+        conv(inner, block.full_conv, D, u);
+        scan(u, block.full_scan, H, W, true, full);
+        half ? merge(full, half, routes, merged) : norm(full, block.out_norm, tokens, D, merged);
     }
 
     // y = y + FFN(LN(y)) or y + LN(FFN(y))
     void ffn_branch(Bits* y) {
         const Scratch::Scope scope(scratch);
-        const int64_t F = call.hidden;
+        const int64_t F = block.hidden;
         Bits* hidden = scratch.take<Bits>(tokens * F);
         const Bits* fed = y;
         {
             const Scratch::Scope inner_scope(scratch);
-            if (!call.post_norm) {
+            if (!block.post_norm) {
                 Bits* normal = scratch.take<Bits>(tokens * C);
-                norm(y, call.norm2, tokens, C, normal);
+                norm(y, block.norm2, tokens, C, normal);
                 fed = normal;
             }
-            linear(FC1, fed, tokens, C, call.fc1, F, hidden, call.gelu ? GELU : NONE);
+            linear(FC1, fed, tokens, C, block.fc1, F, hidden, block.gelu ? GELU : NONE);
         }
-        if (call.dwconv.weight) {
+        if (block.dwconv.weight) {
             Bits* mixed = scratch.take<Bits>(tokens * F);
-            conv(hidden, call.dwconv, F, mixed);
+            conv(hidden, block.dwconv, F, mixed);
             hidden = mixed;
         }
-        if (!call.post_norm) return linear(FC2, hidden, tokens, F, call.fc2, C, y, NONE, y);
+        if (!block.post_norm) return linear(FC2, hidden, tokens, F, block.fc2, C, y, NONE, y);
         Bits* branch = scratch.take<Bits>(tokens * C);
-        linear(FC2, hidden, tokens, F, call.fc2, C, branch);
-        norm(branch, call.norm2, tokens, C, y, y);
+        linear(FC2, hidden, tokens, F, block.fc2, C, branch);
+        norm(branch, block.norm2, tokens, C, y, y);
     }
 
     // --- steps -----------------------------------------------------------------------------------------------------
@@ -262,7 +272,7 @@ private:
     // y: summed over the routes, (images, height, width, D), or a map for each, (images, routes, height, width, D).
     void scan(const Bits* x, const S6& s6, int64_t height, int64_t width, bool merge, Bits* y) {
         const Scratch::Scope scope(scratch);
-        const int64_t R = call.rank, N = call.states, sets = s6.carry ? 1 : s6.routes, size = sets * (R + 2 * N);
+        const int64_t R = block.rank, N = block.states, sets = s6.carry ? 1 : s6.routes, size = sets * (R + 2 * N);
         Bits* projected = scratch.take<Bits>(images * height * width * size);
         linear(X_PROJ, x, images * height * width, D, s6.x_proj, size, projected);
         Scan scan{};
@@ -287,7 +297,7 @@ private:
 
     // The weights of a scan, channels last, and A = -exp(A_log).
     void lay_out_weights(const S6& s6, int64_t sets, Scan& scan) {
-        const int64_t R = call.rank, N = call.states, padded = ceil_div(D, 16) * 16;
+        const int64_t R = block.rank, N = block.states, padded = ceil_div(D, 16) * 16;
         float *W_dt = scratch.take<float>(sets * R * padded), *b_dt = scratch.take<float>(sets * padded);
         float *A = scratch.take<float>(sets * N * padded), *Dskip = scratch.take<float>(sets * padded);
         scan.padded = padded, scan.W_dt = W_dt, scan.b_dt = b_dt, scan.A = A, scan.Dskip = Dskip;
@@ -317,9 +327,9 @@ private:
         Merge merge{};
         merge.dtype = dtype, merge.batch = images, merge.height = H, merge.width = W;
         merge.half_height = h, merge.half_width = w, merge.channels = D, merge.routes = routes;
-        merge.norm_first = call.norm_first, merge.eps = call.out_norm.eps;
+        merge.norm_first = block.norm_first, merge.eps = block.out_norm.eps;
         merge.parts = std::min(4 * call.threads, images * H), merge.threads = call.threads;
-        merge.weight = in_float(call.out_norm.weight, D), merge.bias = in_float(call.out_norm.bias, D);
+        merge.weight = in_float(block.out_norm.weight, D), merge.bias = in_float(block.out_norm.bias, D);
         merge.full = dense_map(full, H, W, D), merge.y = dense_map(y, H, W, D);
         merge.half = dense_map(half, h, w, D), merge.half.batch *= routes, merge.half_route = h * w * D;
         merge.moments = scratch.take<float>(2 * (tokens + routes * half_tokens));
@@ -330,7 +340,7 @@ private:
     // weight = sigmoid(expand(relu(reduce(mean of y)))), (images, D)
     void squeeze_excite(const Bits* y, float* weight) {
         const Scratch::Scope scope(scratch);
-        float *mean = scratch.take<float>(images * D), *squeezed = scratch.take<float>(images * call.squeezed);
+        float *mean = scratch.take<float>(images * D), *squeezed = scratch.take<float>(images * block.squeezed);
         if (idle) return;
         const Timer timer(call, SQUEEZE_EXCITE);
         const int64_t blocks = ceil_div(D, 64);
@@ -359,8 +369,8 @@ private:
                 }
             });
         };
-        fill(squeezed, call.reduce, mean, D, call.squeezed, [](float value) { return value < 0 ? 0 : value; });
-        fill(weight, call.expand, squeezed, call.squeezed, D, [](float value) { return sigmoid(splat(value))[0]; });
+        fill(squeezed, block.reduce, mean, D, block.squeezed, [](float value) { return value < 0 ? 0 : value; });
+        fill(weight, block.expand, squeezed, block.squeezed, D, [](float value) { return sigmoid(splat(value))[0]; });
     }
 
     // In place.
@@ -395,21 +405,22 @@ private:
 };
 
 // Call body(Forward) of some images for the dtypes of a call.
-template <class Body> void with_dtypes(const BlockCall& call, int64_t images, Scratch& scratch, const Body& body) {
-    if (call.dtype == 0) return body(Forward<f32, f32>(call, images, scratch));
-    if (call.weight_dtype == 0) return body(Forward<bf16, f32>(call, images, scratch));
-    body(Forward<bf16, bf16>(call, images, scratch));
+template <class Body>
+void with_dtypes(const Blocks& call, const BlockWeights& block, int64_t images, Scratch& scratch, const Body& body) {
+    if (call.dtype == 0) return body(Forward<f32, f32>(call, block, images, scratch));
+    if (call.weight_dtype == 0) return body(Forward<bf16, f32>(call, block, images, scratch));
+    body(Forward<bf16, bf16>(call, block, images, scratch));
 }
 
 // How the images of a batch are shared out. As far as every thread can have as many as the others, each computes its own:
 // none waits for another, or reads what another one has in its cache. The rest is computed by all threads together.
 class Shares {
-    const BlockCall& all;
-    BlockCall one;  // as a thread by itself sees it
+    const Blocks& all;
+    Blocks one;  // as a thread by itself sees it
     int64_t own, own_at_once, together;  // images: of each thread; of those and of the rest, at once
 
 public:
-    explicit Shares(const BlockCall& call) : all(call), one(call) {
+    explicit Shares(const Blocks& call) : all(call), one(call) {
         const auto at_once = [&](int64_t tokens, int64_t images) {
             return std::min(std::max<int64_t>(tokens / (call.height * call.width), 1), images);
         };
@@ -425,7 +436,7 @@ public:
         const int64_t each = scratch(), shared_out = own * all.threads;
         if (own)
             in_parallel(all.threads, all.threads, all.scratch, each, [&](int64_t share, float* scratch) {
-                BlockCall call = one;
+                Blocks call = one;
                 if (share) call.seconds = nullptr;  // the first one tells of all
                 run(call, own * share, own * (share + 1), own_at_once, scratch);
             });
@@ -433,22 +444,27 @@ public:
     }
 
 private:
-    static int64_t measure(const BlockCall& call, int64_t images) {
-        if (!images) return 0;
-        Scratch scratch(nullptr);
-        with_dtypes(call, images, scratch, [&](auto forward) { forward.run(call.x, call.y); });
-        return scratch.floats();
+    static int64_t measure(const Blocks& call, int64_t images) {
+        int64_t most = 0;
+        for (int64_t index = 0; images && index < call.count; ++index) {
+            Scratch scratch(nullptr);
+            with_dtypes(call, call.blocks[index], images, scratch, [&](auto forward) { forward.run(call.x, call.y); });
+            most = std::max(most, scratch.floats());
+        }
+        return most;
     }
 
-    // Compute images from begin to end.
-    static void run(const BlockCall& call, int64_t begin, int64_t end, int64_t at_once, float* memory) {
+    // Compute images from begin to end: all of them through one block, then through the next, which changes y in place.
+    static void run(const Blocks& call, int64_t begin, int64_t end, int64_t at_once, float* memory) {
         const int64_t size = call.height * call.width * call.channels * (call.dtype == 0 ? 4 : 2);  // bytes of an image
-        for (int64_t image = begin; image < end; image += at_once) {
-            Scratch scratch(memory);
-            with_dtypes(call, std::min(at_once, end - image), scratch, [&](auto forward) {
-                forward.run((const char*)call.x + image * size, (char*)call.y + image * size);
-            });
-        }
+        for (int64_t index = 0; index < call.count; ++index)
+            for (int64_t image = begin; image < end; image += at_once) {
+                Scratch scratch(memory);
+                with_dtypes(call, call.blocks[index], std::min(at_once, end - image), scratch, [&](auto forward) {
+                    char* y = (char*)call.y + image * size;
+                    forward.run(index ? y : (const char*)call.x + image * size, y);
+                });
+            }
     }
 };
 
@@ -457,11 +473,11 @@ private:
 extern "C" {
 
 // How many numbers each thread needs as scratch.
-EXPORT int64_t mmmsv_block_scratch(const BlockCall* call) { return Shares(*call).scratch(); }
+EXPORT int64_t mmmsv_blocks_scratch(const Blocks* call) { return Shares(*call).scratch(); }
 
-EXPORT void mmmsv_block_forward(const BlockCall* call) { Shares(*call).run(); }
+EXPORT void mmmsv_blocks_forward(const Blocks* call) { Shares(*call).run(); }
 
-// Whether this is faster than the steps one by one.
-EXPORT int64_t mmmsv_block_is_faster(void) { return REGISTER_BYTES == 64; }
+// Whether this is faster than the layers one by one.
+EXPORT int64_t mmmsv_blocks_are_faster(void) { return REGISTER_BYTES == 64; }
 
 }  // extern "C"
