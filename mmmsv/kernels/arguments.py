@@ -10,6 +10,8 @@ from .routes import ROUTES, Route
 
 # Tokens of a chunk on CPUs, and the most elsewhere.
 CHUNK = 64
+# Of a convolution: beyond the kernels' size it has no use, and scratch grows with it.
+LARGEST_STRIDE = 64
 Activation = Literal["none", "silu", "gelu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 

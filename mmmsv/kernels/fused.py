@@ -14,10 +14,7 @@ from torch.nn.functional import interpolate
 
 from . import ops
 from .argument_checks import check_bool, check_channels, check_dtype, check_shape, check_tensors
-from .arguments import ACTIVATIONS, Activation
-
-# Beyond the kernels' size it has no use; scratch grows with it.
-_LARGEST_STRIDE = 64
+from .arguments import ACTIVATIONS, LARGEST_STRIDE, Activation
 
 
 def depthwise_conv(
@@ -58,8 +55,8 @@ def depthwise_conv(
         )
     if bias is not None:
         check_shape(op, "bias", bias, (channels,), "x", x)
-    if type(stride) is not int or not 1 <= stride <= _LARGEST_STRIDE:
-        raise ValueError(f"{op}: stride is {stride!r}, expected a whole number in 1..{_LARGEST_STRIDE}")
+    if type(stride) is not int or not 1 <= stride <= LARGEST_STRIDE:
+        raise ValueError(f"{op}: stride is {stride!r}, expected a whole number in 1..{LARGEST_STRIDE}")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation is {activation!r}, expected one of {ACTIVATIONS}")
     if residual and stride > 1:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmmsv.compat.torch_versions import get_autocast_dtype, is_autocast_enabled
 
-from ...arguments import ACTIVATIONS
+from ...arguments import ACTIVATIONS, LARGEST_STRIDE
 from ...bypass import is_unobserved
 from ...routes import ROUTES, Route
 from ...whole_block import Block, Conv, Norm, Projection, SelectiveScan, are_steps_recorded, record_steps
@@ -157,15 +157,17 @@ def _describe(block: Block, channels: int, dtype: torch.dtype, tensors: list[Ten
         return address(layer.weight, outputs, inputs), None if layer.bias is None else address(layer.bias, outputs)
 
     def conv(conv: Conv, channels: int, keeps_size: bool) -> tuple:
-        kernel = conv.weight.shape[-1]
-        known = kernel in (3, 7) and conv.activation in ACTIVATIONS and conv.stride >= 1
-        if not known or (keeps_size and conv.stride > 1) or (conv.residual and conv.stride > 1):
+        kernel = _last_size(conv.weight)
+        strides = (1,) if keeps_size or conv.residual else range(1, LARGEST_STRIDE + 1)
+        if kernel not in (3, 7) or conv.activation not in ACTIVATIONS or conv.stride not in strides:
             raise _NotTakenError
         weight = address(conv.weight, channels, 1, kernel, kernel)
         bias = None if conv.bias is None else address(conv.bias, channels)
         return weight, bias, kernel, conv.stride, ACTIVATIONS.index(conv.activation), conv.residual
 
     def s6(scan: SelectiveScan) -> tuple:
+        if not scan.routes or not set(scan.routes) <= set(ROUTES):
+            raise _NotTakenError
         sets = 1 if scan.carry else len(scan.routes)
         return (
             layer(scan.x_proj, inner, sets * (rank + 2 * states)),
@@ -179,7 +181,7 @@ def _describe(block: Block, channels: int, dtype: torch.dtype, tensors: list[Ten
         )
 
     full_conv, full_scan = block.full
-    inner, states, rank = full_scan.b_dt.shape[-1], full_scan.A_log.shape[-1], full_scan.W_dt.shape[-1]
+    inner, states, rank = (_last_size(each) for each in (full_scan.b_dt, full_scan.A_log, full_scan.W_dt))
     described = _BlockWeights(
         inner=inner,
         states=states,
@@ -198,17 +200,28 @@ def _describe(block: Block, channels: int, dtype: torch.dtype, tensors: list[Ten
         described.half_conv, described.half_scan = conv(half_conv, inner, keeps_size=False), s6(half_scan)
     if block.squeeze_excite is not None:
         reduce, expand = block.squeeze_excite
-        described.squeezed = squeezed = reduce.weight.shape[0]
+        described.squeezed = squeezed = _last_size(expand.weight)
         described.reduce, described.expand = layer(reduce, inner, squeezed), layer(expand, squeezed, inner)
     if block.ffn is not None:
         ffn = block.ffn
-        described.hidden = hidden = ffn.fc1.weight.shape[0]
+        described.hidden = hidden = _last_size(ffn.fc2.weight)
         described.post_norm, described.gelu = ffn.post_norm, ffn.conv is None
         described.norm2 = norm(ffn.norm, channels)
         described.fc1, described.fc2 = layer(ffn.fc1, channels, hidden), layer(ffn.fc2, hidden, channels)
         if ffn.conv is not None:
             described.dwconv = conv(ffn.conv, hidden, keeps_size=True)
     return described
+
+
+def _last_size(weight: Tensor) -> int:
+    """Return the size of the last axis.
+
+    Raises:
+        _NotTakenError: There is no such axis, or nothing along it.
+    """
+    if weight.dim() == 0 or weight.shape[-1] == 0:
+        raise _NotTakenError
+    return weight.shape[-1]
 
 
 @functools.cache
