@@ -48,6 +48,8 @@ def report(device: torch.device) -> list[str]:
             side, forward, both = measure(name, device)
             text = f"{side:6}{forward:10.2f}{both:18.2f}{'  automatic choice' if name == chosen else ''}"
         lines.append(f"{device.type:8}{name:12}{text}")
+        if not reason:
+            lines += [f"{'':10}{what}: {choice}" for what, choice in backend.choices().items()]
     try:
         asked = select(_name, device)
     except (ValueError, RuntimeError) as error:

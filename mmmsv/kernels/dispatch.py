@@ -56,6 +56,7 @@ class Backend:
         merge_scales: Takes :class:`~.arguments.MergeScales`.
         layer_norm: Takes :class:`~.arguments.LayerNorm`.
         linear: Takes :class:`~.arguments.Linear`.
+        choices: Returns what it has chosen for this machine, by what it is for; in a few words each.
         blocks: Computes whole blocks for their result alone, as :func:`.whole_block.compute` does.
     """
 
@@ -70,6 +71,7 @@ class Backend:
     merge_scales: Implementation | None = None
     layer_norm: Implementation | None = None
     linear: Implementation | None = None
+    choices: Callable[[], dict[str, str]] = dict
     blocks: Callable[..., Tensor | None] | None = None
 
 

@@ -37,9 +37,10 @@ def compute_in_one_call(blocks: Iterable[nn.Module], x: Tensor) -> Tensor | None
     if not whole.is_asked_for(x) or torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return None
     try:
-        return whole.compute(x, [_weights(block) for block in blocks])
+        weights = [_weights(block) for block in blocks]
     except _ChangedError:
         return None
+    return whole.compute(x, weights) if weights else None
 
 
 def _weights(module: nn.Module) -> whole.Block:

@@ -20,6 +20,7 @@ from mmmsv.analysis.speed.timing import Timing
 from mmmsv.kernels import BACKENDS, __main__, whole_block
 from mmmsv.kernels.backends.cpu import library
 
+from ..test_kernels.fused_inputs import needs_library
 from .load import ROOT, tables_of
 
 # Title of a section: how many tables it has.
@@ -182,7 +183,22 @@ def test_the_report_heeds_the_environment(asked, last, monkeypatch):
 def test_the_report_is_quiet_about_what_is_not_asked_for(monkeypatch):
     monkeypatch.setattr(__main__, "measure", lambda name, device: (56, 1.0, 3.0))
     monkeypatch.delenv("MMMSV_BACKEND", raising=False)
-    assert len(__main__.report(torch.device("cpu"))) == len(BACKENDS)
+    choices = [line for line in __main__.report(torch.device("cpu")) if line.startswith(" ")]
+    assert len(__main__.report(torch.device("cpu"))) == len(BACKENDS) + len(choices)
+
+
+@needs_library
+def test_the_report_tells_what_the_processor_is_given(monkeypatch):
+    monkeypatch.setattr(__main__, "measure", lambda name, device: (56, 1.0, 3.0))
+    for faster, rows, pairs in ((True, 288, True), (True, 288, False), (False, 0, False)):
+        found = library.loaded_library()._replace(
+            blocks_are_faster=faster, linear_most_rows=rows, multiplies_pairs=pairs
+        )
+        monkeypatch.setattr(library, "loaded_library", lambda found=found: found)
+        text = "\n".join(__main__.report(torch.device("cpu")))
+        assert ("blocks: in one call" in text) == faster
+        assert ("bfloat16 of pairs" in text) == pairs
+        assert (f"up to {rows} rows" in text) == bool(rows)
 
 
 BAD = {

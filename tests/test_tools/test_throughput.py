@@ -131,6 +131,7 @@ def test_facts(run):
     assert (facts["dtype"], facts["layout"], facts["mode"]) == ("float32", "best", "eager")
     assert facts["threads"] == str(torch.get_num_threads())
     assert {"processor", "vector instructions", "load before the start", "commit", "scan backend"} <= set(facts)
+    assert machine.choices(torch.device("cpu")).items() <= facts.items()
     assert re.fullmatch(r"\d+ GFLOP/s in float32", facts["product of 2048 x 2048"])
     assert {"torch", "torchvision", "mmmsv", "Triton"} <= set(facts)
     assert all(f"| {name} | {value} |" in run[0] for name, value in facts.items())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mmmsv.kernels import linear
+from mmmsv.kernels import BACKENDS, linear
 from mmmsv.kernels.dispatch import select
 
 from .clock import clock
@@ -79,6 +79,11 @@ def scan_backend(device: torch.device) -> str:
         RuntimeError: It asks for one that cannot run here.
     """
     return select(lambda backend: None if backend.scan2d is None else backend.name, device)
+
+
+def choices(device: torch.device) -> dict[str, str]:
+    """Return what the backend that scans on ``device`` has chosen for this machine, by what it is for."""
+    return BACKENDS[scan_backend(device)].choices()
 
 
 def why_unreliable() -> str | None:

@@ -55,6 +55,7 @@ def conditions(settings: Settings, dtype: str) -> dict[str, str]:
         "Triton": _triton_version(),
         **gpu,
         "scan backend": machine.scan_backend(settings.device),
+        **machine.choices(settings.device),
         "dtype": dtype if dtype == "float32" else f"autocast to {dtype}; weights and images are float32",
         "layout": settings.layout,
         "mode": settings.mode,

@@ -2,7 +2,7 @@
 
 from ...dispatch import Backend, Kernel, register
 from . import block, fused, linear, scan
-from .library import why_not
+from .library import choices, why_not
 
 register(
     Backend(
@@ -16,5 +16,6 @@ register(
         merge_scales=Kernel(fused.merge_scales, fused.merge_scales_backward),
         linear=linear.linear,
         blocks=block.compute,
+        choices=choices,
     )
 )

@@ -70,6 +70,7 @@ class Library(NamedTuple):
     Args:
         linear_most_rows: The most rows with which its linear layer is.
         blocks_are_faster: Whether blocks in one call are.
+        multiplies_pairs: Whether products in bfloat16 are made of pairs, by an instruction of the processor.
     """
 
     scan: LibraryOp
@@ -80,6 +81,7 @@ class Library(NamedTuple):
     blocks: LibraryOp
     linear_most_rows: int
     blocks_are_faster: bool
+    multiplies_pairs: bool
 
 
 @functools.cache
@@ -144,6 +146,7 @@ def library() -> Library | str:
         LibraryOp(loaded.mmmsv_blocks_forward, loaded.mmmsv_blocks_scratch),
         loaded.mmmsv_linear_most_rows(),
         bool(loaded.mmmsv_blocks_are_faster()),
+        bool(loaded.mmmsv_linear_multiplies_pairs()),
     )
 
 
@@ -163,6 +166,19 @@ def why_not(device: torch.device) -> str | None:
         return "it computes on CPUs only"
     loaded = library()
     return loaded if isinstance(loaded, str) else None
+
+
+def choices() -> dict[str, str]:
+    """Return what computes products and blocks on this processor."""
+    found = loaded_library()
+    rows, pairs = found.linear_most_rows, "pairs" if found.multiplies_pairs else "single numbers"
+    return {
+        "linear layers": (f"own product up to {rows} rows, oneDNN's beyond" if rows else "oneDNN's product")
+        + " where large, MKL's where small; for gradients oneDNN's convolution",
+        "inference of blocks": f"in one call, with own products; in bfloat16 of {pairs}"
+        if found.blocks_are_faster
+        else "layer by layer",
+    }
 
 
 def loaded_library() -> Library:

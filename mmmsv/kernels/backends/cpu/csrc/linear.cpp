@@ -85,11 +85,16 @@ struct Pair {
     }
 };
 
+#endif
+
 bool multiplies_pairs() {
+#if REGISTER_BYTES == 64
     static const bool has = __builtin_cpu_supports("avx512bf16");
     return has;
-}
+#else
+    return false;
 #endif
+}
 
 // --- panels and tiles -----------------------------------------------------------------------------------------------
 
@@ -227,6 +232,9 @@ EXPORT void mmmsv_linear_forward(const Linear* linear) {
     if (linear->dtype == 0) return run<Single<f32>, f32>(*linear);
     linear->weight_dtype == 0 ? run_bf16<f32>(*linear) : run_bf16<bf16>(*linear);
 }
+
+// Whether products in bfloat16 are made of pairs.
+EXPORT int64_t mmmsv_linear_multiplies_pairs(void) { return multiplies_pairs(); }
 
 // How many rows x may have for this to be faster than oneDNN: none without AVX-512, as measured.
 EXPORT int64_t mmmsv_linear_most_rows(void) { return REGISTER_BYTES == 64 ? FEW_TILES * ROWS : 0; }
