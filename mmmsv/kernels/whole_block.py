@@ -166,5 +166,5 @@ def record_steps(seconds: Mapping[str, float]) -> None:
 
 
 def _kernel(x: Tensor) -> Callable[[Tensor, Sequence[Block]], Tensor | None] | None:
-    """Return that of the backend which computes scans: where another one is asked for, blocks are its own too."""
-    return select(lambda backend: None if backend.scan2d is None else backend, x.device).blocks
+    """Return that of the backend that comes first, whatever the op: where another one does, ops are to be its own."""
+    return select(lambda backend: backend, x.device).blocks

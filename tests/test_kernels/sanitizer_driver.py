@@ -18,9 +18,10 @@ from mmmsv.kernels.backends.cpu import library as native_library
 from mmmsv.kernels.backends.cpu import linear as native_linear
 from mmmsv.kernels.backends.cpu import scan as native_scan
 
+from .block_inputs import by_steps, computed, draw_case, mapped, on_any_processor
 from .scan_inputs import TOLERANCE, MapCase, assert_near, run, run_map, scan_inputs
 
-MAPS, SEQUENCES, AROUND = 160, 60, 60
+MAPS, SEQUENCES, AROUND, BLOCKS = 160, 60, 60, 100
 SIZES = [(1, 1), (1, 7), (7, 1), (5, 3), (9, 8), (33, 5), (0, 3)]
 DIMS = [1, 3, 16, 17, 193, 0]
 
@@ -173,6 +174,22 @@ def run_linear(draw: random.Random) -> None:
         _compare((native_linear.product(*tensors),), (exact,), torch.float32, tensors)
 
 
+def run_blocks(draw: random.Random) -> None:
+    """One block or two in a call, in float32, in bfloat16, and in bfloat16 beside weights in float32."""
+    tolerances = {torch.float32: 2 * TOLERANCE[torch.float32], torch.bfloat16: 0.05}
+    for _ in range(BLOCKS):
+        case, count = draw_case(draw), draw.randint(1, 2)
+        maps, weights = draw.choice([(torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.bfloat16, torch.float32)])
+        torch.set_num_threads(draw.randint(1, 2))
+        blocks = [mapped(case.block(), lambda weight, dtype=weights: _unaligned(weight.to(dtype)))] * count
+        x = exact = _unaligned(case.x().to(maps))
+        for block in blocks:
+            exact = by_steps(exact.double(), block)
+        with on_any_processor(), torch.autocast("cpu", torch.bfloat16, enabled=maps != weights):
+            y = computed(x, *blocks)
+        assert_near(y, exact, tolerances[maps], str(case))
+
+
 def all_is_well() -> None:
     draw = random.Random(0)
     torch.manual_seed(0)
@@ -180,6 +197,7 @@ def all_is_well() -> None:
     run_sequences(draw)
     run_around(draw)
     run_linear(draw)
+    run_blocks(draw)
 
 
 def a_short_tensor() -> None:

@@ -91,13 +91,15 @@ class _NotTakenError(Exception):
 
 def compute(x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
     """Compute :func:`mmmsv.kernels.whole_block.compute`."""
-    weights_dtype = blocks[0].norm1.weight.dtype
-    if not loaded_library().blocks_are_faster or x.dim() != 4 or x.numel() == 0 or not _takes(x.dtype, weights_dtype):
+    if not loaded_library().blocks_are_faster or x.dim() != 4 or x.numel() == 0:
+        return None
+    first = blocks[0].norm1.weight
+    if not isinstance(first, Tensor) or not _takes(x.dtype, first.dtype):
         return None
     tensors: list[Tensor] = []
     batch, height, width, channels = x.shape
     try:
-        described = [_describe(block, channels, weights_dtype, tensors) for block in blocks]
+        described = [_describe(block, channels, first.dtype, tensors) for block in blocks]
     except _NotTakenError:
         return None
     x = x.contiguous()
@@ -108,7 +110,7 @@ def compute(x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
     seconds = (ctypes.c_double * len(_STEPS))() if are_steps_recorded() else None
     problem = _Blocks(
         dtype=DTYPES.index(x.dtype),
-        weight_dtype=DTYPES.index(weights_dtype),
+        weight_dtype=DTYPES.index(first.dtype),
         batch=batch,
         height=height,
         width=width,
@@ -143,14 +145,16 @@ def _describe(block: Block, channels: int, dtype: torch.dtype, tensors: list[Ten
 
     def address(tensor: Tensor, *shape: int) -> int:
         # In this order: a sparse tensor has no strides to ask about.
-        if tensor.dtype != dtype or not tensor.is_cpu or tensor.layout != torch.strided:
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             raise _NotTakenError
-        if tensor.shape != shape or not tensor.is_contiguous():
+        if tensor.dtype != dtype or not tensor.is_cpu or tensor.shape != shape or not tensor.is_contiguous():
             raise _NotTakenError
         tensors.append(tensor)
         return tensor.data_ptr()
 
     def norm(norm: Norm, channels: int) -> tuple:
+        if not isinstance(norm.eps, float):
+            raise _NotTakenError
         return address(norm.weight, channels), address(norm.bias, channels), norm.eps
 
     def layer(layer: Projection, inputs: int, outputs: int) -> tuple:
@@ -159,6 +163,8 @@ def _describe(block: Block, channels: int, dtype: torch.dtype, tensors: list[Ten
     def conv(conv: Conv, channels: int, keeps_size: bool) -> tuple:
         kernel = _last_size(conv.weight)
         strides = (1,) if keeps_size or conv.residual else range(1, LARGEST_STRIDE + 1)
+        if type(conv.stride) is not int or type(conv.residual) is not bool:
+            raise _NotTakenError
         if kernel not in (3, 7) or conv.activation not in ACTIVATIONS or conv.stride not in strides:
             raise _NotTakenError
         weight = address(conv.weight, channels, 1, kernel, kernel)
@@ -166,7 +172,7 @@ def _describe(block: Block, channels: int, dtype: torch.dtype, tensors: list[Ten
         return weight, bias, kernel, conv.stride, ACTIVATIONS.index(conv.activation), conv.residual
 
     def s6(scan: SelectiveScan) -> tuple:
-        if not scan.routes or not set(scan.routes) <= set(ROUTES):
+        if type(scan.routes) is not tuple or not scan.routes or not set(scan.routes) <= set(ROUTES):
             raise _NotTakenError
         sets = 1 if scan.carry else len(scan.routes)
         return (
@@ -219,7 +225,7 @@ def _last_size(weight: Tensor) -> int:
     Raises:
         _NotTakenError: There is no such axis, or nothing along it.
     """
-    if weight.dim() == 0 or weight.shape[-1] == 0:
+    if not isinstance(weight, Tensor) or weight.dim() == 0 or weight.shape[-1] == 0:
         raise _NotTakenError
     return weight.shape[-1]
 
