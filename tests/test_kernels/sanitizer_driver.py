@@ -21,7 +21,7 @@ from mmmsv.kernels.backends.cpu import scan as native_scan
 from .block_inputs import by_steps, computed, draw_case, mapped, on_any_processor
 from .scan_inputs import TOLERANCE, MapCase, assert_near, run, run_map, scan_inputs
 
-MAPS, SEQUENCES, AROUND, BLOCKS = 160, 60, 60, 100
+MAPS, SEQUENCES, AROUND, BLOCKS = 160, 60, 60, 30
 SIZES = [(1, 1), (1, 7), (7, 1), (5, 3), (9, 8), (33, 5), (0, 3)]
 DIMS = [1, 3, 16, 17, 193, 0]
 
