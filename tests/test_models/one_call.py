@@ -51,7 +51,7 @@ def layer_by_layer():
 
 def assert_same(ours, theirs):
     for one, other in zip(ours, theirs, strict=True):
-        assert one.dtype == other.dtype
+        assert (one.dtype, one.requires_grad) == (other.dtype, other.requires_grad)
         assert_near(one, other, TOLERANCE[one.dtype])
 
 

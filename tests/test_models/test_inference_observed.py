@@ -121,7 +121,9 @@ WAYS = [
     *(mapped_over_images, mapped_over_weights, with_a_tangent, with_dual_numbers, differentiated),
     *(in_float64, in_float16, in_a_subclass, without_memory),
 ]
-PROGRAMS = [traced, made_a_program, made_a_program_early, compiled_for_eager, exported]
+PROGRAMS = [traced, made_a_program, compiled_for_eager, exported]
+if torch.__version__ >= (2, 2):  # before, nothing tells of such a trace
+    PROGRAMS.append(made_a_program_early)
 
 
 @pytest.mark.parametrize("way", [*WAYS, *(pytest.param(program, marks=pytest.mark.slow) for program in PROGRAMS)])
