@@ -33,7 +33,7 @@ class Op(NamedTuple):
 def profile_ops(call: Callable[[], object], device: torch.device, calls: int) -> list[Op]:
     """Return the ops of a CPU, or the kernels of a GPU, that a call makes, those that take longest first.
 
-    Where a CPU computes a block in one call, which the profiler does not see, its steps stand in the place of ops.
+    Where a CPU computes blocks in one call, their steps stand in its place.
 
     Args:
         call: Was made before, so that all it loads and compiles is there.
@@ -50,6 +50,7 @@ def profile_ops(call: Callable[[], object], device: torch.device, calls: int) ->
     kind, field = (DeviceType.CPU, "self_cpu_time_total") if cpu else (DeviceType.CUDA, "self_device_time_total")
     ops = (event for event in profiler.key_averages() if event.device_type == kind)
     found = [Op(op.key, op.count // calls, getattr(op, field) / calls / 1e6) for op in ops]
+    found = [op for op in found if op.name != "mmmsv::blocks"]
     found += [Op(f"block: {step}", 1, seconds / calls) for step, seconds in steps.items()]
     return sorted(found, key=lambda op: op.seconds, reverse=True)
 

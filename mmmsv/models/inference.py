@@ -26,6 +26,8 @@ _LAYERS = (
 # Where the norm of the second branch is; None where there is no second branch.
 _FFN_NORMS = {VSSBlock: None, MS3Block: "pre", PostNormMS3Block: "post"}
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {layer: layer.forward for layer in (*_FFN_NORMS, *_LAYERS)}
+# What forwards call of their own layer, which an instance may have another one of.
+_METHODS = frozenset(("forward", "project_in", "project_out", "normalise", "mix_and_project", "result_dtype"))
 
 
 class _ChangedError(Exception):
@@ -77,7 +79,7 @@ def _unchanged(layer: Any, *types: type[nn.Module]) -> Any:
     if (
         kind not in types
         or kind.forward is not _FORWARDS[kind]
-        or "forward" in layer.__dict__
+        or not _METHODS.isdisjoint(layer.__dict__)
         or layer._forward_hooks
         or layer._forward_pre_hooks
         or layer._compiled_call_impl is not None

@@ -126,6 +126,11 @@ def own_forward(block):
     block.scan.out_proj.forward = lambda x: 2 * forward(x)
 
 
+def own_projection(block):
+    project = block.scan.project_in
+    block.scan.project_in = lambda x: tuple(2 * y for y in project(x))
+
+
 def own_forward_of_the_block(block):
     forward = block.forward
     block.forward = lambda x: 2 * forward(x)
@@ -224,7 +229,14 @@ def another_scan(block):
 
 
 CHANGES = [
-    *(own_forward, own_forward_of_the_block, own_forward_of_dropped_paths, hook_that_changes, hook_with_names),
+    *(
+        own_forward,
+        own_projection,
+        own_forward_of_the_block,
+        own_forward_of_dropped_paths,
+        hook_that_changes,
+        hook_with_names,
+    ),
     *(adapters, parametrised, parametrised_scan, weight_norm, weight_norm_by_a_hook, pruned, quantised, compiled),
     *(torchs_own_norm, layer_of_a_subclass, block_of_a_subclass, another_scan),
 ]

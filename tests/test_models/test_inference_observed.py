@@ -135,3 +135,9 @@ def test_more_than_the_result(taken, name, way):
     with torch.no_grad():
         assert_same_outcome(lambda: way(model_of(name).stages[0], x))
     assert not taken
+
+
+def test_profilers_see_the_call(taken):
+    with torch.no_grad(), torch.profiler.profile() as profiler:
+        model_of("nano")(torch.randn(1, 3, 32, 40))
+    assert [event.count for event in profiler.key_averages() if event.key == "mmmsv::blocks"] == [len(taken)]

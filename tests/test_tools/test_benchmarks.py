@@ -253,6 +253,7 @@ def test_profile_of_a_model(whole, monkeypatch, capsys):
     ((header, *rows),) = tables_of(output)
     assert header == ["op", "calls", "ms", "%"]
     assert (["block: scan", "1"] if whole else ["mmmsv::scan2d", "20"]) in [row[:2] for row in rows]
+    assert "mmmsv::blocks" not in output
     assert output.splitlines()[-1].startswith("500 ms a step")
 
 

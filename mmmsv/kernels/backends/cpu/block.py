@@ -1,16 +1,18 @@
 """Whole blocks in C++: hands their weights to the library by their addresses."""
 
+import contextlib
 import ctypes
 import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from mmmsv.compat.torch_versions import get_autocast_dtype, is_autocast_enabled
 
 from ...arguments import ACTIVATIONS, LARGEST_STRIDE
-from ...bypass import is_unobserved
+from ...bypass import is_profiled, is_unobserved
 from ...routes import ROUTES, Route
 from ...whole_block import Block, Conv, Norm, Projection, SelectiveScan, are_steps_recorded, record_steps
 from .library import DTYPES, in_huge_pages, loaded_library
@@ -24,19 +26,19 @@ _SUMS = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 class _LayerNorm(ctypes.Structure):
-    """``LayerNorm`` of block.cpp."""
+    """``LayerNorm`` of block.h."""
 
     _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_double)]
 
 
 class _Layer(ctypes.Structure):
-    """``Layer`` of block.cpp."""
+    """``Layer`` of block.h."""
 
     _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p)]
 
 
 class _Conv(ctypes.Structure):
-    """``Conv`` of block.cpp."""
+    """``Conv`` of block.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("weight", "bias")),
@@ -45,7 +47,7 @@ class _Conv(ctypes.Structure):
 
 
 class _S6(ctypes.Structure):
-    """``S6`` of block.cpp."""
+    """``S6`` of block.h."""
 
     _fields_ = [
         ("x_proj", _Layer),
@@ -55,7 +57,7 @@ class _S6(ctypes.Structure):
 
 
 class _BlockWeights(ctypes.Structure):
-    """``BlockWeights`` of block.cpp."""
+    """``BlockWeights`` of block.h."""
 
     _integers = ("inner", "states", "rank", "squeezed", "hidden", "gated", "norm_first", "post_norm", "gelu")
     _fields_ = [
@@ -76,7 +78,7 @@ class _BlockWeights(ctypes.Structure):
 
 
 class _Blocks(ctypes.Structure):
-    """``Blocks`` of block.cpp."""
+    """``Blocks`` of block.h."""
 
     _integers = ("dtype", "weight_dtype", "batch", "height", "width", "channels", "threads", "count")
     _fields_ = [
@@ -122,7 +124,8 @@ def compute(x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
         y=y.data_ptr(),
         seconds=None if seconds is None else ctypes.addressof(seconds),
     )
-    loaded_library().blocks.forward(problem, _SUMS)
+    with record_function("mmmsv::blocks") if is_profiled() else contextlib.nullcontext():
+        loaded_library().blocks.forward(problem, _SUMS)
     if seconds is not None:
         record_steps(dict(zip(_STEPS, seconds, strict=True)))
     return y
@@ -172,7 +175,9 @@ def _describe(block: Block, channels: int, dtype: torch.dtype, tensors: list[Ten
         return weight, bias, kernel, conv.stride, ACTIVATIONS.index(conv.activation), conv.residual
 
     def s6(scan: SelectiveScan) -> tuple:
-        if type(scan.routes) is not tuple or not scan.routes or not set(scan.routes) <= set(ROUTES):
+        if type(scan.routes) is not tuple or not scan.routes or type(scan.carry) is not bool:
+            raise _NotTakenError
+        if any(route not in ROUTES for route in scan.routes):
             raise _NotTakenError
         sets = 1 if scan.carry else len(scan.routes)
         return (

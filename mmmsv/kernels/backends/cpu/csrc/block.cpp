@@ -10,90 +10,18 @@
 
 #include <ctime>
 
+#include "block.h"
 #include "depthwise.h"
 #include "gate.h"
 #include "linear.h"
 #include "merge.h"
 #include "scan.h"
 
-extern "C" {
-
-// Weights as the modules hold them, each contiguous; a null bias is none, another null says that the whole layer is missing.
-struct LayerNorm { const void *weight, *bias; double eps; };
-struct Layer { const void *weight, *bias; };
-struct Conv { const void *weight, *bias; int64_t kernel, stride, activation, residual; };
-struct S6 {
-    Layer x_proj;
-    const void *W_dt, *b_dt, *A_log, *Dskip;  // (S, D, R), (S, D), (S, D, N), (S, D)
-    const int64_t* codes;                      // of the routes, places in ROUTES of routes.py
-    int64_t routes, carry;                     // S is 1 with carry, and routes without
-};
-
-struct BlockWeights {
-    int64_t inner, states, rank, squeezed, hidden;
-    int64_t gated, norm_first, post_norm, gelu;  // gelu: of the FFN without a convolution
-    LayerNorm norm1;
-    Layer in_proj;
-    Conv full_conv;
-    S6 full_scan;
-    Conv half_conv;
-    S6 half_scan;
-    LayerNorm out_norm;
-    Layer reduce, expand, out_proj;
-    LayerNorm norm2;
-    Layer fc1;
-    Conv dwconv;
-    Layer fc2;
-};
-
-struct Blocks {
-    // Of maps, float32 or bfloat16, and of weights, float32 or that of maps: places in DTYPES of library.py.
-    int64_t dtype, weight_dtype;
-    int64_t batch, height, width, channels;
-    int64_t threads;
-    int64_t count;
-    const BlockWeights* blocks;  // one after the other
-    const void* x;         // (batch, height, width, channels)
-    void* y;               // as x
-    float* scratch;        // for each thread as many numbers as mmmsv_blocks_scratch says
-    double* seconds;       // null, or for each of _STEPS of block.py where the time that it takes is added
-};
-
-}  // extern "C"
-
 namespace {
 
 // Tokens of the images that one thread, or all threads together, take at once: few enough that what lies between the steps
 // stays in the cache, and enough for each read of the weights to serve many rows.
 constexpr int64_t TOKENS_OF_ONE = 800, TOKENS_OF_ALL = 3200;
-
-// Memory that is taken and given back in order. Without any it only finds out how much is needed.
-class Scratch {
-    uintptr_t memory;
-    int64_t used = 0, most = 0;
-
-public:
-    explicit Scratch(float* memory) : memory((uintptr_t)memory) {}
-
-    template <class Bits> Bits* take(int64_t count) {
-        const int64_t at = used;
-        used += ceil_div(count * sizeof(Bits), 64) * 64;  // so that a line of the cache has numbers of one array alone
-        most = std::max(most, used);
-        return (Bits*)(memory + at);
-    }
-    bool only_measures() const { return !memory; }
-    int64_t floats() const { return most / sizeof(float); }
-
-    // Gives back, at its end, what was taken in its life.
-    class Scope {
-        Scratch& scratch;
-        const int64_t before;
-
-    public:
-        explicit Scope(Scratch& scratch) : scratch(scratch), before(scratch.used) {}
-        ~Scope() { scratch.used = before; }
-    };
-};
 
 // Places in _STEPS of block.py.
 enum Step { NORM, IN_PROJ, CONV, X_PROJ, SCAN, MERGE, SQUEEZE_EXCITE, GATE, OUT_PROJ, FC1, FC2 };
@@ -142,8 +70,9 @@ template <class T, class Weight> class Forward {
 
 public:
     Forward(const Blocks& call, const BlockWeights& block, int64_t images, Scratch& scratch)
-        : call(call), block(block), images(images), H(call.height), W(call.width), h(halved(H)), w(halved(W)), tokens(images * H * W),
-          half_tokens(images * h * w), C(call.channels), D(block.inner), scratch(scratch), idle(scratch.only_measures()) {}
+        : call(call), block(block), images(images), H(call.height), W(call.width), h(halved(H)), w(halved(W)),
+          tokens(images * H * W), half_tokens(images * h * w), C(call.channels), D(block.inner), scratch(scratch),
+          idle(scratch.only_measures()) {}
 
     // y may be x.
     void run(const void* x, void* y) {
