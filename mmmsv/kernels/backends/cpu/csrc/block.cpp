@@ -15,6 +15,7 @@
 #include "gate.h"
 #include "linear.h"
 #include "merge.h"
+#include "moments.h"
 #include "scan.h"
 
 namespace {
@@ -159,18 +160,11 @@ private:
         for_tokens(call.threads, count, [&](int64_t token) {
             const Bits *from = x + token * dim, *added = residual ? residual + token * dim : nullptr;
             Bits* to = y + token * dim;
-            Floats sum{}, squares{};
-            for_registers<float>(dim, [&](auto full, int64_t d, int lanes) { sum += read<T, full>(from + d, lanes); });
-            const float mean = lane_sum(sum) / dim;
+            const auto token_at = [from](auto full, int64_t d, int lanes) { return read<T, full>(from + d, lanes); };
+            const Moments<float> moments = measure<float>(token_at, dim, layer.eps);
+            const float mean = moments.mean, scale = moments.scale;
             for_registers<float>(dim, [&](auto full, int64_t d, int lanes) {
-                Floats deviation = read<T, full>(from + d, lanes) - mean;
-                if (!full)
-                    for (int lane = lanes; lane < Simd<float>::width; ++lane) deviation[lane] = 0;
-                squares += deviation * deviation;
-            });
-            const float scale = 1 / std::sqrt(lane_sum(squares) / dim + (float)layer.eps);
-            for_registers<float>(dim, [&](auto full, int64_t d, int lanes) {
-                const Floats normal = (read<T, full>(from + d, lanes) - mean) * scale;
+                const Floats normal = (token_at(full, d, lanes) - mean) * scale;
                 Floats value = normal * read<Weight, full>(weight + d, lanes) + read<Weight, full>(bias + d, lanes);
                 if (added) value += read<T, full>(added + d, lanes);
                 write<T, full>(to + d, value, lanes);

@@ -7,9 +7,8 @@
 // Tasks are rows of the map, tokens within them are walked in order, channels lie in the lanes of a register. The mean
 // and the deviation of each token are kept for the backward pass.
 
-#include <cmath>
-
 #include "merge.h"
+#include "moments.h"
 
 namespace {
 
@@ -182,24 +181,11 @@ private:
         return moments(batch, 0, 0) + 2 * (size + route * half_size + row * merge.half_width + column);
     }
 
-    struct Moments {
-        Real mean, scale;
-    };
-
     // Also keeps them.
-    template <class Token> Moments measure(const Token& x, Real* kept) const {
-        V sum{}, squares{};
-        for_registers<Real>(D, [&](auto full, int64_t d, int lanes) { sum += x(full, d, lanes); });
-        const Real mean = lane_sum(sum) / D;
-        for_registers<Real>(D, [&](auto full, int64_t d, int lanes) {
-            V deviation = x(full, d, lanes) - mean;
-            if (!full)
-                for (int lane = lanes; lane < Simd<Real>::width; ++lane) deviation[lane] = 0;
-            squares += deviation * deviation;
-        });
-        const Real scale = 1 / std::sqrt(lane_sum(squares) / D + (Real)merge.eps);
-        kept[0] = mean, kept[1] = scale;
-        return {mean, scale};
+    template <class Token> Moments<Real> measure(const Token& x, Real* kept) const {
+        const auto moments = ::measure<Real>(x, D, merge.eps);
+        kept[0] = moments.mean, kept[1] = moments.scale;
+        return moments;
     }
 
     template <bool full> V normal(V x, Real mean, Real scale, int64_t d, int lanes) const {
