@@ -53,7 +53,7 @@ def results(function, tensors, dtype=None):
 def with_gradients(y, leaves):
     """Return y, or all results where there are several, and the gradients of the leaves."""
     ys = all_of(y)
-    weights = [normal(*each.shape).to(each.dtype) for each in ys]
+    weights = [normal(*each.shape).to(each) for each in ys]
     return *ys, *torch.autograd.grad(ys, [each for each in leaves if each is not None], weights)
 
 

@@ -44,12 +44,12 @@ def dtypes_for(backend):
 def assert_agree(backend, op, twin, tensors, dtype):
     exact = results(twin, tensors, dtype=torch.float64)
     with use_backend(backend):
-        ours = results(op, tensors)
+        ours = results(op, [None if each is None else each.to(device_of(backend)) for each in tensors])
     assert ours[0].dtype == dtype
     # A gradient of nothing but rounding, as that of a norm over one channel would be, is compared with 1.
     for one, other in zip(ours, exact, strict=True):
         assert_near(
-            one.double() / max(other.abs().max().item(), 1e-2),
+            one.cpu().double() / max(other.abs().max().item(), 1e-2),
             other.double() / max(other.abs().max().item(), 1e-2),
             3 * TOLERANCE[dtype],
         )

@@ -84,7 +84,7 @@ def gate_backward(
     channels = channels // VECTOR * VECTOR  # says that it is a multiple
     batch, begin, end, index, columns = find(tokens, span, channels, COLUMNS)
     weight_ = _read_weight(weight, batch, channels, columns, dtype)
-    sums = tl.zeros((1, COLUMNS), dtype)
+    sums = tl.zeros((ROWS, COLUMNS), dtype)
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
         mask = (rows < end) & (columns < channels)
@@ -98,6 +98,6 @@ def gate_backward(
             gradient *= z_ * sigmoid
         write(dy, batch, new_batch, rows, new_token, columns, mask, gradient * weight_, VECTOR)
         if weight is not None:
-            sums += tl.sum(gradient * y_, 0, keep_dims=True)
+            sums += gradient * y_
     if weight is not None:
-        tl.store(parts + index * channels + columns, sums, columns < channels)
+        tl.store(parts + index * channels + columns, tl.sum(sums, 0, keep_dims=True), columns < channels)

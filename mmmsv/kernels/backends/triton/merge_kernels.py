@@ -161,7 +161,7 @@ def merge_forward(
     weight_ = tl.load(weight + columns, columns < channels, 0.0)
     bias_ = tl.load(bias + columns, columns < channels, 0.0)
     moments += batch * (tokens + (ROUTES * half_tokens if NORM_FIRST else 0)) * 2
-    sum_of_y = tl.zeros((1, COLUMNS), dtype)
+    sum_of_y = tl.zeros((ROWS, COLUMNS), dtype)
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
         inside = rows < end
@@ -204,9 +204,9 @@ def merge_forward(
                 at = line * half_width + column
                 normal += share * read(sums, batch, half_tokens * channels, at, channels, columns, mask, VECTOR, dtype)
         y_ = normal * weight_ + total
-        sum_of_y += tl.sum(tl.where(mask, y_, 0.0), 0, keep_dims=True)
+        sum_of_y += tl.where(mask, y_, 0.0)
         write(y, batch, y_batch, rows, y_token, columns, mask, y_, VECTOR)
-    tl.store(parts + index * channels + columns, sum_of_y, columns < channels)
+    tl.store(parts + index * channels + columns, tl.sum(sum_of_y, 0, keep_dims=True), columns < channels)
 
 
 @triton.jit(do_not_specialize=[*_MAPS, "dy_batch", "dy_token", *_SIZES])
@@ -250,7 +250,7 @@ def merge_backward_full(
     batch, begin, end, index, columns = find(tokens, span, channels, COLUMNS)
     weight_ = tl.load(weight + columns, columns < channels, 0.0)
     moments += batch * (tokens + (ROUTES * half_height * half_width if NORM_FIRST else 0)) * 2
-    dweight, dbias = tl.zeros((1, COLUMNS), dtype), tl.zeros((1, COLUMNS), dtype)
+    dweight, dbias = tl.zeros((ROWS, COLUMNS), dtype), tl.zeros((ROWS, COLUMNS), dtype)
     of_mean = _of_mean(dmean, batch, channels, columns, tokens, dtype)
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
@@ -278,13 +278,13 @@ def merge_backward_full(
         normal, inverse = normalise_again(x, mask, moments, rows, inside)
         gradient = read(dy, batch, dy_batch, rows, dy_token, columns, mask, VECTOR, dtype)
         gradient += tl.where(mask, of_mean, 0.0)
-        dweight += tl.sum(gradient * normal, 0, keep_dims=True)
-        dbias += tl.sum(gradient, 0, keep_dims=True)
+        dweight += gradient * normal
+        dbias += gradient
         dx = through_norm(gradient * weight_, normal, inverse, channels)
         write(dfull, batch, y_batch, rows, y_token, columns, mask, dx, VECTOR)
     to = parts + index * 2 * channels + columns
-    tl.store(to, dweight, columns < channels)
-    tl.store(to + channels, dbias, columns < channels)
+    tl.store(to, tl.sum(dweight, 0, keep_dims=True), columns < channels)
+    tl.store(to + channels, tl.sum(dbias, 0, keep_dims=True), columns < channels)
 
 
 @triton.jit(do_not_specialize=["half_batch", "half_route", "half_token", "dy_batch", "dy_token", *_SIZES])
@@ -326,7 +326,7 @@ def merge_backward_half(
     batch, begin, end, index, columns = find(tokens, span, channels, COLUMNS)
     weight_ = tl.load(weight + columns, columns < channels, 0.0)
     moments += batch * (height * width + ROUTES * tokens) * 2
-    dweight = tl.zeros((1, COLUMNS), dtype)
+    dweight = tl.zeros((ROWS, COLUMNS), dtype)
     of_mean = _of_mean(dmean, batch, channels, columns, height * width, dtype)
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
@@ -349,7 +349,7 @@ def merge_backward_half(
                 x = read(route_, batch, half_batch, rows, half_token, columns, mask, VECTOR, dtype)
                 at = height * width + route * tokens + rows
                 normal, inverse = normalise_again(x, mask, moments, at, inside)
-                dweight += tl.sum(dsum * normal, 0, keep_dims=True)
+                dweight += dsum * normal
                 dx = through_norm(dsum * weight_, normal, inverse, channels)
             write(dhalf, batch * ROUTES + route, tokens * channels, rows, channels, columns, mask, dx, VECTOR)
-    tl.store(parts + index * channels + columns, dweight, columns < channels)
+    tl.store(parts + index * channels + columns, tl.sum(dweight, 0, keep_dims=True), columns < channels)

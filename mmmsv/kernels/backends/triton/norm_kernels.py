@@ -92,7 +92,7 @@ def norm_backward(
     batch, begin, end, index, columns = find(tokens, span, channels, COLUMNS)
     weight_ = tl.load(weight + columns, columns < channels, 0.0)
     moments += batch * tokens * 2
-    dweight, dbias = tl.zeros((1, COLUMNS), dtype), tl.zeros((1, COLUMNS), dtype)
+    dweight, dbias = tl.zeros((ROWS, COLUMNS), dtype), tl.zeros((ROWS, COLUMNS), dtype)
     for start in range(begin, end, ROWS):
         rows = (start + tl.arange(0, ROWS))[:, None]
         inside = rows < end
@@ -102,12 +102,12 @@ def norm_backward(
         gradient = read(dy, batch, y_batch, rows, y_token, columns, mask, VECTOR, dtype)
         if dy_again is not None:
             gradient += read(dy_again, batch, dy_again_batch, rows, dy_again_token, columns, mask, VECTOR, dtype)
-        dweight += tl.sum(gradient * normal, 0, keep_dims=True)
-        dbias += tl.sum(gradient, 0, keep_dims=True)
+        dweight += gradient * normal
+        dbias += gradient
         dx_ = through_norm(gradient * weight_, normal, inverse, channels)
         if dx_again is not None:
             dx_ += read(dx_again, batch, dx_again_batch, rows, dx_again_token, columns, mask, VECTOR, dtype)
         write(dx, batch, dx_batch, rows, dx_token, columns, mask, dx_, VECTOR)
     to = parts + index * 2 * channels + columns
-    tl.store(to, dweight, columns < channels)
-    tl.store(to + channels, dbias, columns < channels)
+    tl.store(to, tl.sum(dweight, 0, keep_dims=True), columns < channels)
+    tl.store(to + channels, tl.sum(dbias, 0, keep_dims=True), columns < channels)

@@ -15,7 +15,7 @@ the dtype of the inputs.
 
 import contextlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -31,8 +31,8 @@ from .maps import vector
 # Before 3.5, kernels cannot carry tuples through loops.
 _OLDEST_TRITON = (3, 5)
 _WARP = 32  # threads of a warp
-# A multiprocessor with fewer warps waits for memory most of the time.
-_WARPS_WANTED = 4
+# A multiprocessor with fewer warps waits for memory most of the time; where routes are cut for that, into more.
+_WARPS_WANTED, _WARPS_OF_SPANS = 4, 16
 # Fewer spans are not worth two more kernels and a second reading.
 _MIN_SPANS = 3
 # Spans that carry_over takes at once, and columns.
@@ -50,6 +50,7 @@ def why_no_triton() -> str | None:
     return None
 
 
+@cache
 def why_not(device: torch.device) -> str | None:
     """Say in one clause why the backend cannot run on a device; None where it can."""
     if reason := why_no_triton():
@@ -174,7 +175,7 @@ class _Problem:
         states = self.A.new_empty(prod(self.scan.states_shape)) if self.scan.chunk else None
         if self.u.numel():
             with torch.cuda.device_of(self.u):
-                launch = self._launch(_FORWARD_TILE, y)
+                launch = self._launch(_forward_tile(self.A.shape[0], self.A.dtype), y)
                 carry = self._carried(launch, self.u, self.B, backward=False)
                 scan_forward[launch.grid](
                     *(self.u, self.delta, self.B, self.C, self.bias, self.A, self.skip, y, states, carry),
@@ -193,7 +194,7 @@ class _Problem:
 
         batch, routes, tokens, channels = self.u.shape
         scan, state, sequences = self.scan, self.A.shape[0], self._sequences
-        launch = self._launch(_backward_tile(state, self.A.dtype), dy)
+        launch = self._launch(_backward_tile(state, scan.x.dtype), dy)
         # The routes that one program walks are summed there, in maps of the state's dtype.
         summed = scan.x.dim() == 4 and scan.carry and routes > 1 and not launch.spans
         if summed:
@@ -269,13 +270,10 @@ class _Problem:
         batch, routes, tokens, channels = self.u.shape
         like_u = (self.u, self.delta, *others)
         most = vector(*like_u)
-        fitting = [count for count in tile.vectors if count <= most]
-        # As many channels a thread as can be with no more of them idle than with one.
-        count = min(fitting, key=lambda count: -channels % (_WARP * count))
-        block = _WARP * count
-        blocks, per_sequence = ceil_div(channels, block), routes // self._sequences
-        programs = batch * self._sequences * blocks
-        spans, span = _cut(tokens, per_sequence, programs, self.chunk, _warps_wanted(self.u.device))
+        per_sequence, wanted = routes // self._sequences, _warps_wanted(self.u.device)
+        count, blocks = _choose_vector(tile, most, channels, wanted / max(batch * self._sequences, 1))
+        block, programs = _WARP * count, batch * self._sequences * blocks
+        spans, span = _cut(tokens, per_sequence, programs, self.chunk, wanted)
         offsets = max(routes * tokens * 2 * self.A.shape[0], *map(_extent, (*like_u, self.B, self.C)))
         column_major, reversed_ = _masks(tuple(self.scan.route_codes))
         rows = per_sequence * spans if spans else 1
@@ -321,14 +319,18 @@ class _Tile(NamedTuple):
     tokens: int
 
 
-_FORWARD_TILE = _Tile((4, 2, 1), 8)
-
-
-def _backward_tile(state: int, dtype: torch.dtype) -> _Tile:
+def _forward_tile(state: int, dtype: torch.dtype) -> _Tile:
     """Return the largest that fits in the registers, for states of so many numbers of a dtype."""
     if dtype == torch.float64:
-        return _Tile((1,), 8)
-    return _Tile((2, 1), 8 if state == 1 else 4)
+        return _Tile((1,), 4)
+    return _Tile((4, 2, 1) if state == 1 else (2, 1), 8)
+
+
+def _backward_tile(state: int, dtype: torch.dtype) -> "_Tile":
+    """Return the largest that fits in the registers, for states of so many numbers and maps of a dtype."""
+    if dtype == torch.float64:
+        return _Tile((1,), 4)
+    return _Tile((1,) if dtype == torch.float32 else (2, 1), 8 if state == 1 else 4)
 
 
 class _Launch(NamedTuple):
@@ -367,10 +369,21 @@ def _extent(tensor: Tensor) -> int:
     return sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
 
 
+def _choose_vector(tile: _Tile, most: int, channels: int, programs: float) -> tuple[int, int]:
+    """Return how many channels a thread has, and the blocks of them that the programs have."""
+    fitting = [count for count in tile.vectors if count <= most]
+    idle = [-channels % (_WARP * count) for count in fitting]
+    # As many as can be with no more of them idle than with one, and with programs for all multiprocessors.
+    counts = [count for count, each in zip(fitting, idle, strict=True) if each == min(idle)]
+    blocks = [ceil_div(channels, _WARP * count) for count in counts]
+    return next((pair for pair in zip(counts, blocks, strict=True) if pair[1] >= programs), (counts[0], blocks[0]))
+
+
 def _cut(tokens: int, routes: int, programs: int, chunk: int, warps: int) -> tuple[int, int]:
     """Return how many spans a route is cut into, 0 for none, and the tokens of each: whole chunks."""
     chunks = ceil_div(tokens, chunk)
-    spans = min(chunks, ceil_div(warps, programs * routes)) if 0 < programs < warps else 0
+    most = ceil_div(warps * _WARPS_OF_SPANS // _WARPS_WANTED, max(programs * routes, 1))
+    spans = min(chunks, most) if 0 < programs < warps else 0
     if spans * routes < _MIN_SPANS:
         return 0, tokens
     span = ceil_div(chunks, spans) * chunk
@@ -394,6 +407,7 @@ def _masks(codes: tuple[int, ...]) -> tuple[int, int]:
     return mask([code % 2 == 1 for code in codes]), mask([code >= 2 for code in codes])
 
 
+@cache
 def _warps_wanted(device: torch.device) -> int:
     """Return how many warps keep a device busy."""
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -11,13 +11,16 @@ from .tokens import (
     Sizes,
     at,
     find_block,
+    load_tile,
     of_batch,
     of_route,
-    read_channels,
+    read_like,
+    read_projection,
     read_tile,
     read_weight,
     row_of,
     slope,
+    steps_of,
     strides_of,
     write_channels,
 )
@@ -81,10 +84,11 @@ def _find_tile_starts(
 
 
 @triton.jit
-def _add_up(sums, place, block, values, begun, goes_on, VECTOR: tl.constexpr):
-    """Return the sum of a token's values and, where it has begun, of those before; keep it where it goes on."""
-    values += tl.load(at(sums, place, VECTOR), block.real & begun, 0.0)
-    write_channels(sums, place, block, values, goes_on, VECTOR)
+def _read_sums(sums, places, block, begun, VECTOR: tl.constexpr, TILE: tl.constexpr):
+    """Read what the TILE tokens have been added up to, 0 where nothing has begun."""
+    values = ()
+    for k in tl.static_range(TILE):
+        values = values + (tl.load(at(sums, places[k], VECTOR), block.real & begun, 0.0),)
     return values
 
 
@@ -193,6 +197,22 @@ def scan_backward(
         du_, ddelta_ = of_route(du, route, WIDE, VECTOR), of_route(ddelta, route, WIDE, VECTOR)
         dBC_ = dBC + (block.part * (sequences * ROUTES) + route) * tokens * (2 * N)
         chunk = (block.batch * ROUTES + route % ROUTES) * chunks
+        # What a tile reads comes in while the one before is computed.
+        places, us, deltas = load_tile(
+            u_,
+            delta_,
+            sizes,
+            block,
+            route,
+            block.begin + (tiles - 1) * TILE,
+            COLUMN_MAJOR,
+            REVERSED,
+            WIDE,
+            VECTOR,
+            FULL,
+            TILE,
+        )
+        dys = read_like(dy_, places, block, VECTOR, FULL, TILE)
         for i in range(tiles):
             tile = tiles - 1 - i
             start = block.begin + tile * TILE
@@ -222,27 +242,25 @@ def scan_backward(
                         FULL,
                         TILE,
                     )
-            places, us, steps = read_tile(
+            next_places, next_us, next_deltas = load_tile(
                 u_,
                 delta_,
-                bias_,
                 sizes,
                 block,
                 route,
-                start,
+                tl.maximum(start - TILE, block.begin),
                 COLUMN_MAJOR,
                 REVERSED,
-                SOFTPLUS,
                 WIDE,
                 VECTOR,
                 FULL,
                 TILE,
-                dtype,
             )
-            dys, gBs, dsteps = (), (), ()
+            next_dys = read_like(dy_, next_places, block, VECTOR, FULL, TILE)
+            steps = steps_of(deltas, bias_, block, start, SOFTPLUS, TILE, dtype)
+            inside_dys, gBs, dsteps = (), (), ()
             for k in tl.static_range(TILE):
-                dy_k = read_channels(dy_, places[k], block, VECTOR, FULL, dtype)
-                dys = dys + (tl.where(start + k < block.end, dy_k, 0.0),)
+                inside_dys = inside_dys + (tl.where(start + k < block.end, dys[k].to(dtype), 0.0),)
                 gBs = gBs + (tl.zeros((BLOCK_D,), dtype),)  # the sum over n of g B
                 dsteps = dsteps + (tl.zeros((BLOCK_D,), dtype),)  # of the step, but for what goes through step u
             for n in range(N):
@@ -255,29 +273,28 @@ def scan_backward(
                     w = tl.load(row, block.real & (SPLIT | begun), 0.0)
                     dA = tl.load(dA_row, block.real & begun, 0.0)
                 rate = A_n * LOG2_E
+                Bs, Cs = read_projection(B_, places, n, TILE), read_projection(C_, places, n, TILE)
                 if TILES > 1:
                     h = tl.load(row_of(starts, first + tile % TILES * N + n, sizes, block, VECTOR), block.real, 0.0)
                 else:
                     h = tl.load(row_of(states, (chunk + start // CHUNK) * N + n, sizes, block, VECTOR), block.real, 0.0)
-                befores, decays, Bs = (), (), ()
+                befores, decays = (), ()
                 for k in tl.static_range(TILE):
-                    B_n = tl.load(at(B_, places[k], 1) + n).to(dtype)
                     decay = tl.exp2(steps[k] * rate)
-                    befores, decays, Bs = befores + (h,), decays + (decay,), Bs + (B_n,)
-                    h = decay * h + (steps[k] * B_n) * us[k]
+                    befores, decays = befores + (h,), decays + (decay,)
+                    h = decay * h + (steps[k] * Bs[k].to(dtype)) * us[k].to(dtype)
                 new_gBs, new_dsteps = (), ()
                 for k in tl.static_range(TILE - 1, -1, -1):
                     inside = start + k < block.end
-                    C_n = tl.load(at(C_, places[k], 1) + n).to(dtype)
                     sums = dBC_ + places[k] * (2 * N) + n
-                    tl.store(sums + N, tl.sum(h * dys[k], 0), inside)
-                    g = C_n * dys[k] + w
-                    tl.store(sums, tl.sum((g * steps[k]) * us[k], 0), inside)
+                    tl.store(sums + N, tl.sum(h * inside_dys[k], 0), inside)
+                    g = Cs[k].to(dtype) * inside_dys[k] + w
+                    tl.store(sums, tl.sum((g * steps[k]) * us[k].to(dtype), 0), inside)
                     w = decays[k] * g
                     h = befores[k]
                     wh = w * h
                     dA += wh * steps[k]
-                    new_gBs = (gBs[k] + g * Bs[k],) + new_gBs
+                    new_gBs = (gBs[k] + g * Bs[k].to(dtype),) + new_gBs
                     new_dsteps = (dsteps[k] + wh * A_n,) + new_dsteps
                 gBs, dsteps = new_gBs, new_dsteps
                 if N > 1:
@@ -285,20 +302,23 @@ def scan_backward(
                     tl.store(dA_row, dA, block.real)
             for k in tl.static_range(TILE):
                 inside = start + k < block.end
-                dstep = dsteps[k] + gBs[k] * us[k]
+                dstep = dsteps[k] + gBs[k] * us[k].to(dtype)
                 if SOFTPLUS:
                     dstep *= slope(steps[k])
                 dstep = tl.where(inside, dstep, 0.0)
                 dbias += dstep
-                dskip += dys[k] * us[k]
-                du_k = gBs[k] * steps[k] + skip_ * dys[k]
+                dskip += inside_dys[k] * us[k].to(dtype)
+                du_k = gBs[k] * steps[k] + skip_ * inside_dys[k]
                 if SUMMED:
                     last = r == block.routes - 1
-                    dstep = _add_up(ddelta_sum, places[k], block, dstep, r > 0, inside & (not last), VECTOR)
-                    du_k = _add_up(du_sum, places[k], block, du_k, r > 0, inside & (not last), VECTOR)
+                    dstep += tl.load(at(ddelta_sum, places[k], VECTOR), block.real & (r > 0), 0.0)
+                    du_k += tl.load(at(du_sum, places[k], VECTOR), block.real & (r > 0), 0.0)
+                    write_channels(ddelta_sum, places[k], block, dstep, inside & (not last), VECTOR)
+                    write_channels(du_sum, places[k], block, du_k, inside & (not last), VECTOR)
                     inside &= last
                 write_channels(ddelta_, places[k], block, dstep, inside, VECTOR)
                 write_channels(du_, places[k], block, du_k, inside, VECTOR)
+            places, us, deltas, dys = next_places, next_us, next_deltas, next_dys
     tl.store(row_of(dweights, block.row * (2 + N) + 0, sizes, block, VECTOR), dbias, block.real)
     tl.store(row_of(dweights, block.row * (2 + N) + 1, sizes, block, VECTOR), dskip, block.real)
     if N == 1:

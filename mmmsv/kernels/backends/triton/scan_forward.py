@@ -9,13 +9,14 @@ from .tokens import (
     Divisor,
     Map,
     Sizes,
-    at,
     find_block,
+    load_tile,
     of_batch,
     of_route,
-    read_tile,
+    read_projection,
     read_weight,
     row_of,
+    steps_of,
     strides_of,
     write_channels,
 )
@@ -93,43 +94,37 @@ def scan_forward(
         u_, delta_ = of_route(u, route, WIDE, VECTOR), of_route(delta, route, WIDE, VECTOR)
         B_, C_, y_ = of_route(B, route, WIDE, 1), of_route(C, route, WIDE, 1), of_route(y, route, WIDE, VECTOR)
         chunk = (block.batch * ROUTES + route % ROUTES) * chunks
+        # What a tile reads comes in while the one before is computed.
+        places, us, deltas = load_tile(
+            u_, delta_, sizes, block, route, block.begin, COLUMN_MAJOR, REVERSED, WIDE, VECTOR, FULL, TILE
+        )
+        Bs, Cs = read_projection(B_, places, 0, TILE), read_projection(C_, places, 0, TILE)
         for start in range(block.begin, block.end, TILE):
-            places, us, steps = read_tile(
-                u_,
-                delta_,
-                bias_,
-                sizes,
-                block,
-                route,
-                start,
-                COLUMN_MAJOR,
-                REVERSED,
-                SOFTPLUS,
-                WIDE,
-                VECTOR,
-                FULL,
-                TILE,
-                dtype,
+            next_places, next_us, next_deltas = load_tile(
+                u_, delta_, sizes, block, route, start + TILE, COLUMN_MAJOR, REVERSED, WIDE, VECTOR, FULL, TILE
             )
+            next_Bs, next_Cs = read_projection(B_, next_places, 0, TILE), read_projection(C_, next_places, 0, TILE)
+            steps = steps_of(deltas, bias_, block, start, SOFTPLUS, TILE, dtype)
             ys = ()
             for k in tl.static_range(TILE):
-                ys = ys + (skip_ * us[k],)
+                ys = ys + (skip_ * us[k].to(dtype),)
             for n in range(N):
                 row = row_of(carry, block.row * N + n, sizes, block, VECTOR)
                 if N > 1:
                     rate = read_weight(A, n, sizes, block, VECTOR) * LOG2_E
                     h = tl.load(row, block.real & (SPLIT | (r > 0) | (start > block.begin)), 0.0)
+                    if n > 0:
+                        Bs, Cs = read_projection(B_, places, n, TILE), read_projection(C_, places, n, TILE)
                 if states is not None:
                     if start % CHUNK == 0:
                         tl.store(row_of(states, (chunk + start // CHUNK) * N + n, sizes, block, VECTOR), h, block.real)
                 sums = ()
                 for k in tl.static_range(TILE):
-                    B_n = tl.load(at(B_, places[k], 1) + n).to(dtype)
-                    C_n = tl.load(at(C_, places[k], 1) + n).to(dtype)
-                    h = tl.exp2(steps[k] * rate) * h + (steps[k] * B_n) * us[k]
-                    sums = sums + (ys[k] + C_n * h,)
+                    h = tl.exp2(steps[k] * rate) * h + (steps[k] * Bs[k].to(dtype)) * us[k].to(dtype)
+                    sums = sums + (ys[k] + Cs[k].to(dtype) * h,)
                 ys = sums
                 if N > 1:
                     tl.store(row, h, block.real)
             for k in tl.static_range(TILE):
                 write_channels(y_, places[k], block, ys[k], start + k < block.end, VECTOR)
+            places, us, deltas, Bs, Cs = next_places, next_us, next_deltas, next_Bs, next_Cs

@@ -158,14 +158,32 @@ def at(tensor, place, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def read_channels(tensor, place, block, VECTOR: tl.constexpr, FULL: tl.constexpr, dtype: tl.constexpr):
+def read_channels(tensor, place, block, VECTOR: tl.constexpr, FULL: tl.constexpr):
     """Read the program's channels of a token, 0 after the last."""
     pointer = at(tensor, place, VECTOR)
     if FULL:
         values = tl.load(pointer)
     else:
         values = tl.load(pointer, block.real, 0.0)
-    return values.to(dtype)
+    return values
+
+
+@triton.jit
+def read_like(tensor, places, block, VECTOR: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr):
+    """Read the program's channels of the TILE tokens, as they lie in memory."""
+    values = ()
+    for k in tl.static_range(TILE):
+        values = values + (read_channels(tensor, places[k], block, VECTOR, FULL),)
+    return values
+
+
+@triton.jit
+def read_projection(tensor, places, n, TILE: tl.constexpr):
+    """Read number n of B or C of the TILE tokens."""
+    values = ()
+    for k in tl.static_range(TILE):
+        values = values + (tl.load(at(tensor, places[k], 1) + n),)
+    return values
 
 
 @triton.jit
@@ -234,6 +252,41 @@ def slope(step):
 
 
 @triton.jit
+def load_tile(
+    u,
+    delta,
+    sizes,
+    block,
+    route,
+    start,
+    COLUMN_MAJOR: tl.constexpr,
+    REVERSED: tl.constexpr,
+    WIDE: tl.constexpr,
+    VECTOR: tl.constexpr,
+    FULL: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Return places, u and delta of TILE tokens from ``start`` on, as they lie in memory, the last one at the end."""
+    places = ()
+    for k in tl.static_range(TILE):
+        places = places + (locate(sizes, route, tl.minimum(start + k, block.end - 1), COLUMN_MAJOR, REVERSED, WIDE),)
+    us, deltas = read_like(u, places, block, VECTOR, FULL, TILE), read_like(delta, places, block, VECTOR, FULL, TILE)
+    return places, us, deltas
+
+
+@triton.jit
+def steps_of(deltas, bias, block, start, SOFTPLUS: tl.constexpr, TILE: tl.constexpr, dtype: tl.constexpr):
+    """Return the steps of the TILE tokens from ``start`` on; after the end, 0."""
+    steps = ()
+    for k in tl.static_range(TILE):
+        step = deltas[k].to(dtype) + bias
+        if SOFTPLUS:
+            step = softplus(step)
+        steps = steps + (tl.where(start + k < block.end, step, 0.0),)
+    return steps
+
+
+@triton.jit
 def read_tile(
     u,
     delta,
@@ -252,13 +305,10 @@ def read_tile(
     dtype: tl.constexpr,
 ):
     """Return places, u and steps of the TILE tokens from ``start`` on; after the end, the last token with step 0."""
-    places, us, steps = (), (), ()
+    places, loaded, deltas = load_tile(
+        u, delta, sizes, block, route, start, COLUMN_MAJOR, REVERSED, WIDE, VECTOR, FULL, TILE
+    )
+    us = ()
     for k in tl.static_range(TILE):
-        place = locate(sizes, route, tl.minimum(start + k, block.end - 1), COLUMN_MAJOR, REVERSED, WIDE)
-        step = read_channels(delta, place, block, VECTOR, FULL, dtype) + bias
-        if SOFTPLUS:
-            step = softplus(step)
-        places = places + (place,)
-        us = us + (read_channels(u, place, block, VECTOR, FULL, dtype),)
-        steps = steps + (tl.where(start + k < block.end, step, 0.0),)
-    return places, us, steps
+        us = us + (loaded[k].to(dtype),)
+    return places, us, steps_of(deltas, bias, block, start, SOFTPLUS, TILE, dtype)
