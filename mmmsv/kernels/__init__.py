@@ -1,5 +1,9 @@
 """The selective scan (S6), the ops around it, and their backends; imports torch, never a package of OpenMMLab."""
 
+# The link in the root of a checkout, found by what looks for the package of that name.
+if __name__ == "kernels":
+    raise ImportError("this folder is mmmsv.kernels; the package 'kernels' is not installed")
+
 from . import backends, flops, whole_block  # noqa: F401  which registers the first two
 from .arguments import Activation
 from .dispatch import BACKENDS, use_backend

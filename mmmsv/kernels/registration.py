@@ -4,6 +4,7 @@ By dispatch key, as C++ extensions register theirs: of torch's ways, the one tha
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import zip_longest
 from typing import Any, NoReturn, Protocol, TypeAlias, get_type_hints
 
@@ -84,10 +85,13 @@ class Op:
         gradients = ", ".join(["Tensor"] * count)
         added = "".join(f", Tensor? {gradient}=None" for gradient in self._added)
         backward_op = _define(f"{name}_backward", f"({given}, Tensor kept, {schema}{added}) -> ({gradients})")
-        differentiable, differentiable_once = _autograd_functions(name, count, len(results), self._op, backward_op)
-        self._read_twice = _function_of_two_readers(name, count, self._op, backward_op) if adds else None
+        forward = _shortcut(partial(_below_autograd, self._op), self._forward)
+        backward = _shortcut(backward_op, self._backward)
+        differentiable = _differentiable(name, count, len(results), forward, backward)
+        self._differentiable = differentiable
+        self._read_twice = _function_of_two_readers(name, count, forward, backward) if adds else None
         _implement(self._op, self._forward, self._fake_forward, differentiable, name)
-        _implement(backward_op, self._backward, self._fake_backward, differentiable_once, name)
+        _implement(backward_op, self._backward, self._fake_backward, _differentiable_once(name, backward_op), name)
 
     def __call__(self, *values: Any) -> Any:
         """Compute the result of the arguments, or a tuple of several, by a function of PyTorch's ops or by a kernel."""
@@ -98,11 +102,13 @@ class Op:
         if implementation is not None and is_unobserved(*cast[: self._count]) and not is_profiled():
             # The shortcut past the dispatcher: bypass.py says when, and what it gains.
             *results, _ = implementation.forward(self._arguments(*cast))
-        elif implementation is not None and self._read_twice and is_recorded_plainly(*cast[: self._count]):
-            # Not by the dispatcher: an op that it knows must not return what shares memory with its input.
-            y, y_again, x_again = self._read_twice.apply(is_branched(cast[0]), *cast)
-            remember(y, y_again, x_again)
-            return y
+        elif implementation is not None and is_recorded_plainly(*cast[: self._count]):
+            if self._read_twice:
+                # Not by the dispatcher: an op that it knows must not return what shares memory with its input.
+                y, y_again, x_again = self._read_twice.apply(is_branched(cast[0]), *cast)
+                remember(y, y_again, x_again)
+                return y
+            *results, _ = self._differentiable.apply(*cast)
         else:
             *results, _ = self._op(*cast)
         return tuple(results) if self._results > 1 else results[0]
@@ -243,15 +249,27 @@ def _implement(
     _LIBRARY.impl(op, refuse_vmap, "FuncTorchBatched")
 
 
-def _autograd_functions(
-    name: str, count: int, results: int, op: OpOverload, backward_op: OpOverload
-) -> tuple[type[Function], type[Function]]:
-    """Make the autograd functions of an op whose first ``count`` arguments are tensors, and of its backward pass."""
+def _shortcut(op: Callable[..., tuple], compute: Callable[..., tuple]) -> Callable[..., tuple]:
+    """Return a function that computes an op for autograd, past the dispatcher where nothing else observes it."""
+
+    def computed(*values: Any) -> tuple[Tensor, ...]:
+        if is_profiled() or not is_unobserved(*[value for value in values if isinstance(value, Tensor)]):
+            return op(*values)
+        with torch._C._AutoDispatchBelowAutograd():
+            return compute(*values)
+
+    return computed
+
+
+def _differentiable(
+    name: str, count: int, results: int, compute: Callable[..., tuple], compute_backward: Callable[..., tuple]
+) -> type[Function]:
+    """Make the autograd function of an op whose first ``count`` arguments are tensors."""
 
     class Differentiable(Function):
         @staticmethod
         def forward(ctx: Any, *values: Any) -> tuple[Tensor, ...]:
-            *computed, kept = _below_autograd(op, *values)
+            *computed, kept = compute(*values)
             ctx.options = values[count:]
             ctx.save_for_backward(kept, *values[:count])
             ctx.set_materialize_grads(False)
@@ -264,8 +282,14 @@ def _autograd_functions(
             if not any(gradient is not None for gradient in of_results):
                 return (None,) * (count + len(ctx.options))
             kept, *tensors = ctx.saved_tensors
-            computed = backward_op(*of_results, kept, *tensors, *ctx.options)
+            computed = compute_backward(*of_results, kept, *tensors, *ctx.options)
             return (*_of_given(tensors, computed), *(None for _ in ctx.options))
+
+    return type(name, (Differentiable,), {})
+
+
+def _differentiable_once(name: str, backward_op: OpOverload) -> type[Function]:
+    """Make the autograd function of the backward pass of an op."""
 
     class DifferentiableOnce(Function):
         @staticmethod
@@ -276,10 +300,12 @@ def _autograd_functions(
         def backward(ctx: Any, *_: Tensor) -> NoReturn:
             raise NotImplementedError(f"mmmsv::{name} has first derivatives only, not second ones (double backward)")
 
-    return type(name, (Differentiable,), {}), type(f"{name}_backward", (DifferentiableOnce,), {})
+    return type(f"{name}_backward", (DifferentiableOnce,), {})
 
 
-def _function_of_two_readers(name: str, count: int, op: OpOverload, backward_op: OpOverload) -> type[Function]:
+def _function_of_two_readers(
+    name: str, count: int, compute: Callable[..., tuple], compute_backward: Callable[..., tuple]
+) -> type[Function]:
     """Make the autograd function that computes y of an op, and returns y, y again, and the first argument, x, again.
 
     What reads them again gives gradients of its own, which the backward pass of the op adds. In the place of an x that
@@ -289,7 +315,7 @@ def _function_of_two_readers(name: str, count: int, op: OpOverload, backward_op:
     class ReadTwice(Function):
         @staticmethod
         def forward(ctx: Any, branched: bool, x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-            y, kept = _below_autograd(op, x, *others)
+            y, kept = compute(x, *others)
             ctx.options = others[count - 1 :]
             ctx.save_for_backward(kept, x, *others[: count - 1])
             ctx.set_materialize_grads(False)
@@ -305,7 +331,7 @@ def _function_of_two_readers(name: str, count: int, op: OpOverload, backward_op:
             if dy is None:  # only x was read
                 return None, dx_again, *(None,) * (count - 1), *nothing
             kept, *tensors = ctx.saved_tensors
-            computed = backward_op(dy, kept, *tensors, *ctx.options, dy_again, dx_again)
+            computed = compute_backward(dy, kept, *tensors, *ctx.options, dy_again, dx_again)
             return None, *_of_given(tensors, computed), *nothing
 
     return type(f"{name}_read_twice", (ReadTwice,), {})

@@ -1,10 +1,15 @@
 """The depthwise convolution by Triton kernels: chooses how they are launched."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ...arguments import DepthwiseConv, ceil_div
 from .maps import flat, optional, strides, vector
+
+if TYPE_CHECKING:  # which imports Triton
+    from .launch import Launch
 
 # Groups of neighbours and channels of a tile, and groups of a program: more where it sums over them.
 _ROWS, _COLUMNS = 8, 64
@@ -17,7 +22,7 @@ def depthwise_conv(given: DepthwiseConv) -> tuple[Tensor, Tensor]:
     y, kept = given.new_results()
     if y.numel():
         factors = _factors(given)
-        _convolve(x, factors, bias, y, stride, pad=factors.shape[-2] // 2, reach=0, activation=activation)
+        _convolve(x, factors, bias, None, y, stride, pad=factors.shape[-2] // 2, reach=0, activation=activation)
     return y, kept
 
 
@@ -25,28 +30,47 @@ def _convolve(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    added: Tensor | None,
     y: Tensor,
     stride: int,
     pad: int,
     reach: int,
     activation: str,
-    added: Tensor | None = None,
 ) -> None:
     """Launch the kernel ``convolve`` with a weight ``(spread, spread, K, K, D)``."""
     from .conv_kernels import convolve
+    from .launch import launch
+
+    launch(convolve, (x, weight, bias, added, y), _prepare_convolve, stride, pad, reach, activation)
+
+
+def _prepare_convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    added: Tensor | None,
+    y: Tensor,
+    stride: int,
+    pad: int,
+    reach: int,
+    activation: str,
+) -> "Launch":
+    from .launch import Launch
 
     spread, _, kernel, _, _ = weight.shape
     width = _width(x, stride)
     lines, columns = (ceil_div(side, spread) for side in y.shape[1:3])
-    with torch.cuda.device_of(x):
-        convolve[_grid(y, lines * ceil_div(columns, width), _SPAN, spread * spread)](
-            *(x, weight, bias, added, y, *strides(x), *strides(added), *strides(y), *x.shape[1:3], *y.shape[1:], _SPAN),
+    return Launch(
+        _programs(y, lines * ceil_div(columns, width), _SPAN, spread * spread),
+        (*strides(x), *strides(added), *strides(y), *x.shape[1:3], *y.shape[1:], _SPAN),
+        {
             **_constants(kernel, stride, width, x, y, added),
-            SPREAD=spread,
-            PAD=pad,
-            REACH=reach,
-            ACTIVATION=activation,
-        )
+            "SPREAD": spread,
+            "PAD": pad,
+            "REACH": reach,
+            "ACTIVATION": activation,
+        },
+    )
 
 
 def depthwise_conv_backward(
@@ -54,41 +78,84 @@ def depthwise_conv_backward(
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of x, weight and bias; those that others give y and x are added."""
     from .conv_kernels import conv_backward_activation, conv_backward_weight
+    from .launch import launch
 
     x, weight, bias, stride, activation, _ = given = _as_read(given)
     if dy_again is not None and activation == "none":  # no kernel reads dy to write what the others read
         dy, dy_again = dy + dy_again, None
     dy, dy_again, dx_again = flat(dy.to(x.dtype)), optional(dy_again, x.dtype), optional(dx_again, x.dtype)
     dx = x.new_empty(x.shape)
-    channels, _, kernel, _ = weight.shape
-    width = _width(x, stride)
-    groups = dy.shape[1] * ceil_div(dy.shape[2], width)
-    parts = weight.new_empty(len(x) * ceil_div(groups, _SUMMED_SPAN), kernel * kernel + 1, channels)
     if not dy.numel():
         return dx, torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
+    channels, _, kernel, _ = weight.shape
+    groups = dy.shape[1] * ceil_div(dy.shape[2], _width(x, stride))
+    parts = weight.new_empty(len(x) * ceil_div(groups, _SUMMED_SPAN), kernel * kernel + 1, channels)
     factors = _factors(given)
     dp = dy if activation == "none" else dy.new_empty(dy.shape)
-    constants = _constants(kernel, stride, width, x, dy, dy_again, dp)
-    maps = (*strides(x), *strides(dy), *strides(dy_again), *strides(dp), *x.shape[1:3], *dy.shape[1:])
     # Where the sums for all taps fit in the registers, the gradient of what goes into the activation is no pass of its
     # own.
     lines = kernel if kernel == 3 and x.element_size() < 8 else 1
-    with torch.cuda.device_of(dy):
-        if lines < kernel and activation != "none":
-            conv_backward_activation[_grid(dy, groups, _SPAN, 1)](
-                *(x, factors, bias, dy, dy_again, dp, *maps, _SPAN), **constants, ACTIVATION=activation
-            )
-            activation, dy_again = "none", None
-        conv_backward_weight[_grid(dy, groups, _SUMMED_SPAN, kernel // lines)](
-            *(x, factors, bias, dy, dy_again, dp, parts, *maps, _SUMMED_SPAN),
-            **constants,
-            LINES=lines,
-            ACTIVATION=activation,
-        )
+    if lines < kernel and activation != "none":
+        launch(conv_backward_activation, (x, factors, bias, dy, dy_again, dp), _prepare_activation, stride, activation)
+        activation, dy_again = "none", None
+    maps = (x, factors, bias, dy, dy_again, dp, parts)
+    launch(conv_backward_weight, maps, _prepare_weight, stride, activation, lines)
     turned = _turned(factors[0, 0], stride)
-    _convolve(dp, turned, None, dx, 1, pad=turned.shape[-2] - 1, reach=kernel // 2, activation="none", added=dx_again)
-    dweight = parts[:, :-1].sum(0).t().reshape(weight.shape)
-    return dx, dweight, None if bias is None else parts[:, -1].sum(0)
+    _convolve(dp, turned, None, dx_again, dx, 1, pad=turned.shape[-2] - 1, reach=kernel // 2, activation="none")
+    sums = parts.sum(0)
+    return dx, sums[:-1].t().reshape(weight.shape), None if bias is None else sums[-1]
+
+
+def _prepare_activation(
+    x: Tensor,
+    factors: Tensor,
+    bias: Tensor | None,
+    dy: Tensor,
+    dy_again: Tensor | None,
+    dp: Tensor,
+    stride: int,
+    activation: str,
+) -> "Launch":
+    return _launch_backward(x, factors, dy, dy_again, dp, stride, activation, _SPAN, 1, {})
+
+
+def _prepare_weight(
+    x: Tensor,
+    factors: Tensor,
+    bias: Tensor | None,
+    dy: Tensor,
+    dy_again: Tensor | None,
+    dp: Tensor,
+    parts: Tensor,
+    stride: int,
+    activation: str,
+    lines: int,
+) -> "Launch":
+    shared = factors.shape[-2] // lines
+    return _launch_backward(x, factors, dy, dy_again, dp, stride, activation, _SUMMED_SPAN, shared, {"LINES": lines})
+
+
+def _launch_backward(
+    x: Tensor,
+    factors: Tensor,
+    dy: Tensor,
+    dy_again: Tensor | None,
+    dp: Tensor,
+    stride: int,
+    activation: str,
+    span: int,
+    shared: int,
+    constants: dict[str, int],
+) -> "Launch":
+    from .launch import Launch
+
+    maps, width = (x, dy, dy_again, dp), _width(x, stride)
+    numbers = [number for map_ in maps for number in strides(map_)]
+    return Launch(
+        _programs(dy, dy.shape[1] * ceil_div(dy.shape[2], width), span, shared),
+        (*numbers, *x.shape[1:3], *dy.shape[1:], span),
+        {**_constants(factors.shape[-2], stride, width, *maps), **constants, "ACTIVATION": activation},
+    )
 
 
 def _as_read(given: DepthwiseConv) -> DepthwiseConv:
@@ -125,8 +192,8 @@ def _width(x: Tensor, stride: int) -> int:
     return 1 if stride > 2 else 8 // x.element_size()
 
 
-def _grid(map_: Tensor, groups: int, span: int, shared: int) -> tuple[int]:
-    return (len(map_) * ceil_div(groups, span) * ceil_div(map_.shape[-1], _COLUMNS) * shared,)
+def _programs(map_: Tensor, groups: int, span: int, shared: int) -> int:
+    return len(map_) * ceil_div(groups, span) * ceil_div(map_.shape[-1], _COLUMNS) * shared
 
 
 def _constants(kernel: int, stride: int, width: int, *maps: Tensor | None) -> dict[str, int]:

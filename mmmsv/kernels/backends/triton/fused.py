@@ -4,12 +4,17 @@ Maps are read and written in their dtype, and computed with in float32. Sums ove
 program, which torch adds up: no atomics, the same bits in every run.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ...argument_checks import state_dtype
 from ...arguments import Gate, MergeScales, ceil_div
 from .maps import SPAN, flat, strides, vector, whole_tokens
+
+if TYPE_CHECKING:  # which imports Triton
+    from .launch import Launch
 
 # Tokens and channels of a program.
 _GATE_SPAN, _GATE_COLUMNS = 64, 128
@@ -18,37 +23,26 @@ _GATE_SPAN, _GATE_COLUMNS = 64, 128
 def gate(given: Gate) -> tuple[Tensor, Tensor]:
     """Compute the gated map; nothing is kept."""
     from .gate_kernels import gate_forward
+    from .launch import launch
 
-    y, z, weight = given = _as_read(given)
+    given = _as_read(given)
     out, kept = given.new_results()
     if out.numel():
-        with torch.cuda.device_of(y):
-            gate_forward[_gate_grid(y)](
-                *(y, z, weight, out),
-                *(*strides(y), *strides(y if z is None else z), *strides(out)),
-                *_gate_sizes(y),
-                **_gate_constants(y, z, out),
-            )
+        launch(gate_forward, (*given, out), _prepare_gate)
     return out, kept
 
 
 def gate_backward(given: Gate, dout: Tensor, kept: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients of y, z and weight."""
     from .gate_kernels import gate_backward
+    from .launch import launch
 
     y, z, weight = given = _as_read(given)
-    dout = flat(dout.to(y.dtype))
     dy, dz = y.new_empty(y.shape), None if z is None else y.new_empty(y.shape)
     batch, height, width, channels = y.shape
     parts = y.new_empty(batch, ceil_div(height * width, _GATE_SPAN), channels, dtype=state_dtype(y))
     if y.numel():
-        with torch.cuda.device_of(y):
-            gate_backward[_gate_grid(y)](
-                *(y, z, weight, dout, dy, dz, parts),
-                *(*strides(y), *strides(y if z is None else z), *strides(dout), *strides(dy)),
-                *_gate_sizes(y),
-                **_gate_constants(y, z, dout, dy),
-            )
+        launch(gate_backward, (*given, flat(dout.to(y.dtype)), dy, dz, parts), _prepare_gate_backward)
     return dy, dz, None if weight is None else parts.sum(1)
 
 
@@ -57,22 +51,37 @@ def _as_read(given: Gate) -> Gate:
     return Gate(flat(y), None if z is None else flat(z), None if weight is None else weight.contiguous())
 
 
-def _gate_grid(y: Tensor) -> tuple[int]:
-    batch, height, width, channels = y.shape
-    return (batch * ceil_div(height * width, _GATE_SPAN) * ceil_div(channels, _GATE_COLUMNS),)
+def _prepare_gate(y: Tensor, z: Tensor | None, weight: Tensor | None, out: Tensor) -> "Launch":
+    return _launch_of_gate(y, y if z is None else z, out)
 
 
-def _gate_sizes(y: Tensor) -> tuple[int, int, int]:
-    _, height, width, channels = y.shape
-    return height * width, _GATE_SPAN, channels
+def _prepare_gate_backward(
+    y: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    dout: Tensor,
+    dy: Tensor,
+    dz: Tensor | None,
+    parts: Tensor,
+) -> "Launch":
+    return _launch_of_gate(y, y if z is None else z, dout, dy)
 
 
-def _gate_constants(*maps: Tensor | None) -> dict[str, int]:
-    return {"VECTOR": vector(*maps), "ROWS": 16, "COLUMNS": _GATE_COLUMNS, "num_warps": 4}
+def _launch_of_gate(*maps: Tensor) -> "Launch":
+    from .launch import Launch
+
+    batch, height, width, channels = maps[0].shape
+    tokens = height * width
+    return Launch(
+        batch * ceil_div(tokens, _GATE_SPAN) * ceil_div(channels, _GATE_COLUMNS),
+        (*(number for map_ in maps for number in strides(map_)), tokens, _GATE_SPAN, channels),
+        {"VECTOR": vector(*maps), "ROWS": 16, "COLUMNS": _GATE_COLUMNS, "num_warps": 4},
+    )
 
 
 def merge_scales(given: MergeScales) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y, its mean, and the mean and inverse deviation of each token that went through the norm."""
+    from .launch import launch
     from .merge_kernels import merge_forward, normalise_half
 
     given = _as_read_merge(given)
@@ -82,22 +91,11 @@ def merge_scales(given: MergeScales) -> tuple[Tensor, Tensor, Tensor]:
         return y, y.mean((1, 2)), moments
     batch, _, half_height, half_width, channels = half.shape
     sums = half.new_empty(batch, half_height, half_width, channels if norm_first else 0)
-    options = _merge_constants(given, y)
-    tokens, half_tokens = full.shape[1] * full.shape[2], half_height * half_width
+    tokens = full.shape[1] * full.shape[2]
     parts = weight.new_empty(batch, ceil_div(tokens, SPAN), channels)
-    with torch.cuda.device_of(full):
-        if norm_first:
-            normalise_half[batch * ceil_div(half_tokens, SPAN),](
-                *(half, sums, moments, *strides(half), tokens, half_tokens, channels, SPAN, eps),
-                **options,
-                maxnreg=128,  # else the assembler spills some
-            )
-        merge_forward[batch * parts.shape[1],](
-            *(full, half, sums, weight, bias, y, parts, moments),
-            *(*strides(full), *strides(half), *strides(y), *_merge_sizes(given), SPAN, eps),
-            **options,
-            NORM_FIRST=norm_first,
-        )
+    if norm_first:
+        launch(normalise_half, (half, sums, moments), _prepare_normalise, tokens, eps)
+    launch(merge_forward, (full, half, sums, weight, bias, y, parts, moments), _prepare_merge, norm_first, eps)
     return y, torch.div(parts.sum(1), tokens, out=mean), moments
 
 
@@ -105,37 +103,29 @@ def merge_scales_backward(
     given: MergeScales, dy: Tensor, dmean: Tensor | None, moments: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of full, half, weight and bias."""
+    from .launch import launch
     from .merge_kernels import merge_backward_full, merge_backward_half
 
-    full, half, weight, _, _, norm_first, _ = given = _as_read_merge(given)
+    full, half, weight, _, _, norm_first, _ = _as_read_merge(given)
     dy = flat(dy)
     dfull, dhalf = full.new_empty(full.shape), half.new_empty(half.shape)
     batch, routes, half_height, half_width, channels = half.shape
-    height, width = full.shape[1:3]
     if not dy.numel():
         return dfull, dhalf.zero_(), torch.zeros_like(weight), torch.zeros_like(weight)
-    options = _merge_constants(given, dy)
     dmean = None if dmean is None else dmean.contiguous()
-    programs, half_programs = ceil_div(height * width, SPAN), ceil_div(half_height * half_width, SPAN)
-    parts = weight.new_empty(batch * programs, 2, channels)
-    half_parts = weight.new_empty(batch * half_programs, channels)
-    with torch.cuda.device_of(full):
-        merge_backward_full[batch * programs,](
-            *(full, half, weight, moments, dy, dmean, dfull, parts),
-            *(*strides(full), *strides(half), *strides(dfull), *strides(dy), *_merge_sizes(given), SPAN),
-            **options,
-            NORM_FIRST=norm_first,
-        )
-        gathered = dy if norm_first else dfull
-        merge_backward_half[batch * half_programs,](
-            *(half, weight, moments, gathered, dmean if norm_first else None, dhalf, half_parts),
-            *(*strides(half), *strides(gathered), *_merge_sizes(given), SPAN),
-            **options,
-            NORM_FIRST=norm_first,
-            WINDOW_ROWS=_window(height, half_height, norm_first),
-            WINDOW_COLUMNS=_window(width, half_width, norm_first),
-        )
-    dweight, dbias = parts[:, 0].sum(0), parts[:, 1].sum(0)
+    parts = weight.new_empty(batch * ceil_div(full.shape[1] * full.shape[2], SPAN), 2, channels)
+    half_parts = weight.new_empty(batch * ceil_div(half_height * half_width, SPAN), channels)
+    launch(
+        merge_backward_full, (full, half, weight, moments, dy, dmean, dfull, parts), _prepare_backward_full, norm_first
+    )
+    gathered = (dy, dmean) if norm_first else (dfull, None)
+    launch(
+        merge_backward_half,
+        (half, weight, moments, *gathered, dhalf, half_parts),
+        _prepare_backward_half,
+        *(full.shape[1], full.shape[2], norm_first),
+    )
+    dweight, dbias = parts.sum(0)
     if norm_first:
         dweight += half_parts.sum(0)
         # What is interpolated adds up to what is interpolated from.
@@ -143,20 +133,88 @@ def merge_scales_backward(
     return dfull, dhalf, dweight, dbias
 
 
-def _window(length: int, half_length: int, norm_first: bool) -> int:
-    """Return how many lines of the full map may have a share of a line of the half map, from the first on."""
-    spread = 2 * length if norm_first else length
-    return ceil_div(spread, half_length) + (length % half_length > 0)
-
-
 def _as_read_merge(given: MergeScales) -> MergeScales:
     weight, bias = given.weight.contiguous(), given.bias.contiguous()
     return given._replace(full=flat(given.full), half=flat(given.half), weight=weight, bias=bias)
 
 
-def _merge_sizes(given: MergeScales) -> tuple[int, ...]:
-    return *given.full.shape[1:3], *given.half.shape[2:]
+def _prepare_normalise(half: Tensor, sums: Tensor, moments: Tensor, tokens: int, eps: float) -> "Launch":
+    from .launch import Launch
+
+    batch, routes, height, width, channels = half.shape
+    constants = whole_tokens(half, sums)
+    # maxnreg: else the assembler spills some.
+    return Launch(
+        batch * ceil_div(height * width, SPAN),
+        (*strides(half), tokens, height * width, channels, SPAN, eps),
+        {"ROUTES": routes, **constants, "maxnreg": 255},
+    )
 
 
-def _merge_constants(given: MergeScales, *maps: Tensor) -> dict[str, int]:
-    return {"ROUTES": given.half.shape[1], **whole_tokens(given.full, given.half, *maps)}
+def _prepare_merge(
+    full: Tensor,
+    half: Tensor,
+    sums: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    y: Tensor,
+    parts: Tensor,
+    moments: Tensor,
+    norm_first: bool,
+    eps: float,
+) -> "Launch":
+    from .launch import Launch
+
+    numbers = (*strides(full), *strides(half), *strides(y), *full.shape[1:3], *half.shape[2:], SPAN, eps)
+    constants = {"ROUTES": half.shape[1], "NORM_FIRST": norm_first, **whole_tokens(full, half, y), "maxnreg": 255}
+    return Launch(parts.shape[0] * parts.shape[1], numbers, constants)
+
+
+def _prepare_backward_full(
+    full: Tensor,
+    half: Tensor,
+    weight: Tensor,
+    moments: Tensor,
+    dy: Tensor,
+    dmean: Tensor | None,
+    dfull: Tensor,
+    parts: Tensor,
+    norm_first: bool,
+) -> "Launch":
+    from .launch import Launch
+
+    maps = (full, half, dfull, dy)
+    numbers = [number for map_ in maps for number in strides(map_)]
+    constants = {"ROUTES": half.shape[1], "NORM_FIRST": norm_first, **whole_tokens(*maps)}
+    return Launch(len(parts), (*numbers, *full.shape[1:3], *half.shape[2:], SPAN), constants)
+
+
+def _prepare_backward_half(
+    half: Tensor,
+    weight: Tensor,
+    moments: Tensor,
+    gathered: Tensor,
+    dmean: Tensor | None,
+    dhalf: Tensor,
+    parts: Tensor,
+    height: int,
+    width: int,
+    norm_first: bool,
+) -> "Launch":
+    from .launch import Launch
+
+    constants = {
+        "ROUTES": half.shape[1],
+        "NORM_FIRST": norm_first,
+        "WINDOW_ROWS": _window(height, half.shape[2], norm_first),
+        "WINDOW_COLUMNS": _window(width, half.shape[3], norm_first),
+        **whole_tokens(half, gathered, dhalf),
+    }
+    numbers = (*strides(half), *strides(gathered), height, width, *half.shape[2:], SPAN)
+    return Launch(len(parts), numbers, constants)
+
+
+def _window(length: int, half_length: int, norm_first: bool) -> int:
+    """Return how many lines of the full map may have a share of a line of the half map, from the first on."""
+    spread = 2 * length if norm_first else length
+    return ceil_div(spread, half_length) + (length % half_length > 0)

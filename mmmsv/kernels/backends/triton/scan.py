@@ -17,7 +17,7 @@ import contextlib
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from ...arguments import CHUNK, Scan2d, ceil_div
 from ...strides import last_axis_innermost
 from .maps import vector
 
+if TYPE_CHECKING:  # which imports Triton
+    from .launch import Launch
+
 # Before 3.5, kernels cannot carry tuples through loops.
 _OLDEST_TRITON = (3, 5)
 _WARP = 32  # threads of a warp
@@ -35,6 +38,8 @@ _WARP = 32  # threads of a warp
 _WARPS_WANTED, _WARPS_OF_SPANS = 4, 16
 # Fewer spans are not worth two more kernels and a second reading.
 _MIN_SPANS = 3
+# Products of matrices that keep a GPU busy, and tokens that each sums over at least.
+_PRODUCTS_WANTED, _TOKENS_OF_A_SUM = 256, 256
 # Spans that carry_over takes at once, and columns.
 _CARRY_ROWS, _CARRY_COLUMNS = 256, 8
 
@@ -88,8 +93,10 @@ def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, .
     shared, state = scan.A.shape[0] == 1, scan.A.shape[2]
     dBC = dBC.sum((1, 2) if shared else 1, keepdim=True)[:, 0].transpose(1, 2).unflatten(1, scan.x.shape[1:3])
     dB, dC = dBC.split(state, -1)
-    dA = _sum_parts(dweights[:, :, 2:], shared).permute(1, 2, 0)
-    db_dt, dDskip = (_sum_parts(dweights[:, :, row], shared) for row in range(2))
+    dweights = dweights.sum((0, 1))
+    if shared and dweights.shape[1] > 1:
+        dweights = dweights.sum(1, keepdim=True)
+    db_dt, dDskip, dA = dweights[0], dweights[1], dweights[2:].permute(1, 2, 0)
     ddt, dW_dt = ddelta.permute(0, 2, 3, 1, 4), None
     if scan.W_dt is not None:
         ddt, dW_dt = _low_rank_gradients(scan, scan.W_dt, ddelta)
@@ -115,9 +122,12 @@ def _dense_step(scan: Scan2d) -> Tensor:
     """Make the step of each channel before its bias, ``(batch, H, W, S, D)``."""
     if scan.W_dt is None:
         return scan.dt
-    by_set = scan.dt.permute(3, 0, 1, 2, 4)
+    weight = scan.W_dt.to(scan.dt.dtype)
     with _as_given(scan):
-        step = torch.bmm(by_set.flatten(1, 3), scan.W_dt.to(scan.dt.dtype).mT)
+        if len(weight) == 1:
+            return torch.mm(scan.dt.flatten(0, 3), weight[0].t()).view(*scan.dt.shape[:4], -1)
+        by_set = scan.dt.permute(3, 0, 1, 2, 4)
+        step = torch.bmm(by_set.flatten(1, 3), weight.mT)
     return step.unflatten(1, by_set.shape[1:4]).permute(1, 2, 3, 0, 4)
 
 
@@ -132,10 +142,18 @@ def _low_rank_gradients(scan: Scan2d, W_dt: Tensor, ddelta: Tensor) -> tuple[Ten
         # Sums over routes are rounded, not what is summed.
         product = _wide_product if routes > sets else torch.bmm
         ddt = product(by_route.flatten(*(1, 2) if sets == 1 else (0, 1)), weight)
-        dW_dt = _wide_product(by_route.flatten(0, 1).mT, dt.flatten(0, 1).to(ddelta.dtype))
+        parts = _parts(batch * routes, height * width)
+        left, right = (each.reshape(batch * routes * parts, -1, each.shape[-1]) for each in (by_route, dt))
+        dW_dt = _wide_product(left.mT, right.to(ddelta.dtype))
     ddt = ddt.view(batch, routes, height, width, rank).sum_to_size(batch, sets, height, width, rank)
-    dW_dt = dW_dt.view(batch, routes, channels, rank).sum(0).sum_to_size(W_dt.shape)
+    dW_dt = dW_dt.view(batch, routes, parts, channels, rank).sum((0, 2)).sum_to_size(W_dt.shape)
     return ddt.permute(0, 2, 3, 1, 4), dW_dt
+
+
+def _parts(products: int, tokens: int) -> int:
+    """Return into how many parts of one length long sums over tokens are cut, so that few products keep a GPU busy."""
+    wanted = max(min(ceil_div(_PRODUCTS_WANTED, max(products, 1)), tokens // _TOKENS_OF_A_SUM), 1)
+    return next(parts for parts in range(wanted, 0, -1) if tokens % parts == 0)
 
 
 def _wide_product(left: Tensor, right: Tensor) -> Tensor:
@@ -170,33 +188,27 @@ class _Problem:
 
     def forward(self, y: Tensor) -> Tensor:
         """Write y ``(batch, routes, tokens, D)`` and return the states."""
+        from .launch import launch
         from .scan_forward import scan_forward
 
         states = self.A.new_empty(prod(self.scan.states_shape)) if self.scan.chunk else None
         if self.u.numel():
-            with torch.cuda.device_of(self.u):
-                launch = self._launch(_forward_tile(self.A.shape[0], self.A.dtype), y)
-                carry = self._carried(launch, self.u, self.B, backward=False)
-                scan_forward[launch.grid](
-                    *(self.u, self.delta, self.B, self.C, self.bias, self.A, self.skip, y, states, carry),
-                    *_strides(self.u, self.delta, self.B, y),
-                    *launch.sizes,
-                    **launch.constants,
-                    SPLIT=launch.spans > 0,
-                    CHUNK=self.chunk,
-                    maxnreg=255 if self.A.shape[0] > 1 else None,  # as below
-                )
+            plan = self._plan(_forward_tile(self.A.shape[0], self.A.dtype), y)
+            carry = self._carried(plan, self.u, self.B, backward=False)
+            tensors = (self.u, self.delta, self.B, self.C, self.bias, self.A, self.skip, y, states, carry)
+            launch(scan_forward, tensors, _prepare_forward, plan, self.chunk)
         return self.A.new_empty(0) if states is None else states
 
     def backward(self, states: Tensor, dy: Tensor) -> _Gradients:
         """Compute the gradients from that of y, ``(batch, routes, tokens, D)``, and the states."""
+        from .launch import launch
         from .scan_backward import scan_backward
 
         batch, routes, tokens, channels = self.u.shape
         scan, state, sequences = self.scan, self.A.shape[0], self._sequences
-        launch = self._launch(_backward_tile(state, scan.x.dtype), dy)
+        plan = self._plan(_backward_tile(state, scan.x.dtype), dy)
         # The routes that one program walks are summed there, in maps of the state's dtype.
-        summed = scan.x.dim() == 4 and scan.carry and routes > 1 and not launch.spans
+        summed = scan.x.dim() == 4 and scan.carry and routes > 1 and not plan.spans
         if summed:
             du, ddelta = (scan.new_merged(scan.x.dtype).unsqueeze(1) for _ in range(2))
             sums = [each.new_empty(each.shape, dtype=self.A.dtype) for each in (du, ddelta)]
@@ -207,53 +219,31 @@ class _Problem:
             sums = [du, ddelta]  # which the kernel does not touch
         gradients = _Gradients(
             *(du, ddelta),
-            BC=self.A.new_empty(batch, launch.blocks, routes, tokens, 2 * state),
-            weights=self.A.new_empty(batch, launch.rows, 2 + state, sequences, channels),
+            BC=self.A.new_empty(batch, plan.blocks, routes, tokens, 2 * state),
+            weights=self.A.new_empty(batch, plan.rows, 2 + state, sequences, channels),
         )
         if not self.u.numel():
             return _Gradients(*(gradient.zero_() for gradient in gradients))
-        tiles = self.chunk // launch.constants["TILE"]
-        starts = self.A.new_empty(batch * launch.rows * (tiles + 1 if tiles > 1 else 0), state, sequences * channels)
-        views = [gradient.expand(-1, routes, -1, -1, -1).flatten(2, 3) for gradient in (du, ddelta)]
-        with torch.cuda.device_of(self.u):
-            scan_backward[launch.grid](
-                *(self.u, self.delta, self.B, self.C, self.bias, self.A, self.skip, dy, du, ddelta),
-                *(*sums, *gradients[2:], states.contiguous(), self._carried(launch, dy, self.C, backward=True), starts),
-                *_strides(self.u, self.delta, self.B, dy, *views),
-                *launch.sizes,
-                **launch.constants,
-                SPLIT=launch.spans > 0,
-                SUMMED=summed,
-                CHUNK=self.chunk,
-                maxnreg=255,  # else the assembler spills some, where that fits one more program on a multiprocessor
-            )
+        tiles = self.chunk // plan.constants["TILE"]
+        starts = self.A.new_empty(batch * plan.rows * (tiles + 1 if tiles > 1 else 0), state, sequences * channels)
+        carry = self._carried(plan, dy, self.C, backward=True)
+        inputs = (self.u, self.delta, self.B, self.C, self.bias, self.A, self.skip, dy)
+        tensors = (*inputs, du, ddelta, *sums, *gradients[2:], states.contiguous(), carry, starts)
+        launch(scan_backward, tensors, _prepare_backward, plan, self.chunk, summed)
         return gradients
 
-    def _carried(self, launch: "_Launch", signal: Tensor, projection: Tensor, backward: bool) -> Tensor:
+    def _carried(self, plan: "_Plan", signal: Tensor, projection: Tensor, backward: bool) -> Tensor:
         """Return the state that enters each span, ``(batch, spans, N, sequences * D)``; without spans, any numbers."""
-        from .spans import carry_over, summarise
-
         batch, channels, state, sequences = self.u.shape[0], self.u.shape[3], self.A.shape[0], self._sequences
-        rows, size = launch.rows, sequences * channels
-        carry = self.A.new_empty(batch, rows, state, size)
-        if launch.spans:
-            ends, totals = torch.empty_like(carry), self.A.new_empty(batch, rows, size)
-            summarise[launch.grid](
-                *(signal, self.delta, projection, self.bias, self.A, ends, totals),
-                *_strides(signal, self.delta, projection),
-                *launch.sizes,
-                **launch.constants,
-                BACKWARD=backward,
-            )
-            programs = batch * state * ceil_div(size, _CARRY_COLUMNS)
-            carry_over[programs,](
-                *(self.A, totals, ends, carry, rows, size, self.A[0].numel()),
-                N=state,
-                ROWS=min(_CARRY_ROWS, 1 << (rows - 1).bit_length()),
-                BLOCK_D=_CARRY_COLUMNS,
-                BACKWARD=backward,
-                num_warps=8,
-            )
+        carry = self.A.new_empty(batch, plan.rows, state, sequences * channels)
+        if plan.spans:
+            from .launch import launch
+            from .spans import carry_over, summarise
+
+            ends, totals = torch.empty_like(carry), self.A.new_empty(batch, plan.rows, sequences * channels)
+            tensors = (signal, self.delta, projection, self.bias, self.A, ends, totals)
+            launch(summarise, tensors, _prepare_summary, plan, backward)
+            launch(carry_over, (self.A, totals, ends, carry), _prepare_carry, backward)
         return carry
 
     @property
@@ -265,46 +255,115 @@ class _Problem:
     def _sequences(self) -> int:
         return len(self.scan.sequences)
 
-    def _launch(self, tile: "_Tile", *others: Tensor) -> "_Launch":
-        """Choose how to launch a kernel that reads the inputs, and reads or writes others like u."""
-        batch, routes, tokens, channels = self.u.shape
-        like_u = (self.u, self.delta, *others)
-        most = vector(*like_u)
-        per_sequence, wanted = routes // self._sequences, _warps_wanted(self.u.device)
-        count, blocks = _choose_vector(tile, most, channels, wanted / max(batch * self._sequences, 1))
-        block, programs = _WARP * count, batch * self._sequences * blocks
-        spans, span = _cut(tokens, per_sequence, programs, self.chunk, wanted)
-        offsets = max(routes * tokens * 2 * self.A.shape[0], *map(_extent, (*like_u, self.B, self.C)))
-        column_major, reversed_ = _masks(tuple(self.scan.route_codes))
-        rows = per_sequence * spans if spans else 1
-        return _Launch(
-            grid=(programs * rows,),
-            blocks=blocks,
-            spans=spans,
-            rows=rows,
-            sizes=(
-                *_divisor(self.scan.x.shape[1]),
-                self.scan.x.shape[2],
-                self._sequences,
-                channels,
-                self.A.shape[1],
-                spans,
-                span,
-            ),
-            constants={
-                "N": self.A.shape[0],
-                "ROUTES": per_sequence,
-                "COLUMN_MAJOR": column_major,
-                "REVERSED": reversed_,
-                "SOFTPLUS": self.scan.softplus,
-                "WIDE": offsets > torch.iinfo(torch.int32).max,
-                "VECTOR": count,
-                "FULL": channels % block == 0,
-                "TILE": tile.tokens,
-                "BLOCK_D": block,
-                "num_warps": 1,
-            },
-        )
+    def _plan(self, tile: "_Tile", other: Tensor) -> "_Plan":
+        """Plan the launch of a kernel that reads the inputs, and reads or writes another tensor like u."""
+        from .launch import once
+
+        scan, tensors = self.scan, (self.u, self.delta, self.B, self.C, self.A, other)
+        wanted = _warps_wanted(self.u.device)
+        options = tile, scan.x.shape[1:3], tuple(scan.route_codes), self._sequences, self.chunk, scan.softplus, wanted
+        return once(_make_plan, tensors, *options)
+
+
+def _make_plan(
+    u: Tensor,
+    delta: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A: Tensor,
+    other: Tensor,
+    tile: "_Tile",
+    size: tuple[int, int],
+    codes: tuple[int, ...],
+    sequences: int,
+    chunk: int,
+    softplus: bool,
+    wanted: int,
+) -> "_Plan":
+    batch, routes, tokens, channels = u.shape
+    like_u = (u, delta, other)
+    per_sequence = routes // sequences
+    count, blocks = _choose_vector(tile, vector(*like_u), channels, wanted / max(batch * sequences, 1))
+    block, programs = _WARP * count, batch * sequences * blocks
+    spans, span = _cut(tokens, per_sequence, programs, chunk, wanted)
+    offsets = max(routes * tokens * 2 * A.shape[0], *map(_extent, (*like_u, B, C)))
+    column_major, reversed_ = _masks(codes)
+    rows = per_sequence * spans if spans else 1
+    return _Plan(
+        programs=programs * rows,
+        blocks=blocks,
+        spans=spans,
+        rows=rows,
+        sizes=(*_divisor(size[0]), size[1], sequences, channels, A.shape[1], spans, span),
+        constants={
+            "N": A.shape[0],
+            "ROUTES": per_sequence,
+            "COLUMN_MAJOR": column_major,
+            "REVERSED": reversed_,
+            "SOFTPLUS": softplus,
+            "WIDE": offsets > torch.iinfo(torch.int32).max,
+            "VECTOR": count,
+            "FULL": channels % block == 0,
+            "TILE": tile.tokens,
+            "BLOCK_D": block,
+            "num_warps": 1,
+        },
+    )
+
+
+def _prepare_forward(
+    u: Tensor,
+    delta: Tensor,
+    B: Tensor,
+    C: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    skip: Tensor | None,
+    y: Tensor,
+    states: Tensor | None,
+    carry: Tensor,
+    plan: "_Plan",
+    chunk: int,
+) -> "Launch":
+    # maxnreg as in the backward pass.
+    maxnreg = 255 if A.shape[0] > 1 else None
+    return plan.launch((u, delta, B, y), SPLIT=plan.spans > 0, CHUNK=chunk, maxnreg=maxnreg)
+
+
+def _prepare_backward(*given: Any) -> "Launch":
+    u, delta, B, _, _, _, _, dy, du, ddelta, *_, plan, chunk, summed = given
+    views = [gradient.expand(-1, u.shape[1], -1, -1, -1).flatten(2, 3) for gradient in (du, ddelta)]
+    # maxnreg: else the assembler spills some, where that fits one more program on a multiprocessor.
+    maps = (u, delta, B, dy, *views)
+    return plan.launch(maps, SPLIT=plan.spans > 0, SUMMED=summed, CHUNK=chunk, maxnreg=255)
+
+
+def _prepare_summary(
+    signal: Tensor,
+    delta: Tensor,
+    projection: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    ends: Tensor,
+    totals: Tensor,
+    plan: "_Plan",
+    backward: bool,
+) -> "Launch":
+    return plan.launch((signal, delta, projection), BACKWARD=backward)
+
+
+def _prepare_carry(A: Tensor, totals: Tensor, ends: Tensor, carry: Tensor, backward: bool) -> "Launch":
+    from .launch import Launch
+
+    batch, rows, state, size = carry.shape
+    constants = {
+        "N": state,
+        "ROWS": min(_CARRY_ROWS, 1 << (rows - 1).bit_length()),
+        "BLOCK_D": _CARRY_COLUMNS,
+        "BACKWARD": backward,
+        "num_warps": 8,
+    }
+    return Launch(batch * state * ceil_div(size, _CARRY_COLUMNS), (rows, size, A[0].numel()), constants)
 
 
 class _Tile(NamedTuple):
@@ -333,27 +392,33 @@ def _backward_tile(state: int, dtype: torch.dtype) -> "_Tile":
     return _Tile((1,) if dtype == torch.float32 else (2, 1), 8 if state == 1 else 4)
 
 
-class _Launch(NamedTuple):
-    """How a kernel is launched: its grid, and the arguments that all kernels share."""
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """How the kernels of a scan are launched, and the arguments that they share."""
 
-    grid: tuple[int]
+    programs: int
     blocks: int  # of channels
     spans: int  # of a route; 0: a program walks a whole sequence
     rows: int  # spans of a sequence
     sizes: tuple[int, ...]
-    constants: dict[str, int]
+    constants: dict[str, Any]
+
+    def launch(self, maps: tuple[Tensor, ...], **constants: Any) -> "Launch":
+        """Return how a kernel is launched that takes the strides of some maps, and more constants."""
+        from .launch import Launch
+
+        return Launch(self.programs, (*_strides(*maps), *self.sizes), {**self.constants, **constants})
 
 
 def _for_routes(scan: Scan2d, tensor: Tensor) -> Tensor:
     """View what each token has for each set, ``(batch, H, W, S, *)``, as ``(batch, routes, tokens, *)``."""
-    tensor = last_axis_innermost(tensor.flatten(1, 2)).transpose(1, 2)
-    return tensor.expand(-1, len(scan.route_codes), -1, -1)
-
-
-def _sum_parts(parts: Tensor, shared: bool) -> Tensor:
-    """Sum parts of a weight's gradient, ``(batch, spans, *, sequences, D)``; over sequences too if they share it."""
-    summed = parts.sum((0, 1))
-    return summed.sum(-2, keepdim=True) if shared and summed.shape[-2] > 1 else summed
+    batch, height, width, sets, columns = tensor.shape
+    image, row, token, route, column = tensor.stride()
+    if (row != width * token and height > 1 < width) or (column != 1 and columns > 1):
+        return _for_routes(scan, tensor.contiguous())
+    # One call of torch, for four.
+    size = batch, len(scan.route_codes), height * width, columns
+    return tensor.as_strided(size, (image, 0 if sets == 1 else route, token if width > 1 else row, 1))
 
 
 def _sum_maps(maps: Tensor, dtype: torch.dtype) -> Tensor:
@@ -409,6 +474,6 @@ def _masks(codes: tuple[int, ...]) -> tuple[int, int]:
 
 @cache
 def _warps_wanted(device: torch.device) -> int:
-    """Return how many warps keep a device busy."""
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    """Return how many warps keep a device busy; where kernels are only compiled or interpreted, an H100."""
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
     return multiprocessors * _WARPS_WANTED
