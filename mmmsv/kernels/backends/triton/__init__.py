@@ -1,7 +1,7 @@
 """Backend ``triton``: NVIDIA GPUs from compute capability 7.5 on; no compiler is needed at installation."""
 
 from ...dispatch import Backend, Kernel, register
-from . import conv, fused, norm, scan
+from . import block, conv, fused, norm, scan
 
 register(
     Backend(
@@ -14,5 +14,6 @@ register(
         gate=Kernel(fused.gate, fused.gate_backward),
         layer_norm=Kernel(norm.layer_norm, norm.layer_norm_backward, yields_to_compilers=True),
         merge_scales=Kernel(fused.merge_scales, fused.merge_scales_backward),
+        blocks=block.compute,
     )
 )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # which imports Triton
 
 # Groups of neighbours and channels of a tile, and groups of a program: more where it sums over them.
 _ROWS, _COLUMNS = 8, 64
-_SPAN, _SUMMED_SPAN = 32, 128
+_SPAN, _SUMMED_SPAN = 16, 128
 
 
 def depthwise_conv(given: DepthwiseConv) -> tuple[Tensor, Tensor]:

@@ -143,11 +143,10 @@ def _prepare_normalise(half: Tensor, sums: Tensor, moments: Tensor, tokens: int,
 
     batch, routes, height, width, channels = half.shape
     constants = whole_tokens(half, sums)
-    # maxnreg: else the assembler spills some.
     return Launch(
         batch * ceil_div(height * width, SPAN),
         (*strides(half), tokens, height * width, channels, SPAN, eps),
-        {"ROUTES": routes, **constants, "maxnreg": 255},
+        {"ROUTES": routes, **constants},
     )
 
 
@@ -166,7 +165,7 @@ def _prepare_merge(
     from .launch import Launch
 
     numbers = (*strides(full), *strides(half), *strides(y), *full.shape[1:3], *half.shape[2:], SPAN, eps)
-    constants = {"ROUTES": half.shape[1], "NORM_FIRST": norm_first, **whole_tokens(full, half, y), "maxnreg": 255}
+    constants = {"ROUTES": half.shape[1], "NORM_FIRST": norm_first, **whole_tokens(full, half, y)}
     return Launch(parts.shape[0] * parts.shape[1], numbers, constants)
 
 

@@ -68,4 +68,5 @@ def whole_tokens(x: Tensor, *others: Tensor | None) -> dict[str, int]:
         "ROWS": max(_TILE * warps // columns, 2),
         "COLUMNS": columns,
         "num_warps": warps,
+        "maxnreg": 255 if columns > 1024 else None,  # else the assembler spills some
     }

@@ -213,6 +213,7 @@ def scan_backward(
             TILE,
         )
         dys = read_like(dy_, places, block, VECTOR, FULL, TILE)
+        Bs, Cs = read_projection(B_, places, 0, TILE), read_projection(C_, places, 0, TILE)
         for i in range(tiles):
             tile = tiles - 1 - i
             start = block.begin + tile * TILE
@@ -257,12 +258,16 @@ def scan_backward(
                 TILE,
             )
             next_dys = read_like(dy_, next_places, block, VECTOR, FULL, TILE)
+            next_Bs, next_Cs = read_projection(B_, next_places, 0, TILE), read_projection(C_, next_places, 0, TILE)
             steps = steps_of(deltas, bias_, block, start, SOFTPLUS, TILE, dtype)
             inside_dys, gBs, dsteps = (), (), ()
             for k in tl.static_range(TILE):
                 inside_dys = inside_dys + (tl.where(start + k < block.end, dys[k].to(dtype), 0.0),)
                 gBs = gBs + (tl.zeros((BLOCK_D,), dtype),)  # the sum over n of g B
                 dsteps = dsteps + (tl.zeros((BLOCK_D,), dtype),)  # of the step, but for what goes through step u
+            if SUMMED:  # of the routes before
+                dus_before = _read_sums(du_sum, places, block, r > 0, VECTOR, TILE)
+                dsteps_before = _read_sums(ddelta_sum, places, block, r > 0, VECTOR, TILE)
             for n in range(N):
                 row = row_of(carry, block.row * N + n, sizes, block, VECTOR)
                 dA_row = row_of(dweights, block.row * (2 + N) + 2 + n, sizes, block, VECTOR)
@@ -272,8 +277,9 @@ def scan_backward(
                     begun = (r > 0) | (i > 0)
                     w = tl.load(row, block.real & (SPLIT | begun), 0.0)
                     dA = tl.load(dA_row, block.real & begun, 0.0)
+                    if n > 0:
+                        Bs, Cs = read_projection(B_, places, n, TILE), read_projection(C_, places, n, TILE)
                 rate = A_n * LOG2_E
-                Bs, Cs = read_projection(B_, places, n, TILE), read_projection(C_, places, n, TILE)
                 if TILES > 1:
                     h = tl.load(row_of(starts, first + tile % TILES * N + n, sizes, block, VECTOR), block.real, 0.0)
                 else:
@@ -311,14 +317,14 @@ def scan_backward(
                 du_k = gBs[k] * steps[k] + skip_ * inside_dys[k]
                 if SUMMED:
                     last = r == block.routes - 1
-                    dstep += tl.load(at(ddelta_sum, places[k], VECTOR), block.real & (r > 0), 0.0)
-                    du_k += tl.load(at(du_sum, places[k], VECTOR), block.real & (r > 0), 0.0)
+                    dstep += dsteps_before[k]
+                    du_k += dus_before[k]
                     write_channels(ddelta_sum, places[k], block, dstep, inside & (not last), VECTOR)
                     write_channels(du_sum, places[k], block, du_k, inside & (not last), VECTOR)
                     inside &= last
                 write_channels(ddelta_, places[k], block, dstep, inside, VECTOR)
                 write_channels(du_, places[k], block, du_k, inside, VECTOR)
-            places, us, deltas, dys = next_places, next_us, next_deltas, next_dys
+            places, us, deltas, dys, Bs, Cs = next_places, next_us, next_deltas, next_dys, next_Bs, next_Cs
     tl.store(row_of(dweights, block.row * (2 + N) + 0, sizes, block, VECTOR), dbias, block.real)
     tl.store(row_of(dweights, block.row * (2 + N) + 1, sizes, block, VECTOR), dskip, block.real)
     if N == 1:
