@@ -215,7 +215,7 @@ MOST_INSTRUCTIONS_OF_FUSED_OPS = {
 
 @pytest.mark.slow
 def test_instructions_and_registers():
-    """Every kernel compiles for sm_80 and sm_90, spills little or nothing, and has no more instructions than were agreed."""
+    """Every kernel compiles for sm_80 and sm_90, spills little or nothing, and has no more instructions than agreed."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.triton_resources", "--json"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)

@@ -2,9 +2,9 @@
 
 Kernels and products are those of the layers, and give the same bits. What is left out is what comes around them: calls
 of modules, autograd, checks of arguments, which are made once for tensors of a kind, and a cast of each weight alone.
+Of small maps, where Python would take longer than the GPU, the launches are captured and replayed (graphs.py).
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from ...arguments import ACTIVATIONS, LARGEST_STRIDE, DepthwiseConv, Gate, Layer
 from ...bypass import is_profiled, is_unobserved
 from ...routes import ROUTES
 from ...whole_block import Block, Conv, FeedForward, Norm, Projection, SelectiveScan
-from . import conv, fused, norm, scan
+from . import conv, fused, graphs, norm, scan
 
 T = TypeVar("T")
 _TENSOR = object()  # in the place of a tensor
@@ -28,11 +28,23 @@ _TENSOR = object()  # in the place of a tensor
 
 def compute(x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
     """Compute :func:`mmmsv.kernels.whole_block.compute`."""
-    if x.dim() != 4 or x.numel() == 0 or not all(_takes(x, block) for block in blocks):
+    if x.dim() != 4 or x.numel() == 0:
         return None
-    with record_function("mmmsv::blocks") if is_profiled() else contextlib.nullcontext():
-        for block in blocks:
-            x = _forward(x, _cast(block, x.dtype))
+    kinds = []
+    for block in blocks:
+        kind = _kind_of(x, block)
+        if kind is None:
+            return None
+        kinds.append(kind)
+    if is_profiled():
+        with record_function("mmmsv::blocks"):
+            return _compute(x, blocks)
+    return graphs.replayed(x, blocks, _compute, tuple(kinds)) if graphs.pays_off(x) else _compute(x, blocks)
+
+
+def _compute(x: Tensor, blocks: Sequence[Block]) -> Tensor:
+    for block in blocks:
+        x = _forward(x, _cast(block, x.dtype))
     return x
 
 
@@ -40,18 +52,23 @@ class _NotTakenError(Exception):
     """A block has what is not taken here."""
 
 
-def _takes(x: Tensor, block: Block) -> bool:
-    """Return whether the layers would compute a block in the dtype of x, and nothing observes its weights."""
+def _kind_of(x: Tensor, block: Block) -> tuple[Any, ...] | None:
+    """Return all that decides what is launched for a block, addresses too; None where the layers are to compute it.
+
+    That is: where they would not compute it in the dtype of x, or something observes its weights.
+    """
     from .launch import once
 
     tensors: list[Tensor] = []
     try:
         others = _split(block, tensors)
     except _NotTakenError:
-        return False
+        return None
     kind = x.device.type
     autocast = get_autocast_dtype(kind) if is_autocast_enabled(kind) else None
-    return is_unobserved(x, *tensors) and once(_fits, (x, *tensors), others, autocast)
+    if not is_unobserved(x, *tensors) or not once(_fits, (x, *tensors), others, autocast):
+        return None
+    return others, autocast, *((each.data_ptr(), each.dtype, each.shape, each.stride()) for each in tensors)
 
 
 def _split(value: T, tensors: list[Tensor]) -> T:

@@ -265,6 +265,7 @@ def scan_backward(
                 inside_dys = inside_dys + (tl.where(start + k < block.end, dys[k].to(dtype), 0.0),)
                 gBs = gBs + (tl.zeros((BLOCK_D,), dtype),)  # the sum over n of g B
                 dsteps = dsteps + (tl.zeros((BLOCK_D,), dtype),)  # of the step, but for what goes through step u
+            dus_before, dsteps_before = (), ()
             if SUMMED:  # of the routes before
                 dus_before = _read_sums(du_sum, places, block, r > 0, VECTOR, TILE)
                 dsteps_before = _read_sums(ddelta_sum, places, block, r > 0, VECTOR, TILE)
