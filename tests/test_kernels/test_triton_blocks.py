@@ -170,7 +170,7 @@ def test_no_graphs_of_large_maps_or_where_they_are_off(captured, monkeypatch):
         for _ in range(6):
             model(image)
         monkeypatch.delenv("MMMSV_CUDA_GRAPHS")
-        monkeypatch.setattr(graphs, "_LARGEST_MAP", 100)
+        monkeypatch.setattr(graphs, "_LARGEST_PART", 0)
         for _ in range(6):
             model(image)
     assert not captured

@@ -7,13 +7,15 @@ weights that are changed in place are read as they are; nothing that is made of 
 import os
 import threading
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-# A graph keeps the memory of what lies between its launches, some ten maps like x, which all graphs of a stream share.
-_LARGEST_MAP = 16 << 20  # bytes of x
+# A graph keeps the memory of what lies between its launches, some ten maps like x, which all graphs of a stream share:
+# x may have so much of the GPU's memory.
+_LARGEST_PART = 1 / 512
 _MOST_KEPT = 64
 # A size that comes once or twice, as those of a detector's images, is not worth a capture, which takes as long as ten.
 _CALLS_BEFORE = 3
@@ -37,8 +39,14 @@ _pools: dict[tuple[int, int], Any] = {}
 
 def pays_off(x: Tensor) -> bool:
     """Return whether launches for a map like x take longer than the GPU, and may be captured."""
-    small = x.is_cuda and x.numel() * x.element_size() <= _LARGEST_MAP
-    return small and os.environ.get(_ENVIRONMENT) != "0" and not torch.cuda.is_current_stream_capturing()
+    if not x.is_cuda or x.numel() * x.element_size() > _LARGEST_PART * _memory_of(x.device):
+        return False
+    return os.environ.get(_ENVIRONMENT) != "0" and not torch.cuda.is_current_stream_capturing()
+
+
+@cache
+def _memory_of(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def replayed(x: Tensor, weights: T, compute: Callable[[Tensor, T], Tensor], kind: Hashable) -> Tensor:
