@@ -113,7 +113,8 @@ def captured(monkeypatch):
         sizes.append(tuple(x.shape))
         return capture(x, *others)
 
-    for kept in (graphs._calls, graphs._graphs):
+    monkeypatch.setenv("MMMSV_CUDA_GRAPHS", "1")
+    for kept in (graphs._calls, graphs._graphs, graphs._pools):
         kept.clear()
     monkeypatch.setattr(graphs, "_capture", recorded)
     return sizes
@@ -163,17 +164,25 @@ def test_maps_outlive_the_next_call(captured):
 
 
 @on_a_gpu
-def test_no_graphs_of_large_maps_or_where_they_are_off(captured, monkeypatch):
+def test_no_graphs_of_large_maps_or_where_they_are_not_asked_for(captured, monkeypatch):
     model, image = model_of("nano").to(DEVICE), torch.randn(1, 3, 32, 32, device=DEVICE)
     with torch.no_grad():
-        monkeypatch.setenv("MMMSV_CUDA_GRAPHS", "0")
+        monkeypatch.delenv("MMMSV_CUDA_GRAPHS")
         for _ in range(6):
             model(image)
-        monkeypatch.delenv("MMMSV_CUDA_GRAPHS")
+        monkeypatch.setenv("MMMSV_CUDA_GRAPHS", "1")
         monkeypatch.setattr(graphs, "_LARGEST_PART", 0)
         for _ in range(6):
             model(image)
     assert not captured
+
+
+def test_the_environment_variable(monkeypatch):
+    monkeypatch.setenv("MMMSV_CUDA_GRAPHS", "yes")
+    with pytest.raises(ValueError, match="MMMSV_CUDA_GRAPHS is 'yes', expected 0 or 1"):
+        graphs.are_asked_for(IMAGE)
+    monkeypatch.setenv("MMMSV_CUDA_GRAPHS", "1")
+    assert graphs.are_asked_for(IMAGE) == IMAGE.is_cuda
 
 
 class _FakeGraph:
@@ -209,6 +218,11 @@ def test_the_fourth_call_of_a_kind_is_captured(captured, monkeypatch):
     for _ in range(3):
         call("a", size=3)
     assert len(captured) == 1
+    stream.cuda_stream = 8  # another one shares no memory with it
+    before = len(computed)
+    call("a")
+    assert len(computed) == before + 1
+    stream.cuda_stream = 7
     monkeypatch.setattr(graphs, "_MOST_KEPT", 2)
     call("b")
     before = len(computed)

@@ -2,11 +2,11 @@
 
 Kernels and products are those of the layers, and give the same bits. What is left out is what comes around them: calls
 of modules, autograd, checks of arguments, which are made once for tensors of a kind, and a cast of each weight alone.
-Of small maps, where Python would take longer than the GPU, the launches are captured and replayed (graphs.py).
+Where that is asked for, the launches are captured and replayed (graphs.py), since Python takes longer than the GPU.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from ...routes import ROUTES
 from ...whole_block import Block, Conv, FeedForward, Norm, Projection, SelectiveScan
 from . import conv, fused, graphs, norm, scan
 
-T = TypeVar("T")
 _TENSOR = object()  # in the place of a tensor
 
 
@@ -39,7 +38,7 @@ def compute(x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
     if is_profiled():
         with record_function("mmmsv::blocks"):
             return _compute(x, blocks)
-    return graphs.replayed(x, blocks, _compute, tuple(kinds)) if graphs.pays_off(x) else _compute(x, blocks)
+    return graphs.replayed(x, blocks, _compute, tuple(kinds)) if graphs.are_asked_for(x) else _compute(x, blocks)
 
 
 def _compute(x: Tensor, blocks: Sequence[Block]) -> Tensor:
@@ -71,7 +70,7 @@ def _kind_of(x: Tensor, block: Block) -> tuple[Any, ...] | None:
     return others, autocast, *((each.data_ptr(), each.dtype, each.shape, each.stride()) for each in tensors)
 
 
-def _split(value: T, tensors: list[Tensor]) -> T:
+def _split(value: Any, tensors: list[Tensor]) -> Any:
     """Return tuples without their tensors, which are collected.
 
     Raises:
@@ -81,27 +80,26 @@ def _split(value: T, tensors: list[Tensor]) -> T:
         if value.layout != torch.strided:  # it has no strides to ask about
             raise _NotTakenError
         tensors.append(value)
-        # pyrefly: ignore[bad-return]
         return _TENSOR
     if isinstance(value, tuple):
-        parts = [_split(part, tensors) for part in value]
-        # pyrefly: ignore[missing-attribute]
-        return value._make(parts) if hasattr(value, "_make") else tuple(parts)
+        return _made_like(value, [_split(part, tensors) for part in value])
     if value is None or isinstance(value, str | int | float):
         return value
     raise _NotTakenError
 
 
-def _joined(value: T, tensors: Iterator[Tensor]) -> T:
+def _joined(value: Any, tensors: Iterator[Tensor]) -> Any:
     """Put the tensors back that :func:`_split` has taken out."""
     if value is _TENSOR:
-        # pyrefly: ignore[bad-return]
         return next(tensors)
     if isinstance(value, tuple):
-        parts = [_joined(part, tensors) for part in value]
-        # pyrefly: ignore[missing-attribute]
-        return value._make(parts) if hasattr(value, "_make") else tuple(parts)
+        return _made_like(value, [_joined(part, tensors) for part in value])
     return value
+
+
+def _made_like(value: Any, parts: Iterable[Any]) -> Any:
+    """Return a tuple of the class of ``value``."""
+    return value._make(parts) if hasattr(value, "_make") else tuple(parts)
 
 
 def _fits(x: Tensor, *given: Any) -> bool:
@@ -182,44 +180,37 @@ def _shapes(block: Block, channels: int) -> Iterator[tuple[Tensor, tuple[int, ..
 
 def _cast(block: Block, dtype: torch.dtype) -> Block:
     """Return a block whose weights of products have a dtype: cast all at once, where they have not."""
-    scans = [scanned[1] for scanned in (block.full, block.half) if scanned is not None]
-    layers = [block.in_proj, *(scan.x_proj for scan in scans), *(block.squeeze_excite or ()), block.out_proj]
-    layers += [] if block.ffn is None else [block.ffn.fc1, block.ffn.fc2]
-    weights = [weight for layer in layers for weight in layer if weight is not None and weight.dtype != dtype]
+    weights = [each for layer in _layers(block) for each in layer if each is not None and each.dtype != dtype]
     if not weights:
         return block
     cast = [torch.empty_like(weight, dtype=dtype) for weight in weights]
     torch._foreach_copy_(cast, weights)
     new = dict(zip(map(id, weights), cast, strict=True))
 
-    def of(layer: Projection) -> Projection:
-        return Projection(*(None if weight is None else new.get(id(weight), weight) for weight in layer))
+    def replaced(value: Any) -> Any:
+        if isinstance(value, Projection):
+            return Projection(new.get(id(value.weight), value.weight), new.get(id(value.bias), value.bias))
+        return _made_like(value, map(replaced, value)) if isinstance(value, tuple) else value
 
-    def of_scanned(scanned: tuple[Conv, SelectiveScan]) -> tuple[Conv, SelectiveScan]:
-        return scanned[0], scanned[1]._replace(x_proj=of(scanned[1].x_proj))
+    return replaced(block)
 
-    return block._replace(
-        in_proj=of(block.in_proj),
-        full=of_scanned(block.full),
-        half=None if block.half is None else of_scanned(block.half),
-        squeeze_excite=None if block.squeeze_excite is None else tuple(map(of, block.squeeze_excite)),
-        out_proj=of(block.out_proj),
-        ffn=None if block.ffn is None else block.ffn._replace(fc1=of(block.ffn.fc1), fc2=of(block.ffn.fc2)),
-    )
+
+def _layers(value: Any) -> Iterator[Projection]:
+    if isinstance(value, Projection):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _layers(part)
 
 
 def _forward(x: Tensor, block: Block) -> Tensor:
     """Compute a block of a map, ``(batch, H, W, C)``."""
-    normal = _norm(x, block.norm1)
-    halves = (
-        [Projection(w, b) for w, b in zip(*_halves(block.in_proj), strict=True)] if block.gated else [block.in_proj]
-    )
-    value = linear(normal, *halves[0])
+    normal, wide = _norm(x, block.norm1), state_dtype(x)
+    to_value, to_gate = _halves(block.in_proj) if block.gated else (block.in_proj, None)
+    value = linear(normal, *to_value)
     full = _scan(_conv(value, block.full[0]), block.full[1], merge=True)
-    wide, mean = state_dtype(x), None
     if block.half is None:
-        y = _norm(full, block.out_norm)
-        mean = None if block.squeeze_excite is None else y.mean((1, 2))
+        y, mean = _norm(full, block.out_norm), None
     else:
         half = _scan(_conv(value, block.half[0]), block.half[1], merge=not block.norm_first)
         half = half if block.norm_first else half.unsqueeze(1)
@@ -227,10 +218,11 @@ def _forward(x: Tensor, block: Block) -> Tensor:
         given = MergeScales(full, half, weight.to(wide), bias.to(wide), eps, block.norm_first, x.dtype)
         y, mean, _ = fused.merge_scales(given)
     del value, full
-    z = linear(normal, *halves[1]) if block.gated else None
+    z = None if to_gate is None else linear(normal, *to_gate)
     squeezed = None
     if block.squeeze_excite is not None:
         reduce, expand = block.squeeze_excite
+        mean = y.mean((1, 2)) if mean is None else mean
         squeezed = linear(linear(mean, *reduce).relu(), *expand).sigmoid().to(wide)
     if z is not None or squeezed is not None:
         y, _ = fused.gate(Gate(y, z, squeezed))
@@ -238,8 +230,9 @@ def _forward(x: Tensor, block: Block) -> Tensor:
     return x if block.ffn is None else x + _feed_forward(x, block.ffn)
 
 
-def _halves(layer: Projection) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-    return layer.weight.chunk(2), (None, None) if layer.bias is None else layer.bias.chunk(2)
+def _halves(layer: Projection) -> tuple[Projection, Projection]:
+    (first, second), biases = layer.weight.chunk(2), (None, None) if layer.bias is None else layer.bias.chunk(2)
+    return Projection(first, biases[0]), Projection(second, biases[1])
 
 
 def _norm(x: Tensor, given: Norm) -> Tensor:
@@ -249,9 +242,9 @@ def _norm(x: Tensor, given: Norm) -> Tensor:
 
 
 def _conv(x: Tensor, given: Conv) -> Tensor:
-    weight, bias, *options = given
     wide = state_dtype(x)
-    y, _ = conv.depthwise_conv(DepthwiseConv(x, weight.to(wide), None if bias is None else bias.to(wide), *options))
+    weight, bias = given.weight.to(wide), None if given.bias is None else given.bias.to(wide)
+    y, _ = conv.depthwise_conv(DepthwiseConv(x, weight, bias, given.stride, given.activation, given.residual))
     return y
 
 

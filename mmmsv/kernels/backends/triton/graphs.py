@@ -1,4 +1,4 @@
-"""Captures launches in CUDA graphs, and replays them: a graph is one launch, whatever it holds.
+"""Captures launches in CUDA graphs, and replays them, where MMMSV_CUDA_GRAPHS=1 asks for it: a graph is one launch.
 
 A graph reads weights where they lay when it was captured. So their addresses are part of what a graph is found by, and
 weights that are changed in place are read as they are; nothing that is made of them outlives a replay.
@@ -13,15 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-# A graph keeps the memory of what lies between its launches, some ten maps like x, which all graphs of a stream share:
-# x may have so much of the GPU's memory.
+_ENVIRONMENT = "MMMSV_CUDA_GRAPHS"
+# A graph keeps the memory of what lies between its launches, some ten maps like x, which all graphs of a GPU share: x
+# may have so much of the GPU's memory.
 _LARGEST_PART = 1 / 512
 _MOST_KEPT = 64
 # A size that comes once or twice, as those of a detector's images, is not worth a capture, which takes as long as ten.
 _CALLS_BEFORE = 3
-
-
-_ENVIRONMENT = "MMMSV_CUDA_GRAPHS"
 T = TypeVar("T")
 
 
@@ -34,14 +32,22 @@ class _Graph(NamedTuple):
 _lock = threading.Lock()
 _calls: dict[Hashable, int] = {}
 _graphs: dict[Hashable, _Graph] = {}
-_pools: dict[tuple[int, int], Any] = {}
+# Of each GPU, the stream whose launches are captured, and the memory that all graphs share.
+_pools: dict[int, tuple[int, Any]] = {}
 
 
-def pays_off(x: Tensor) -> bool:
-    """Return whether launches for a map like x take longer than the GPU, and may be captured."""
-    if not x.is_cuda or x.numel() * x.element_size() > _LARGEST_PART * _memory_of(x.device):
+def are_asked_for(x: Tensor) -> bool:
+    """Return whether launches for a map like x are to be captured, and may be.
+
+    Raises:
+        ValueError: The environment variable is neither 0 nor 1.
+    """
+    asked = os.environ.get(_ENVIRONMENT, "0")
+    if asked not in ("0", "1"):
+        raise ValueError(f"the environment variable {_ENVIRONMENT} is {asked!r}, expected 0 or 1")
+    if asked == "0" or not x.is_cuda or torch.cuda.is_current_stream_capturing():
         return False
-    return os.environ.get(_ENVIRONMENT) != "0" and not torch.cuda.is_current_stream_capturing()
+    return x.numel() * x.element_size() <= _LARGEST_PART * _memory_of(x.device)
 
 
 @cache
@@ -57,12 +63,17 @@ def replayed(x: Tensor, weights: T, compute: Callable[[Tensor, T], Tensor], kind
         weights: Whatever ``compute`` takes.
         compute: Launches the same kernels with the same addresses of weights for all calls of a kind, and waits for
             nothing.
-        kind: All that decides what it launches, but for device, stream, size and dtype of x, and how torch multiplies.
+        kind: All that decides what it launches, but for device, size and dtype of x, and how torch multiplies.
     """
     with torch.cuda.device(x.device):
-        stream = torch.cuda.current_stream()
-        key = (x.device.index, stream.cuda_stream, x.shape, x.stride(), x.dtype, kind, _products())
+        stream, index = torch.cuda.current_stream().cuda_stream, x.device.index
+        key = (index, x.shape, x.stride(), x.dtype, kind, _products())
         with _lock:
+            # Graphs that run at a time, on several streams, would share memory: that of this pool, and cuBLAS's.
+            if index not in _pools:
+                _pools[index] = stream, torch.cuda.graph_pool_handle()
+            if _pools[index][0] != stream:
+                return compute(x, weights)
             calls = _calls.pop(key, 0)
             _remember(_calls, key, calls + 1)
             if calls >= _CALLS_BEFORE:
@@ -75,7 +86,7 @@ def _products() -> tuple[Any, ...]:
     """Return how torch multiplies matrices."""
     settings = torch.backends.cuda.matmul
     narrow = settings.allow_bf16_reduced_precision_reduction, settings.allow_fp16_reduced_precision_reduction
-    return settings.fp32_precision, torch.backends.fp32_precision, *narrow
+    return settings.fp32_precision, *narrow
 
 
 def _replay(key: Hashable, x: Tensor, weights: T, compute: Callable[[Tensor, T], Tensor]) -> Tensor:
@@ -87,13 +98,11 @@ def _replay(key: Hashable, x: Tensor, weights: T, compute: Callable[[Tensor, T],
 
 
 def _capture(x: Tensor, weights: T, compute: Callable[[Tensor, T], Tensor]) -> _Graph:
-    stream = x.device.index, torch.cuda.current_stream().cuda_stream
-    if stream not in _pools:
-        _pools[stream] = torch.cuda.graph_pool_handle()
+    _, pool = _pools[x.device.index]
     with torch.inference_mode(False), torch.no_grad():  # else it could be written to in that mode alone
         x, graph = torch.empty_like(x).copy_(x), torch.cuda.CUDAGraph()
     # Other threads, as that of a DataLoader which pins memory, may go on meanwhile.
-    with torch.cuda.graph(graph, pool=_pools[stream], capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         y = compute(x, weights)
     return _Graph(graph, x, y)
 

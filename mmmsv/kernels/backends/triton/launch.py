@@ -75,7 +75,6 @@ def _launch_again(ready: _Ready, device: int, tensors: tuple[Tensor | None, ...]
         compiled[programs, 1, 1](*tensors, *arguments)
         return
     stream = driver.active.get_current_stream(device)
-    # pyrefly: ignore[not-callable]: a property that returns the launcher
     compiled.run(
         *(programs, 1, 1, stream, compiled.function, compiled.packed_metadata, None, None, None),
         *tensors,

@@ -58,7 +58,7 @@ def vector(*maps: Tensor | None) -> int:
     return most
 
 
-def whole_tokens(x: Tensor, *others: Tensor | None) -> dict[str, int]:
+def whole_tokens(x: Tensor, *others: Tensor | None) -> dict[str, int | None]:
     """Return the constants of a kernel whose tiles have all channels of a token."""
     columns = 1 << (x.shape[-1] - 1).bit_length()
     warps = 2 if columns <= 512 else 4
