@@ -1,7 +1,7 @@
 """Go through one round on a GPU, most decisive first, within a budget of seconds.
 
     python -m benchmarks.gpu --out DIR                              # all sections, in about two budgets
-    python -m benchmarks.gpu --out DIR --only models profile parts  # in a second call, what the first had no time for
+    python -m benchmarks.gpu --out DIR --only tests sanitizers      # in a second call, what the first had no time for
     python -m benchmarks.gpu --out DIR --dry                        # on a CPU, tiny: does the script itself work?
 
 Needs torch, Triton and pytest; models and their tests torchvision, and MMEngine with what it imports; no mmcv, no
@@ -25,13 +25,14 @@ from .speed import measure_ceilings
 
 # The function of each, imported when its turn comes: one that needs what is not installed fails alone.
 SECTIONS = {
-    "tests": "correctness.run_tests",
-    "sanitizers": "correctness.run_sanitizers",
     "check": "correctness.check_scans",
-    "scans": "speed.time_scans",
+    "graphs": "models.check_graphs",
     "models": "models.time_models",
+    "scans": "speed.time_scans",
     "profile": "models.profile_models",
     "parts": "speed.time_parts",
+    "tests": "correctness.run_tests",
+    "sanitizers": "correctness.run_sanitizers",
 }
 
 

@@ -1,17 +1,48 @@
 """How fast models are on this GPU beside others, what memory they need, and where their time goes."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from itertools import product
+from unittest.mock import patch
 
 import torch
 
-from mmmsv.analysis.speed.models import full_name, short_name
+from mmmsv.analysis.speed.models import BACKBONES, full_name, short_name
 from mmmsv.analysis.speed.timing import FAILURES, explain
-from mmmsv.analysis.speed.workload import MODES, Step, Variant, Workload
+from mmmsv.analysis.speed.workload import Step, Variant, Workload
 
 from ..op_profile import profile_ops
 from .round import Round
 
 _MODELS = ("tiny", "convnext_tiny", "swin_t")
+GRAPHS = "eager, blocks by CUDA graphs"
+
+
+@contextlib.contextmanager
+def asked_for_graphs(asked: bool = True) -> Iterator[None]:
+    """Let blocks be captured in CUDA graphs in the ``with`` block, or not."""
+    with patch.dict(os.environ, {"MMMSV_CUDA_GRAPHS": str(int(asked))}):
+        yield
+
+
+def check_graphs(round_: Round) -> None:
+    """Compare the logits of models whose blocks are captured in CUDA graphs with those of others, bit for bit."""
+    with torch.inference_mode(), torch.autocast(round_.device.type, torch.bfloat16):
+        for name, batch in (("nano", 1), ("tiny", 1), ("tiny", 128)):
+            step = (
+                Step(64, 64, 2, False, "bfloat16", maps=False)
+                if round_.dry
+                else Step(224, 224, batch, False, "bfloat16", maps=False)
+            )
+            model, same = _workload(round_, full_name("nano" if round_.dry else name), step, "eager").model, True
+            for _ in range(1 if round_.dry else 8):
+                image = torch.randn(step.batch, 3, step.height, step.width, device=round_.device)
+                with asked_for_graphs():
+                    ours = model(image)
+                with asked_for_graphs(False):
+                    same = torch.equal(ours, model(image)) and same
+            round_.add("graphs", model=name, step=str(step), **{"same bits as without": same})
 
 
 def time_models(round_: Round) -> None:
@@ -19,12 +50,18 @@ def time_models(round_: Round) -> None:
 
     In bfloat16 by autocast, channels-last, eager before compiled.
     """
-    for mode, step, name in product(MODES[: 1 if round_.dry else 2], _steps(round_), _names(round_)):
-        if round_.left < (60 if mode == "eager" else 150):
+    for mode, step, name in product(("eager", GRAPHS, "compiled"), _steps(round_), _names(round_)):
+        if round_.dry and mode == "compiled":
+            return
+        if mode == GRAPHS and (step.training or name.partition(":")[0] not in BACKBONES):
+            continue
+        if round_.left < (150 if mode == "compiled" else 60):
             return
         row = {"model": short_name(name), "step": f"{step}{', maps' if step.maps else ''}", "mode": mode}
         try:
-            round_.add("models", **row, **_measured(round_, _workload(round_, name, step, mode)))
+            with asked_for_graphs(mode == GRAPHS):
+                work = _workload(round_, name, step, "eager" if mode == GRAPHS else mode)
+                round_.add("models", **row, **_measured(round_, work))
         except FAILURES as error:  # out of memory, or a compiler that gave up
             round_.add("models", **row, failed=explain(error))
         torch.compiler.reset()

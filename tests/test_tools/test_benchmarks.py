@@ -265,12 +265,13 @@ def test_round_on_a_gpu_without_one(run, tmp_path, monkeypatch):
     status, _, errors = run(f"benchmarks.gpu --out {tmp_path} --dry")
     assert status == 0, errors
     assert not (tmp_path / "errors.txt").exists()
-    sections = {"environment", "tests", "check", "scans", "models", "profile", "parts"}
+    sections = {"environment", "tests", "check", "graphs", "scans", "models", "profile", "parts"}
     rows = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert set(rows) == sections
     errors = [float(row["largest relative error"]) for row in rows["check"]]
     assert len(errors) == 10
     assert max(errors) < 0.05
+    assert all(row["same bits as without"] for row in rows["graphs"])
     assert (tmp_path / "README.md").read_text().count("\n## ") == len(sections)
     assert rows["tests"][0]["result"].startswith("11 passed")  # of a kernel, and golden tensors
     assert {row["step"] for row in rows["models"] if row["peak memory, GiB"] > 0} == {
