@@ -125,7 +125,7 @@ def _dense_step(scan: Scan2d) -> Tensor:
     weight = scan.W_dt.to(scan.dt.dtype)
     with _as_given(scan):
         if len(weight) == 1:
-            return torch.mm(scan.dt.flatten(0, 3), weight[0].t()).view(*scan.dt.shape[:4], -1)
+            return torch.mm(scan.dt.flatten(0, 3), weight[0].t()).view(*scan.dt.shape[:4], weight.shape[1])
         by_set = scan.dt.permute(3, 0, 1, 2, 4)
         step = torch.bmm(by_set.flatten(1, 3), weight.mT)
     return step.unflatten(1, by_set.shape[1:4]).permute(1, 2, 3, 0, 4)
@@ -143,7 +143,8 @@ def _low_rank_gradients(scan: Scan2d, W_dt: Tensor, ddelta: Tensor) -> tuple[Ten
         product = _wide_product if routes > sets else torch.bmm
         ddt = product(by_route.flatten(*(1, 2) if sets == 1 else (0, 1)), weight)
         parts = _parts(batch * routes, height * width)
-        left, right = (each.reshape(batch * routes * parts, -1, each.shape[-1]) for each in (by_route, dt))
+        size = batch * routes * parts, height * width // parts
+        left, right = (each.reshape(*size, each.shape[-1]) for each in (by_route, dt))
         dW_dt = _wide_product(left.mT, right.to(ddelta.dtype))
     ddt = ddt.view(batch, routes, height, width, rank).sum_to_size(batch, sets, height, width, rank)
     dW_dt = dW_dt.view(batch, routes, parts, channels, rank).sum((0, 2)).sum_to_size(W_dt.shape)
@@ -414,7 +415,8 @@ def _for_routes(scan: Scan2d, tensor: Tensor) -> Tensor:
     """View what each token has for each set, ``(batch, H, W, S, *)``, as ``(batch, routes, tokens, *)``."""
     batch, height, width, sets, columns = tensor.shape
     image, row, token, route, column = tensor.stride()
-    if (row != width * token and height > 1 < width) or (column != 1 and columns > 1):
+    apart = (row != width * token and height > 1 < width) or (column != 1 and columns > 1)
+    if apart and tensor.numel():  # one without numbers has any strides, and keeps them
         return _for_routes(scan, tensor.contiguous())
     # One call of torch, for four.
     size = batch, len(scan.route_codes), height * width, columns
