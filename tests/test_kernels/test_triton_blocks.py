@@ -81,12 +81,21 @@ def _a_list(block):
     block.scan.full_scan.routes = [*block.scan.full_scan.routes]
 
 
-@pytest.mark.parametrize("change", [_narrower, _of_another_dtype, _another_kernel, _a_list])
+def _on_another_device(block):
+    block.norm1.weight = torch.nn.Parameter(block.norm1.weight.to("meta"))
+
+
+@pytest.mark.parametrize("change", [_on_another_device, _narrower, _of_another_dtype, _another_kernel, _a_list])
 def test_what_is_not_taken(taken, change):
     model = model_of("nano").to(DEVICE)
+    with use_backend("triton"), torch.no_grad():
+        model(IMAGE)
+    assert all(y is not None for y in taken)
+    taken.clear()
     change(next(block for name, block in model.named_modules() if name.endswith("blocks.0")))
     with contextlib.suppress(RuntimeError, ValueError, TypeError), use_backend("triton"), torch.no_grad():
         model(IMAGE)
+    assert taken
     assert taken[0] is None
 
 

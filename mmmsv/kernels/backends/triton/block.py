@@ -65,7 +65,9 @@ def _kind_of(x: Tensor, block: Block) -> tuple[Any, ...] | None:
         return None
     kind = x.device.type
     autocast = get_autocast_dtype(kind) if is_autocast_enabled(kind) else None
-    if not is_unobserved(x, *tensors) or not once(_fits, (x, *tensors), others, autocast):
+    if not is_unobserved(x, *tensors) or not all(each.device == x.device for each in tensors):
+        return None
+    if not once(_fits, (x, *tensors), others, autocast):
         return None
     return others, autocast, *((each.data_ptr(), each.dtype, each.shape, each.stride()) for each in tensors)
 
@@ -117,7 +119,7 @@ def _fits(x: Tensor, *given: Any) -> bool:
         shapes = all(tuple(weight.shape) == shape for weight, shape in _shapes(block, x.shape[-1]))
     except (AttributeError, IndexError):  # of what is no tensor, or has too few axes
         return False
-    return dtypes and shapes and all(tensor.device == x.device for tensor in tensors)
+    return dtypes and shapes
 
 
 def _shapes(block: Block, channels: int) -> Iterator[tuple[Tensor, tuple[int, ...]]]:

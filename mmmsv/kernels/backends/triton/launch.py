@@ -34,18 +34,21 @@ class _Ready(NamedTuple):
 
 
 _kept: dict[tuple[Any, ...], Any] = {}
+_MISSING: Any = object()
 
 
 def once(function: Callable[..., T], tensors: tuple[Tensor | None, ...], *options: Any) -> T:
     """Return ``function(*tensors, *options)``, computed once for all tensors of a kind.
 
-    It may look at no more of them than device, shapes, strides, dtypes, and addresses modulo 16 bytes. ``options`` are
-    hashable, and the first tensor is given.
+    It may look at no more of them than device, shapes, strides, dtypes, and addresses modulo 16 bytes. They are on one
+    device, and the first one is given; ``options`` are hashable.
     """
     key = _key(function, tensors, options)
-    if key not in _kept:
-        _keep(key, function(*tensors, *options))
-    return _kept[key]
+    value = _kept.get(key, _MISSING)  # in one step: another thread may empty it
+    if value is _MISSING:
+        value = function(*tensors, *options)
+        _keep(key, value)
+    return value
 
 
 def launch(kernel: Any, tensors: tuple[Tensor | None, ...], prepare: Callable[..., Launch], *options: Any) -> None:
