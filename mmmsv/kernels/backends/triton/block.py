@@ -6,7 +6,7 @@ Where that is asked for, the launches are captured and replayed (graphs.py), sin
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,9 @@ def compute(x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
     if is_profiled():
         with record_function("mmmsv::blocks"):
             return _compute(x, blocks)
-    return graphs.replayed(x, blocks, _compute, tuple(kinds)) if graphs.are_asked_for(x) else _compute(x, blocks)
+    if not graphs.are_asked_for(x):
+        return _compute(x, blocks)
+    return graphs.replayed(x, blocks, _compute, tuple(map(_with_addresses, kinds)))
 
 
 def _compute(x: Tensor, blocks: Sequence[Block]) -> Tensor:
@@ -51,8 +53,14 @@ class _NotTakenError(Exception):
     """A block has what is not taken here."""
 
 
-def _kind_of(x: Tensor, block: Block) -> tuple[Any, ...] | None:
-    """Return all that decides what is launched for a block, addresses too; None where the layers are to compute it.
+class _Kind(NamedTuple):
+    tensors: list[Tensor]
+    others: Any  # what a block has beside them
+    autocast: torch.dtype | None
+
+
+def _kind_of(x: Tensor, block: Block) -> _Kind | None:
+    """Return all that decides what is launched for a block; None where the layers are to compute it.
 
     That is: where they would not compute it in the dtype of x, or something observes its weights.
     """
@@ -69,7 +77,13 @@ def _kind_of(x: Tensor, block: Block) -> tuple[Any, ...] | None:
         return None
     if not once(_fits, (x, *tensors), others, autocast):
         return None
-    return others, autocast, *((each.data_ptr(), each.dtype, each.shape, each.stride()) for each in tensors)
+    return _Kind(tensors, others, autocast)
+
+
+def _with_addresses(kind: _Kind) -> tuple[Any, ...]:
+    """Return a kind as a graph is found by it: by where its tensors lie."""
+    tensors, *others = kind
+    return *others, *((each.data_ptr(), each.dtype, each.shape, each.stride()) for each in tensors)
 
 
 def _split(value: Any, tensors: list[Tensor]) -> Any:
