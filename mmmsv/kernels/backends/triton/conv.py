@@ -62,7 +62,7 @@ def _prepare_convolve(
     lines, columns = (ceil_div(side, spread) for side in y.shape[1:3])
     return Launch(
         _programs(y, lines * ceil_div(columns, width), _SPAN, spread * spread),
-        (*strides(x), *strides(added), *strides(y), *x.shape[1:3], *y.shape[1:], _SPAN),
+        (*strides(x, added, y), *x.shape[1:3], *y.shape[1:], _SPAN),
         {
             **_constants(kernel, stride, width, x, y, added),
             "SPREAD": spread,
@@ -150,10 +150,9 @@ def _launch_backward(
     from .launch import Launch
 
     maps, width = (x, dy, dy_again, dp), _width(x, stride)
-    numbers = [number for map_ in maps for number in strides(map_)]
     return Launch(
         _programs(dy, dy.shape[1] * ceil_div(dy.shape[2], width), span, shared),
-        (*numbers, *x.shape[1:3], *dy.shape[1:], span),
+        (*strides(*maps), *x.shape[1:3], *dy.shape[1:], span),
         {**_constants(factors.shape[-2], stride, width, *maps), **constants, "ACTIVATION": activation},
     )
 

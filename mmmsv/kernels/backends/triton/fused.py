@@ -74,7 +74,7 @@ def _launch_of_gate(*maps: Tensor) -> "Launch":
     tokens = height * width
     return Launch(
         batch * ceil_div(tokens, _GATE_SPAN) * ceil_div(channels, _GATE_COLUMNS),
-        (*(number for map_ in maps for number in strides(map_)), tokens, _GATE_SPAN, channels),
+        (*strides(*maps), tokens, _GATE_SPAN, channels),
         {"VECTOR": vector(*maps), "ROWS": 16, "COLUMNS": _GATE_COLUMNS, "num_warps": 4},
     )
 
@@ -164,7 +164,7 @@ def _prepare_merge(
 ) -> "Launch":
     from .launch import Launch
 
-    numbers = (*strides(full), *strides(half), *strides(y), *full.shape[1:3], *half.shape[2:], SPAN, eps)
+    numbers = (*strides(full, half, y), *full.shape[1:3], *half.shape[2:], SPAN, eps)
     constants = {"ROUTES": half.shape[1], "NORM_FIRST": norm_first, **whole_tokens(full, half, y)}
     return Launch(parts.shape[0] * parts.shape[1], numbers, constants)
 
@@ -183,9 +183,8 @@ def _prepare_backward_full(
     from .launch import Launch
 
     maps = (full, half, dfull, dy)
-    numbers = [number for map_ in maps for number in strides(map_)]
     constants = {"ROUTES": half.shape[1], "NORM_FIRST": norm_first, **whole_tokens(*maps)}
-    return Launch(len(parts), (*numbers, *full.shape[1:3], *half.shape[2:], SPAN), constants)
+    return Launch(len(parts), (*strides(*maps), *full.shape[1:3], *half.shape[2:], SPAN), constants)
 
 
 def _prepare_backward_half(
@@ -209,7 +208,7 @@ def _prepare_backward_half(
         "WINDOW_COLUMNS": _window(width, half.shape[3], norm_first),
         **whole_tokens(half, gathered, dhalf),
     }
-    numbers = (*strides(half), *strides(gathered), height, width, *half.shape[2:], SPAN)
+    numbers = (*strides(half, gathered), height, width, *half.shape[2:], SPAN)
     return Launch(len(parts), numbers, constants)
 
 

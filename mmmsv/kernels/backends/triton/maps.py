@@ -23,14 +23,18 @@ def optional(map_: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if map_ is None else flat(map_.to(dtype))
 
 
-def strides(map_: Tensor | None) -> tuple[int, ...]:
-    """Return the distances between images, routes and tokens of a map ``(batch, [routes,] H, W, D)``.
+def strides(*maps: Tensor | None) -> tuple[int, ...]:
+    """Return the distances between images, routes and tokens of each map, ``(batch, [routes,] H, W, D)``.
 
     In the place of a map ``(batch, H, W, D)`` that is not given, zeros.
 
     Raises:
         ValueError: An image has more numbers than the kernels' offsets of 32 bits reach.
     """
+    return tuple(number for map_ in maps for number in _strides_of(map_))
+
+
+def _strides_of(map_: Tensor | None) -> tuple[int, ...]:
     if map_ is None:
         return 0, 0
     *outer, row, token, _ = map_.stride()

@@ -49,7 +49,7 @@ def layer_norm_backward(
 def _prepare_forward(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor, moments: Tensor, eps: float) -> "Launch":
     from .launch import Launch
 
-    return Launch(_programs(x), (*strides(x), *strides(y), *_sizes(x), eps), whole_tokens(x, y))
+    return Launch(_programs(x), (*strides(x, y), *_sizes(x), eps), whole_tokens(x, y))
 
 
 def _prepare_backward(
@@ -65,8 +65,7 @@ def _prepare_backward(
     from .launch import Launch
 
     maps = (x, dy, dy_again, dx_again, dx)
-    numbers = [number for map_ in maps for number in strides(map_)]
-    return Launch(_programs(x), (*numbers, *_sizes(x)), whole_tokens(*maps))
+    return Launch(_programs(x), (*strides(*maps), *_sizes(x)), whole_tokens(*maps))
 
 
 def _programs(x: Tensor) -> int:
