@@ -6,6 +6,7 @@ if __name__ == "kernels":
 
 from . import backends, flops, whole_block  # noqa: F401  which registers the first two
 from .arguments import Activation
+from .backends.cpu.memory import empty_cache
 from .dispatch import BACKENDS, use_backend
 from .fused import depthwise_conv, gate, layer_norm, merge_scales, upsample
 from .linear import linear
@@ -20,6 +21,7 @@ __all__ = [
     "Route",
     "branch_off",
     "depthwise_conv",
+    "empty_cache",
     "gate",
     "layer_norm",
     "linear",

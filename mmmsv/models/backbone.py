@@ -38,9 +38,10 @@ class VisionMamba(BaseModule):
         with_cp: Recompute each block in the backward pass: less memory, about a third more time.
         init_cfg: MMEngine's initialisation config: ``dict(type='Pretrained', checkpoint=PATH)`` for its checkpoints,
             ``dict(type='mmmsv.AuthorsCheckpoint', checkpoint=PATH_OR_URL)`` for those of the authors.
-        recompute: Recompute the gate, the norm after the scans and the input of ``fc2`` in the backward pass. A block
-            of ``'tiny'`` then keeps 14 maps of its input's size, not 22 (17, not 31, where PyTorch's own ops run), and
-            a training step takes about 8 % longer. The default is to do so on a CPU alone.
+        recompute: True: recompute z of the gate, the norm after the scans, the gated map and the input of ``fc2`` in
+            the backward pass. A block of ``'tiny'`` then keeps 14 maps of its input's size, not 22 (17, not 31, where
+            PyTorch's own ops run), and a training step takes about 6 % longer. None, the default: on a CPU, where it
+            takes about 1 % longer, recompute the norm and the gated map, so that 18 are kept; otherwise nothing.
 
     Raises:
         TypeError: An argument has the wrong type.

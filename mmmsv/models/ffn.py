@@ -33,7 +33,7 @@ class ConvFFN(RecomputingModule):
         """Map ``(B, H, W, C)`` to the same shape."""
         return self.drop(self.mix_and_project(self.fc1(x)))
 
-    @recomputed
+    @recomputed(on_cpu=False)
     def mix_and_project(self, h: Tensor) -> Tensor:
         """Compute ``fc2(gelu(h + DWConv3x3(h)))`` of ``h``, ``(B, H, W, ratio * C)``."""
         return self.fc2(self.drop(self.dwconv(h)))

@@ -27,7 +27,9 @@ _LAYERS = (
 _FFN_NORMS = {VSSBlock: None, MS3Block: "pre", PostNormMS3Block: "post"}
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {layer: layer.forward for layer in (*_FFN_NORMS, *_LAYERS)}
 # What forwards call of their own layer, which an instance may have another one of.
-_METHODS = frozenset(("forward", "project_in", "project_out", "normalise", "mix_and_project", "result_dtype"))
+_METHODS = frozenset(
+    ("forward", "project_in", "project_out", "gate_and_project", "normalise", "mix_and_project", "result_dtype")
+)
 
 
 class _ChangedError(Exception):

@@ -64,11 +64,15 @@ class Scan2D(RecomputingModule):
         x, again = read_twice(cast_once(x))
         return again, half_of(self.in_proj, 0, x) if self.gated else self.in_proj(x)
 
-    @recomputed
-    def project_out(self, x: Tensor, *scanned: Tensor | Size) -> Tensor:
+    @recomputed(on_cpu=False)
+    def project_out(self, x: Tensor, scanned: Tensor, *others: Tensor | Size) -> Tensor:
         """Compute the output, ``(B, H, W, C)``, from the input and from what ``out_norm`` takes."""
-        y, mean = self.normalise(*scanned)
-        z = half_of(self.in_proj, 1, x) if self.gated else None
+        return self.gate_and_project(scanned, half_of(self.in_proj, 1, x) if self.gated else None, *others)
+
+    @recomputed(on_cpu=True)
+    def gate_and_project(self, scanned: Tensor, z: Tensor | None, *others: Tensor | Size) -> Tensor:
+        """Compute the output from what ``out_norm`` takes, and from z of the formula, ``(B, H, W, D)``."""
+        y, mean = self.normalise(scanned, *others)
         return self.out_proj(gate(y, z, None if self.se is None else self.se(mean)))
 
     def normalise(self, *scanned: Tensor | Size) -> tuple[Tensor, Tensor | None]:

@@ -17,25 +17,32 @@ _RECOMPUTED = ContextVar("_RECOMPUTED", default=False)  # whether the current co
 class RecomputingModule(nn.Module):
     """A module some of whose methods are :func:`recomputed`; where ``recompute`` is False, they keep what they need.
 
-    None chooses by the device: on a CPU a fresh map costs about as much as what is computed again; on a GPU computing
-    again moves 10 % more bytes in a training step (docs/speed.md).
+    None leaves it to each method: on a CPU a fresh map costs about as much as what is cheap to compute again; on a GPU
+    computing again moves 10 % more bytes in a training step (docs/speed.md).
     """
 
     recompute: bool | None = None
 
 
-def recomputed(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Call a method of a :class:`RecomputingModule` through :func:`recompute`."""
+def recomputed(on_cpu: bool) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Call a method of a :class:`RecomputingModule` through :func:`recompute`.
 
-    @wraps(method)
-    def call(module: RecomputingModule, x: Tensor, *others: Tensor | Size) -> Tensor:
-        wanted = x.device.type == "cpu" if module.recompute is None else module.recompute
-        return recompute(method, module, x, *others) if wanted else method(module, x, *others)
+    Args:
+        on_cpu: Whether that is the default on a CPU.
+    """
 
-    return call
+    def decorate(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @wraps(method)
+        def call(module: RecomputingModule, x: Tensor, *others: Tensor | Size | None) -> Tensor:
+            wanted = on_cpu and x.device.type == "cpu" if module.recompute is None else module.recompute
+            return recompute(method, module, x, *others) if wanted else method(module, x, *others)
+
+        return call
+
+    return decorate
 
 
-def recompute(function: Callable[..., Tensor], module: nn.Module, *inputs: Tensor | Size) -> Tensor:
+def recompute(function: Callable[..., Tensor], module: nn.Module, *inputs: Tensor | Size | None) -> Tensor:
     """Call ``function(module, *inputs)``; keep the inputs for its backward pass, and compute the rest there again.
 
     Recomputation stops at the last tensor that the backward pass needs; a final matrix product is not redone. Nested
@@ -65,7 +72,7 @@ class _WithWeights(nn.Module):
         self.weights: dict[str, Tensor] = dict(self.named_parameters())
         self.versions = self._versions()
 
-    def call(self, *inputs: Tensor | Size) -> Tensor:
+    def call(self, *inputs: Tensor | Size | None) -> Tensor:
         for name, before, now in zip(self.weights, self.versions, self._versions(), strict=True):
             if before != now:
                 name = name.removeprefix("module.")
@@ -82,7 +89,7 @@ class _WithWeights(nn.Module):
         finally:
             _RECOMPUTED.reset(token)
 
-    def forward(self, *inputs: Tensor | Size) -> Tensor:
+    def forward(self, *inputs: Tensor | Size | None) -> Tensor:
         return self.function(self.module, *inputs)
 
     def _versions(self) -> list[int]:

@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from mmmsv.kernels import empty_cache
+
 from .timing import FAILURES, explain
 
 T = TypeVar("T")
@@ -51,6 +53,7 @@ def rise(call: Callable[[], object], device: torch.device) -> int:
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    empty_cache()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
         trim(0)  # what was freed goes back to the system, so that it counts when used again
     _CLEAR_REFS.write_text("5")  # the peak is now what is resident

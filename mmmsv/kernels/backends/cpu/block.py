@@ -15,7 +15,8 @@ from ...arguments import ACTIVATIONS, LARGEST_STRIDE
 from ...bypass import is_profiled, is_unobserved
 from ...routes import ROUTES, Route
 from ...whole_block import Block, Conv, Norm, Projection, SelectiveScan, are_steps_recorded, record_steps
-from .library import DTYPES, in_huge_pages, loaded_library
+from .library import DTYPES, loaded_library
+from .memory import in_huge_pages
 
 # Of a block, ``Step`` of block.cpp.
 _STEPS = (

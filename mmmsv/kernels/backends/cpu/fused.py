@@ -8,7 +8,8 @@ from torch import Tensor
 from ...argument_checks import state_dtype
 from ...arguments import ACTIVATIONS, DepthwiseConv, Gate, MergeScales, ceil_div
 from ...strides import last_axis_innermost
-from .library import DTYPES, GROUPS, LANES, in_huge_pages, loaded_library
+from .library import DTYPES, GROUPS, LANES, loaded_library
+from .memory import in_huge_pages
 
 # The most channels of a task of a convolution, ``PITCH`` of depthwise.cpp.
 _CONV_CHANNELS = 64

@@ -7,15 +7,14 @@ of both.
 import ctypes
 import functools
 import hashlib
-import mmap
-import sys
-from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .memory import let_malloc_keep_memory, scratch
 
 # The library refers to these dtypes by index.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -25,10 +24,6 @@ LANES = 16
 GROUPS = 8
 
 _REINSTALL = "install mmmsv again (pip install --force-reinstall --no-deps --no-cache-dir)"
-
-_HUGE, _PAGE, _MADV_HUGEPAGE = 4 << 20, mmap.PAGESIZE, 14
-# DEFAULT_MMAP_THRESHOLD_MAX of glibc, less what malloc adds to a block.
-_LARGEST_THAT_COUNTS = (32 << 20) - (64 << 10)
 
 
 class LibraryOp:
@@ -59,9 +54,8 @@ class LibraryOp:
 
     def _run(self, function: Any, problem: ctypes.Structure, sums: Tensor) -> None:
         address = ctypes.byref(problem)
-        scratch = sums.new_empty(problem.threads * self._scratch(address))
-        problem.scratch = scratch.data_ptr()
-        function(address)
+        with scratch.lend(problem.threads * self._scratch(address) * sums.element_size()) as problem.scratch:
+            function(address)
 
 
 class Library(NamedTuple):
@@ -132,7 +126,7 @@ def library() -> Library | str:
         return f"its C++ library does not load: {error}; on Linux it takes GCC to build it; {_REINSTALL}"
     if built_from != sources():
         return f"its C++ library was built from other sources, {path.name}; {_REINSTALL}"
-    _let_malloc_keep_memory()
+    let_malloc_keep_memory()
     return Library(
         LibraryOp(loaded.mmmsv_scan_forward, loaded.mmmsv_scan_scratch, loaded.mmmsv_scan_backward),
         LibraryOp(
@@ -148,16 +142,6 @@ def library() -> Library | str:
         bool(loaded.mmmsv_blocks_are_faster()),
         bool(loaded.mmmsv_linear_multiplies_pairs()),
     )
-
-
-def _let_malloc_keep_memory() -> None:
-    """Free one block of the largest size from which glibc's malloc learns how large the blocks of a program are.
-
-    Until it has seen one, it hands what is freed back to the system after each operation on a map and takes it page by
-    page again for the next: a fifth of the time of a forward pass on one image. From then on it keeps up to twice as
-    much as this block, whose memory nothing touches. To other systems the block means nothing.
-    """
-    torch.empty(_LARGEST_THAT_COUNTS, dtype=torch.uint8)
 
 
 def why_not(device: torch.device) -> str | None:
@@ -191,25 +175,3 @@ def loaded_library() -> Library:
     if isinstance(loaded, str):
         raise RuntimeError(f"backend 'cpu' cannot run: {loaded}")
     return loaded
-
-
-@functools.cache
-def _madvise() -> Callable[[int, int, int], int] | None:
-    """Return the C library's ``madvise``; None where it does not know huge pages."""
-    if sys.platform != "linux":
-        return None
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function
-
-
-def in_huge_pages(tensor: Tensor) -> Tensor:
-    """Return an uninitialised tensor itself, a large one in huge pages where the system has any to give.
-
-    First touching 50 MB in pages of 4 KiB takes longer than scanning them.
-    """
-    size = tensor.numel() * tensor.element_size()
-    if size > _HUGE and (advise := _madvise()):
-        begin = -(-tensor.data_ptr() // _PAGE) * _PAGE
-        advise(begin, tensor.data_ptr() + size - begin, _MADV_HUGEPAGE)
-    return tensor

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ...arguments import CHUNK, Scan2d, ceil_div
 from ...strides import last_axis_innermost
-from .library import DTYPES, GROUPS, LANES, in_huge_pages, loaded_library
+from .library import DTYPES, GROUPS, LANES, loaded_library
+from .memory import in_huge_pages
 
 # Channels of a block in a backward pass. Sums over channels are made block by block, so this must not depend on the
 # number of threads either; blocks come in pairs, so that two cores share an image evenly.
