@@ -52,6 +52,9 @@ CASES = [
     BlockCase(channels=30, inner=600, size=(4, 4), ffn="none"),  # more channels than a scan takes at once
     BlockCase(size=(28, 29), batch=5),  # some images at once, and then the rest
     BlockCase(size=(57, 59), batch=2, channels=8, inner=8, hidden=8),  # one at a time
+    BlockCase(size=(4, 5), batch=40),  # images whose rows share a block
+    replace(NORM_LAST, size=(23, 25), batch=1),
+    replace(SS2D, size=(19, 17), channels=17, inner=33, hidden=50, batch=1, ffn="gelu", biases=False),
 ]
 
 pytestmark = needs_library

@@ -6,7 +6,8 @@
 //     x = x + FFN(LN(x))   or   x + LN(FFN(x))   or nothing
 //
 // What lies between two steps is scratch, the same for every group of images, and so stays in the processor's cache. Bias,
-// GELU and the sum with x come where a product writes its tile. Nothing outlives the call.
+// GELU and the sum with x come where a product writes its tile. Where there are many tokens, norms and gates are computed
+// for a block of rows on its way into a product or out of one, and such a map is never whole. Nothing outlives the call.
 
 #include <ctime>
 
@@ -67,13 +68,14 @@ template <class T, class Weight> class Forward {
     const BlockWeights& block;
     const int64_t images, H, W, h, w, tokens, half_tokens, C, D;
     Scratch& scratch;
+    const bool many;  // rows, so that products are computed block by block of them
     const bool idle;  // nothing is computed, but scratch taken all the same
 
 public:
     Forward(const Blocks& call, const BlockWeights& block, int64_t images, Scratch& scratch)
         : call(call), block(block), images(images), H(call.height), W(call.width), h(halved(H)), w(halved(W)),
           tokens(images * H * W), half_tokens(images * h * w), C(call.channels), D(block.inner), scratch(scratch),
-          idle(scratch.only_measures()) {}
+          many(tokens > mmmsv_linear_most_rows()), idle(scratch.only_measures()) {}
 
     // y may be x.
     void run(const void* x, void* y) {
@@ -87,24 +89,40 @@ private:
     // y = x + out_proj(...)
     void scan_branch(const Bits* x, Bits* y) {
         const Scratch::Scope scope(scratch);
-        Bits *inner = scratch.take<Bits>(tokens * D), *z = block.gated ? scratch.take<Bits>(tokens * D) : nullptr;
-        project_in(x, inner, z);
-        Bits* merged = scratch.take<Bits>(tokens * D);
+        const Bits* normal = many ? nullptr : norm_of(x, block.norm1);
+        Bits *inner = scratch.take<Bits>(tokens * D), *merged = scratch.take<Bits>(tokens * D);
+        project(IN_PROJ, x, block.norm1, normal, block.in_proj, D, inner);
         scan_and_merge(inner, merged);
         float* weight = block.reduce.weight ? scratch.take<float>(images * D) : nullptr;
         if (weight) squeeze_excite(merged, weight);
+        const auto *z_weight = (const WeightBits*)block.in_proj.weight + D * C, *z_bias = (const WeightBits*)block.in_proj.bias;
+        const Layer z_layer{z_weight, z_bias ? z_bias + D : nullptr};
+        if (block.gated && many) return gate_and_project(x, z_layer, merged, weight, y);
+        Bits* z = block.gated ? inner : nullptr;  // which was read
+        if (z) project(IN_PROJ, x, block.norm1, normal, z_layer, D, z);
         if (z || weight) gate(merged, z, weight);
         linear(OUT_PROJ, merged, tokens, D, block.out_proj, C, y, NONE, x);
     }
 
-    void project_in(const Bits* x, Bits* inner, Bits* z) {
+    // y = x + out_proj(gate(merged, z, weight)), z = layer(LN(x))
+    void gate_and_project(const Bits* x, const Layer& layer, const Bits* merged, const float* weight, Bits* y) {
         const Scratch::Scope scope(scratch);
-        Bits* normal = scratch.take<Bits>(tokens * C);
-        norm(x, block.norm1, tokens, C, normal);
-        linear(IN_PROJ, normal, tokens, C, block.in_proj, D, inner);
-        if (!z) return;
-        const auto *weight = (const WeightBits*)block.in_proj.weight + D * C, *bias = (const WeightBits*)block.in_proj.bias;
-        linear(IN_PROJ, normal, tokens, C, {weight, bias ? bias + D : nullptr}, D, z);
+        const Linear in = describe(layer, C, D), out = describe(block.out_proj, D, C);
+        const float *in_panels = panels_of(OUT_PROJ, in), *out_panels = panels_of(OUT_PROJ, out);
+        for_row_blocks(OUT_PROJ, C + D, [&](int64_t begin, int64_t count, Bits* normal) {
+            Bits* z = normal + count * C;
+            norm_rows(x + begin * C, block.norm1, count, C, normal);
+            multiply(in, in_panels, count, normal, z);
+            for (int64_t row = 0; row < count; ++row) {
+                const float* of_image = weight ? weight + (begin + row) / (H * W) * D : nullptr;
+                const Bits* from = merged + (begin + row) * D;
+                for_registers<float>(D, [&](auto full, int64_t d, int lanes) {
+                    const Floats y = read<T, full>(from + d, lanes), s = activate(SILU, read<T, full>(z + row * D + d, lanes));
+                    write<T, full>(z + row * D + d, (of_image ? y * read_real<full>(of_image + d, lanes) : y) * s, lanes);
+                });
+            }
+            multiply(out, out_panels, count, z, y + begin * C, x + begin * C);
+        });
     }
 
     // Each of the two maps also holds what comes between: inner, when it was read, what was scanned in full resolution.
@@ -129,15 +147,12 @@ private:
         const Scratch::Scope scope(scratch);
         const int64_t F = block.hidden;
         Bits* hidden = scratch.take<Bits>(tokens * F);
-        const Bits* fed = y;
-        {
-            const Scratch::Scope inner_scope(scratch);
-            if (!block.post_norm) {
-                Bits* normal = scratch.take<Bits>(tokens * C);
-                norm(y, block.norm2, tokens, C, normal);
-                fed = normal;
-            }
-            linear(FC1, fed, tokens, C, block.fc1, F, hidden, block.gelu ? GELU : NONE);
+        const Activation activation = block.gelu ? GELU : NONE;
+        if (block.post_norm)
+            linear(FC1, y, tokens, C, block.fc1, F, hidden, activation);
+        else {
+            const Scratch::Scope norm_scope(scratch);
+            project(FC1, y, block.norm2, many ? nullptr : norm_of(y, block.norm2), block.fc1, F, hidden, activation);
         }
         if (block.dwconv.weight) {
             Bits* mixed = scratch.take<Bits>(tokens * F);
@@ -145,6 +160,14 @@ private:
             hidden = mixed;
         }
         if (!block.post_norm) return linear(FC2, hidden, tokens, F, block.fc2, C, y, NONE, y);
+        if (many) {
+            const Linear fc2 = describe(block.fc2, F, C);
+            const float* panels = panels_of(FC2, fc2);
+            return for_row_blocks(FC2, C, [&](int64_t begin, int64_t count, Bits* branch) {
+                multiply(fc2, panels, count, hidden + begin * F, branch);
+                norm_rows(branch, block.norm2, count, C, y + begin * C, y + begin * C);
+            });
+        }
         Bits* branch = scratch.take<Bits>(tokens * C);
         linear(FC2, hidden, tokens, F, block.fc2, C, branch);
         norm(branch, block.norm2, tokens, C, y, y);
@@ -153,30 +176,88 @@ private:
     // --- steps -----------------------------------------------------------------------------------------------------
 
     // y = LN(x) + residual
-    void norm(const Bits* x, const LayerNorm& layer, int64_t count, int64_t dim, Bits* y, const Bits* residual = nullptr) {
+    void norm(const Bits* x, const LayerNorm& layer, int64_t rows, int64_t dim, Bits* y, const Bits* residual = nullptr) {
         if (idle) return;
         const Timer timer(call, NORM);
+        for_tokens(call.threads, rows, [&](int64_t row) {
+            norm_rows(x + row * dim, layer, 1, dim, y + row * dim, residual ? residual + row * dim : nullptr);
+        });
+    }
+
+    void norm_rows(const Bits* x, const LayerNorm& layer, int64_t rows, int64_t dim, Bits* y,
+                   const Bits* residual = nullptr) const {
         const auto *weight = (const WeightBits*)layer.weight, *bias = (const WeightBits*)layer.bias;
-        for_tokens(call.threads, count, [&](int64_t token) {
-            const Bits *from = x + token * dim, *added = residual ? residual + token * dim : nullptr;
-            Bits* to = y + token * dim;
-            const auto token_at = [from](auto full, int64_t d, int lanes) { return read<T, full>(from + d, lanes); };
+        for (const Bits* end = x + rows * dim; x < end; x += dim, y += dim) {
+            const auto token_at = [x](auto full, int64_t d, int lanes) { return read<T, full>(x + d, lanes); };
             const Moments<float> moments = measure<float>(token_at, dim, layer.eps);
             const float mean = moments.mean, scale = moments.scale;
             for_registers<float>(dim, [&](auto full, int64_t d, int lanes) {
                 const Floats normal = (token_at(full, d, lanes) - mean) * scale;
                 Floats value = normal * read<Weight, full>(weight + d, lanes) + read<Weight, full>(bias + d, lanes);
-                if (added) value += read<T, full>(added + d, lanes);
-                write<T, full>(to + d, value, lanes);
+                if (residual) value += read<T, full>(residual + d, lanes);
+                write<T, full>(y + d, value, lanes);
             });
-        });
+            if (residual) residual += dim;
+        }
+    }
+
+    // LN(x) of all tokens, in scratch.
+    const Bits* norm_of(const Bits* x, const LayerNorm& layer) {
+        Bits* normal = scratch.take<Bits>(tokens * C);
+        norm(x, layer, tokens, C, normal);
+        return normal;
+    }
+
+    Linear describe(const Layer& layer, int64_t inputs, int64_t outputs, Activation activation = NONE) const {
+        Linear linear{dtype, call.weight_dtype, tokens, inputs, outputs, activation, call.threads};
+        linear.weight = layer.weight, linear.bias = layer.bias;
+        return linear;
     }
 
     void linear(Step step, const Bits* x, int64_t rows, int64_t inputs, const Layer& layer, int64_t outputs, Bits* y,
                 Activation activation = NONE, const Bits* residual = nullptr) {
-        Linear linear{dtype, call.weight_dtype, rows, inputs, outputs, activation, call.threads};
-        linear.x = x, linear.weight = layer.weight, linear.bias = layer.bias, linear.residual = residual, linear.y = y;
+        Linear linear = describe(layer, inputs, outputs, activation);
+        linear.rows = rows, linear.x = x, linear.residual = residual, linear.y = y;
         run(step, mmmsv_linear_forward, mmmsv_linear_scratch, linear);
+    }
+
+    // y = activation(layer(LN(x))) of all tokens; normal: LN(x), or null where it is computed on the way.
+    void project(Step step, const Bits* x, const LayerNorm& layer_norm, const Bits* normal, const Layer& layer,
+                 int64_t outputs, Bits* y, Activation activation = NONE) {
+        if (normal) return linear(step, normal, tokens, C, layer, outputs, y, activation);
+        const Scratch::Scope scope(scratch);
+        const Linear all = describe(layer, C, outputs, activation);
+        const float* panels = panels_of(step, all);
+        for_row_blocks(step, C, [&](int64_t begin, int64_t count, Bits* rows) {
+            norm_rows(x + begin * C, layer_norm, count, C, rows);
+            multiply(all, panels, count, rows, y + begin * outputs);
+        });
+    }
+
+    const float* panels_of(Step step, const Linear& linear) {
+        float* panels = scratch.take<float>(mmmsv_linear_panels(&linear));
+        if (idle) return panels;
+        const Timer timer(call, step);
+        mmmsv_linear_make_panels(&linear, panels);
+        return panels;
+    }
+
+    static void multiply(Linear linear, const float* panels, int64_t rows, const Bits* x, Bits* y, const Bits* residual = nullptr) {
+        linear.rows = rows, linear.x = x, linear.residual = residual, linear.y = y;
+        mmmsv_linear_multiply(&linear, panels);
+    }
+
+    // Call body(begin, count, memory) for blocks of tokens, with room for `each` numbers of each token.
+    template <class Body> void for_row_blocks(Step step, int64_t each, const Body& body) {
+        const int64_t size = ceil_div(RowBlocks::most * each * sizeof(Bits), 64) * 64 / sizeof(float);
+        float* memory = scratch.take<float>(call.threads * size);
+        if (idle) return;
+        const Timer timer(call, step);
+        const RowBlocks blocks(tokens, call.threads);
+        in_parallel(call.threads, blocks.count, memory, size, [&](int64_t block, float* own) {
+            const int64_t begin = blocks.begin(block);
+            body(begin, blocks.begin(block + 1) - begin, (Bits*)own);
+        });
     }
 
     void conv(const Bits* x, const Conv& layer, int64_t dim, Bits* y) {

@@ -5,8 +5,7 @@
 namespace {
 
 constexpr int64_t WIDTH = Simd<float>::width;
-// Of a tile: of the 32 registers of AVX-512, 27 hold sums and 3 a piece of the panel; of 16, 12 and 3.
-constexpr int ROWS = REGISTER_BYTES == 64 ? 9 : 4, REGISTERS = 3;
+constexpr int REGISTERS = 3;  // of a row of a tile
 constexpr int64_t COLUMNS = REGISTERS * WIDTH;
 
 // Exchange the numbers of register i whose lanes have the bit `size` with those of register i + size whose lanes have not,
@@ -124,18 +123,27 @@ public:
         });
     }
 
-    // All panels are made first, and a block of rows stays in the cache while they pass.
+    // All panels are made first.
     void run_many() const {
-        constexpr int64_t TILES_OF_BLOCK = 8;
-        const auto panel_of = [&](int64_t index) { return linear.scratch + index * units * COLUMNS; };
-        in_parallel(linear.threads, panels, linear.scratch, 0,
-                    [&](int64_t index, float*) { make_panel(index * COLUMNS, panel_of(index)); });
-        const int64_t blocks = std::max(ceil_div(tiles, TILES_OF_BLOCK), std::min(tiles, 4 * linear.threads));
-        in_parallel(linear.threads, blocks, linear.scratch, 0, [&](int64_t block, float*) {
-            for (int64_t index = 0; index < panels; ++index)
-                for (int64_t tile = tiles * block / blocks; tile < tiles * (block + 1) / blocks; ++tile)
-                    compute_rows<ROWS>(tile * ROWS, index * COLUMNS, panel_of(index));
+        make_panels(linear.scratch);
+        const RowBlocks blocks(linear.rows, linear.threads);
+        in_parallel(linear.threads, blocks.count, linear.scratch, 0, [&](int64_t block, float*) {
+            multiply(blocks.begin(block), blocks.begin(block + 1), linear.scratch);
         });
+    }
+
+    int64_t size_of_panels() const { return panels * units * COLUMNS; }
+
+    void make_panels(float* to) const {
+        in_parallel(linear.threads, panels, to, 0,
+                    [&](int64_t index, float*) { make_panel(index * COLUMNS, to + index * units * COLUMNS); });
+    }
+
+    // Compute rows from begin to end.
+    void multiply(int64_t begin, int64_t end, const float* made) const {
+        for (int64_t index = 0; index < panels; ++index)
+            for (int64_t row = begin; row < end; row += ROWS)
+                compute_rows<ROWS>(row, index * COLUMNS, made + index * units * COLUMNS);
     }
 
 private:
@@ -206,16 +214,17 @@ constexpr int64_t FEW_TILES = 32;
 
 bool has_few_rows(const Linear& linear) { return linear.rows <= FEW_TILES * ROWS; }
 
-template <class M, class W> void run(const Linear& linear) {
-    const Product<M, W> product(linear);
-    has_few_rows(linear) ? product.run_few() : product.run_many();
+// Call body(Product) of bfloat16 maps.
+template <class W, class Body> auto with_bf16(const Linear& linear, const Body& body) {
+#if REGISTER_BYTES == 64
+    if (linear.inputs % 2 == 0 && multiplies_pairs()) return body(Product<Pair, W>(linear));
+#endif
+    return body(Product<Single<bf16>, W>(linear));
 }
 
-template <class W> void run_bf16(const Linear& linear) {
-#if REGISTER_BYTES == 64
-    if (linear.inputs % 2 == 0 && multiplies_pairs()) return run<Pair, W>(linear);
-#endif
-    run<Single<bf16>, W>(linear);
+template <class Body> auto with_product(const Linear& linear, const Body& body) {
+    if (linear.dtype == 0) return body(Product<Single<f32>, f32>(linear));
+    return linear.weight_dtype == 0 ? with_bf16<f32>(linear, body) : with_bf16<bf16>(linear, body);
 }
 
 }  // namespace
@@ -229,8 +238,19 @@ EXPORT int64_t mmmsv_linear_scratch(const Linear* linear) {
 }
 
 EXPORT void mmmsv_linear_forward(const Linear* linear) {
-    if (linear->dtype == 0) return run<Single<f32>, f32>(*linear);
-    linear->weight_dtype == 0 ? run_bf16<f32>(*linear) : run_bf16<bf16>(*linear);
+    with_product(*linear, [&](auto product) { has_few_rows(*linear) ? product.run_few() : product.run_many(); });
+}
+
+int64_t mmmsv_linear_panels(const Linear* linear) {
+    return with_product(*linear, [](auto product) { return product.size_of_panels(); });
+}
+
+void mmmsv_linear_make_panels(const Linear* linear, float* panels) {
+    with_product(*linear, [&](auto product) { product.make_panels(panels); });
+}
+
+void mmmsv_linear_multiply(const Linear* linear, const float* panels) {
+    with_product(*linear, [&](auto product) { product.multiply(0, linear->rows, panels); });
 }
 
 // Whether products in bfloat16 are made of pairs.

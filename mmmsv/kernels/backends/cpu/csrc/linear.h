@@ -26,4 +26,28 @@ struct Linear {
 void mmmsv_linear_forward(const Linear*);
 int64_t mmmsv_linear_scratch(const Linear*);
 
+// The same in pieces, for steps that share the rows of x: all panels first, then rows by any thread.
+int64_t mmmsv_linear_panels(const Linear*);  // how many numbers they are
+void mmmsv_linear_make_panels(const Linear*, float* panels);
+void mmmsv_linear_multiply(const Linear*, const float* panels);
+
+int64_t mmmsv_linear_most_rows(void);
+
 }  // extern "C"
+
+// Rows of a tile: of the 32 registers of AVX-512, 27 hold sums and 3 a piece of the panel; of 16, 12 and 3.
+constexpr int ROWS = REGISTER_BYTES == 64 ? 9 : 4;
+
+// Rows in blocks of whole tiles, few enough to stay in the cache while all panels pass.
+class RowBlocks {
+    static constexpr int64_t TILES = 8;
+    const int64_t rows, tiles;
+
+public:
+    static constexpr int64_t most = TILES * ROWS;  // rows of a block
+    const int64_t count;
+
+    RowBlocks(int64_t rows, int64_t threads)
+        : rows(rows), tiles(ceil_div(rows, ROWS)), count(std::max(ceil_div(tiles, TILES), std::min(tiles, 4 * threads))) {}
+    int64_t begin(int64_t block) const { return std::min(tiles * block / count * ROWS, rows); }
+};
