@@ -1,6 +1,6 @@
-"""Whole blocks in one call, for their result alone."""
+"""Whole blocks, and layers that lower the resolution, in one call, for their result alone."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .arguments import Activation
 from .bypass import is_unobserved
-from .dispatch import select
+from .dispatch import Backend, select
 from .routes import Route
 
 _recorded: dict[str, float] | None = None
@@ -118,9 +118,37 @@ class Block(NamedTuple):
     ffn: FeedForward | None
 
 
+class Patches(NamedTuple):
+    """A layer that lowers the resolution: ``norm_out(projection(norm_in(patch)))`` of each patch of tokens.
+
+    Args:
+        norm_in: Of the whole patch; None where there is none.
+        weight: ``(C_out, C_in, kernel, kernel)``; or ``(C_out, kernel * kernel * C_in)``, the tokens of a column of the
+            patch one after the other.
+        bias: ``(C_out,)``, or None.
+        norm_out: Of C_out channels; None where there is none.
+        kernel: Tokens of a side of a patch.
+        stride: From one patch to the next.
+        padding: Rows and columns of zeros before the map; behind it there are as many as the last patch needs.
+    """
+
+    norm_in: Norm | None
+    weight: Tensor
+    bias: Tensor | None
+    norm_out: Norm | None
+    kernel: int
+    stride: int
+    padding: int
+
+
 def is_asked_for(x: Tensor) -> bool:
     """Return whether a backend could compute blocks over x in one call, and nothing observes the steps in between."""
-    return is_unobserved(x) and x.device.type in ("cpu", "cuda") and _kernel(x) is not None
+    return _may_be_one_call(x) and _backend(x).blocks is not None
+
+
+def are_patches_asked_for(x: Tensor) -> bool:
+    """Return whether a backend could compute a layer that lowers the resolution of x so."""
+    return _may_be_one_call(x) and _backend(x).patches is not None
 
 
 def compute(x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
@@ -135,8 +163,23 @@ def compute(x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
         ``(batch, H, W, C)`` in ``x.dtype``; None where the backend takes no such tensors: then the layers compute the
         blocks, one by one, or say what is wrong with them.
     """
-    kernel = _kernel(x)
+    kernel = _backend(x).blocks
     return None if kernel is None else kernel(x, blocks)
+
+
+def compute_patches(x: Tensor, patches: Patches) -> Tensor | None:
+    """Compute a layer that lowers the resolution in one call; a size of H becomes ceil(H / stride).
+
+    Args:
+        x: ``(batch, H, W, C_in)``, float32 or bfloat16.
+        patches: Its weights, in the dtype of x, or in float32 where autocast has made x bfloat16.
+
+    Returns:
+        ``(batch, ceil(H / stride), ceil(W / stride), C_out)`` in ``x.dtype``; None where the backend takes no such
+        tensors: then the layer computes it, or says what is wrong with them.
+    """
+    kernel = _backend(x).patches
+    return None if kernel is None else kernel(x, patches)
 
 
 @contextmanager
@@ -165,6 +208,10 @@ def record_steps(seconds: Mapping[str, float]) -> None:
             _recorded[step] = _recorded.get(step, 0.0) + taken
 
 
-def _kernel(x: Tensor) -> Callable[[Tensor, Sequence[Block]], Tensor | None] | None:
-    """Return that of the backend that comes first, whatever the op: where another one does, ops are to be its own."""
-    return select(lambda backend: backend, x.device).blocks
+def _may_be_one_call(x: Tensor) -> bool:
+    return is_unobserved(x) and x.device.type in ("cpu", "cuda")
+
+
+def _backend(x: Tensor) -> Backend:
+    """Return the backend that comes first, whatever the op: where it lacks these, ops are to be its own."""
+    return select(lambda backend: backend, x.device)

@@ -1,4 +1,6 @@
-"""Compute blocks in one call, where nothing but their result is asked for and nobody has changed their layers.
+"""Compute layers in one call, where nothing but their result is asked for and nobody has changed them.
+
+That is the blocks of a stage, or what lowers the resolution before them.
 
 On a CPU much of their time goes into writing maps and reading them again, and, with a single image, into the calls
 themselves (docs/speed.md).
@@ -15,20 +17,29 @@ from mmmsv.kernels import whole_block as whole
 from .blocks import MS3Block, PostNormMS3Block, VSSBlock
 from .ffn import MLP, ConvFFN
 from .fusion import NormFirstFusion, NormLastFusion
-from .layers import DepthwiseConv2d, DropPath, HalvedLinear, LayerNorm, Linear
+from .layers import ChannelsLastConv2d, DepthwiseConv2d, DropPath, HalvedLinear, LayerNorm, Linear
 from .ms2d import MS2D, SS2D, SqueezeExcite
 from .s6 import S6
 
 _LAYERS = (
     *(SS2D, MS2D, S6, SqueezeExcite, ConvFFN, MLP, NormFirstFusion, NormLastFusion),
-    *(DepthwiseConv2d, DropPath, HalvedLinear, LayerNorm, Linear, nn.Dropout),
+    *(ChannelsLastConv2d, DepthwiseConv2d, DropPath, HalvedLinear, LayerNorm, Linear, nn.Dropout),
 )
 # Where the norm of the second branch is; None where there is no second branch.
 _FFN_NORMS = {VSSBlock: None, MS3Block: "pre", PostNormMS3Block: "post"}
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {layer: layer.forward for layer in (*_FFN_NORMS, *_LAYERS)}
 # What forwards call of their own layer, which an instance may have another one of.
 _METHODS = frozenset(
-    ("forward", "project_in", "project_out", "gate_and_project", "normalise", "mix_and_project", "result_dtype")
+    (
+        "forward",
+        "_conv_forward",
+        "project_in",
+        "project_out",
+        "gate_and_project",
+        "normalise",
+        "mix_and_project",
+        "result_dtype",
+    )
 )
 
 
@@ -38,13 +49,48 @@ class _ChangedError(Exception):
 
 def compute_in_one_call(blocks: Iterable[nn.Module], x: Tensor) -> Tensor | None:
     """Compute the forward passes of blocks, one after the other; return None where they are to be called one by one."""
-    if not whole.is_asked_for(x) or torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+    if not whole.is_asked_for(x) or _is_every_call_observed():
         return None
     try:
         weights = [_weights(block) for block in blocks]
     except _ChangedError:
         return None
     return whole.compute(x, weights) if weights else None
+
+
+def merge_patches(x: Tensor, norm: nn.Module, reduction: nn.Module) -> Tensor | None:
+    """Compute ``reduction(norm(patch))`` of patches of 2 x 2 tokens; return None where the layers are to be called."""
+    if not whole.are_patches_asked_for(x) or _is_every_call_observed():
+        return None
+    try:
+        weight, bias = _linear(reduction)
+        patches = whole.Patches(_norm(norm), weight, bias, None, kernel=2, stride=2, padding=0)
+    except _ChangedError:
+        return None
+    return whole.compute_patches(x, patches)
+
+
+def convolve_and_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor | None:
+    """Compute ``norm(conv(x))``, 3 x 3 with a stride of 2; return None where the layers are to be called."""
+    if not whole.are_patches_asked_for(x) or _is_every_call_observed():
+        return None
+    try:
+        layer = _unchanged(conv, ChannelsLastConv2d)
+        if not _is_as_built(layer):
+            return None
+        patches = whole.Patches(None, layer.weight, layer.bias, _norm(norm), kernel=3, stride=2, padding=1)
+    except _ChangedError:
+        return None
+    return whole.compute_patches(x, patches)
+
+
+def _is_as_built(conv: nn.Conv2d) -> bool:
+    settings = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+    return settings == ((2, 2), (1, 1), (1, 1), 1, "zeros")
+
+
+def _is_every_call_observed() -> bool:
+    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
 
 
 def _weights(module: nn.Module) -> whole.Block:

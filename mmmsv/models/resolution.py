@@ -7,6 +7,7 @@ from torch.nn.functional import gelu, pad
 
 from mmmsv.compat.torch_versions import is_compiling
 
+from .inference import convolve_and_norm, merge_patches
 from .layers import ChannelsLastConv2d, LayerNorm, projection
 
 
@@ -56,7 +57,7 @@ class ConvStem(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, ceil(H / 4), ceil(W / 4), dim)``."""
         x = gelu(self.norm1(self.conv1(_channels_last(image))))
-        return self.norm2(self.conv2(x))
+        return _convolve_and_norm(x, self.conv2, self.norm2)
 
 
 class PatchMerging(nn.Module):
@@ -79,6 +80,9 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, in_dim)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dim)``."""
+        y = merge_patches(x, self.norm, self.reduction)
+        if y is not None:
+            return y
         height, width = x.shape[1:3]
         # One program for all sizes where it is compiled; otherwise padding with nothing would copy the map.
         if is_compiling() or height % 2 or width % 2:
@@ -106,7 +110,12 @@ class ConvDownsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, in_dim)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dim)``."""
-        return self.norm(self.conv(x))
+        return _convolve_and_norm(x, self.conv, self.norm)
+
+
+def _convolve_and_norm(x: Tensor, conv: ChannelsLastConv2d, norm: LayerNorm) -> Tensor:
+    y = convolve_and_norm(x, conv, norm)
+    return norm(conv(x)) if y is None else y
 
 
 def _channels_last(image: Tensor) -> Tensor:

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from mmmsv.compat.torch_versions import get_autocast_dtype, is_autocast_enabled
-
 from ...arguments import ACTIVATIONS, LARGEST_STRIDE
 from ...bypass import is_profiled, is_unobserved
 from ...routes import ROUTES, Route
-from ...whole_block import Block, Conv, Norm, Projection, SelectiveScan, are_steps_recorded, record_steps
+from ...whole_block import Block, Conv, Projection, SelectiveScan, are_steps_recorded, record_steps
 from .library import DTYPES, loaded_library
 from .memory import in_huge_pages
+from .weights import Addresses, LayerNormWeights, NotTakenError, are_taken
 
 # Of a block, ``Step`` of block.cpp.
 _STEPS = (
@@ -24,12 +23,6 @@ _STEPS = (
     *("fc1", "fc2"),
 )
 _SUMS = torch.empty(0, dtype=torch.float32, device="cpu")
-
-
-class _LayerNorm(ctypes.Structure):
-    """``LayerNorm`` of block.h."""
-
-    _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_double)]
 
 
 class _Layer(ctypes.Structure):
@@ -63,15 +56,15 @@ class _BlockWeights(ctypes.Structure):
     _integers = ("inner", "states", "rank", "squeezed", "hidden", "gated", "norm_first", "post_norm", "gelu")
     _fields_ = [
         *((name, ctypes.c_int64) for name in _integers),
-        ("norm1", _LayerNorm),
+        ("norm1", LayerNormWeights),
         ("in_proj", _Layer),
         ("full_conv", _Conv),
         ("full_scan", _S6),
         ("half_conv", _Conv),
         ("half_scan", _S6),
-        ("out_norm", _LayerNorm),
+        ("out_norm", LayerNormWeights),
         *((name, _Layer) for name in ("reduce", "expand", "out_proj")),
-        ("norm2", _LayerNorm),
+        ("norm2", LayerNormWeights),
         ("fc1", _Layer),
         ("dwconv", _Conv),
         ("fc2", _Layer),
@@ -88,25 +81,21 @@ class _Blocks(ctypes.Structure):
     ]
 
 
-class _NotTakenError(Exception):
-    """The library does not take what a block has."""
-
-
 def compute(x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
     """Compute :func:`mmmsv.kernels.whole_block.compute`."""
     if not loaded_library().blocks_are_faster or x.dim() != 4 or x.numel() == 0:
         return None
     first = blocks[0].norm1.weight
-    if not isinstance(first, Tensor) or not _takes(x.dtype, first.dtype):
+    if not isinstance(first, Tensor) or not are_taken(x.dtype, first.dtype):
         return None
-    tensors: list[Tensor] = []
+    addresses = Addresses(first.dtype)
     batch, height, width, channels = x.shape
     try:
-        described = [_describe(block, channels, first.dtype, tensors) for block in blocks]
-    except _NotTakenError:
+        described = [_describe(block, channels, addresses) for block in blocks]
+    except NotTakenError:
         return None
     x = x.contiguous()
-    if not is_unobserved(x, *tensors):
+    if not is_unobserved(x, *addresses.tensors):
         return None
     weights = (_BlockWeights * len(described))(*described)
     y = in_huge_pages(torch.empty_like(x))
@@ -132,34 +121,14 @@ def compute(x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
     return y
 
 
-def _takes(maps: torch.dtype, weights: torch.dtype) -> bool:
-    """Return whether all are float32, or all bfloat16, or maps are bfloat16 as autocast makes them."""
-    if is_autocast_enabled("cpu"):
-        products = get_autocast_dtype("cpu")
-        return maps == products == torch.bfloat16 and weights in (torch.float32, products)
-    return maps == weights and weights in (torch.float32, torch.bfloat16)
-
-
-def _describe(block: Block, channels: int, dtype: torch.dtype, tensors: list[Tensor]) -> _BlockWeights:
-    """Describe the weights of a block to the library; collect them in ``tensors``.
+def _describe(block: Block, channels: int, addresses: Addresses) -> _BlockWeights:
+    """Describe the weights of a block to the library.
 
     Raises:
-        _NotTakenError: One is not what the library takes.
+        NotTakenError: One is not what the library takes.
     """
 
-    def address(tensor: Tensor, *shape: int) -> int:
-        # In this order: a sparse tensor has no strides to ask about.
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            raise _NotTakenError
-        if tensor.dtype != dtype or not tensor.is_cpu or tensor.shape != shape or not tensor.is_contiguous():
-            raise _NotTakenError
-        tensors.append(tensor)
-        return tensor.data_ptr()
-
-    def norm(norm: Norm, channels: int) -> tuple:
-        if not isinstance(norm.eps, float):
-            raise _NotTakenError
-        return address(norm.weight, channels), address(norm.bias, channels), norm.eps
+    address, norm = addresses.of, addresses.of_norm
 
     def layer(layer: Projection, inputs: int, outputs: int) -> tuple:
         return address(layer.weight, outputs, inputs), None if layer.bias is None else address(layer.bias, outputs)
@@ -168,18 +137,18 @@ def _describe(block: Block, channels: int, dtype: torch.dtype, tensors: list[Ten
         kernel = _last_size(conv.weight)
         strides = (1,) if keeps_size or conv.residual else range(1, LARGEST_STRIDE + 1)
         if type(conv.stride) is not int or type(conv.residual) is not bool:
-            raise _NotTakenError
+            raise NotTakenError
         if kernel not in (3, 7) or conv.activation not in ACTIVATIONS or conv.stride not in strides:
-            raise _NotTakenError
+            raise NotTakenError
         weight = address(conv.weight, channels, 1, kernel, kernel)
         bias = None if conv.bias is None else address(conv.bias, channels)
         return weight, bias, kernel, conv.stride, ACTIVATIONS.index(conv.activation), conv.residual
 
     def s6(scan: SelectiveScan) -> tuple:
         if type(scan.routes) is not tuple or not scan.routes or type(scan.carry) is not bool:
-            raise _NotTakenError
+            raise NotTakenError
         if any(route not in ROUTES for route in scan.routes):
-            raise _NotTakenError
+            raise NotTakenError
         sets = 1 if scan.carry else len(scan.routes)
         return (
             layer(scan.x_proj, inner, sets * (rank + 2 * states)),
@@ -229,10 +198,10 @@ def _last_size(weight: Tensor) -> int:
     """Return the size of the last axis.
 
     Raises:
-        _NotTakenError: There is no such axis, or nothing along it.
+        NotTakenError: There is no such axis, or nothing along it.
     """
     if not isinstance(weight, Tensor) or weight.dim() == 0 or weight.shape[-1] == 0:
-        raise _NotTakenError
+        raise NotTakenError
     return weight.shape[-1]
 
 

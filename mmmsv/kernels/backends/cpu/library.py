@@ -63,7 +63,7 @@ class Library(NamedTuple):
 
     Args:
         linear_most_rows: The most rows with which its linear layer is.
-        blocks_are_faster: Whether blocks in one call are.
+        blocks_are_faster: Whether blocks, and layers that lower the resolution, are in one call.
         multiplies_pairs: Whether products in bfloat16 are made of pairs, by an instruction of the processor.
     """
 
@@ -73,6 +73,7 @@ class Library(NamedTuple):
     merge: LibraryOp
     linear: LibraryOp
     blocks: LibraryOp
+    patches: LibraryOp
     linear_most_rows: int
     blocks_are_faster: bool
     multiplies_pairs: bool
@@ -138,6 +139,7 @@ def library() -> Library | str:
         LibraryOp(loaded.mmmsv_merge_forward, loaded.mmmsv_merge_scratch, loaded.mmmsv_merge_backward),
         LibraryOp(loaded.mmmsv_linear_forward, loaded.mmmsv_linear_scratch),
         LibraryOp(loaded.mmmsv_blocks_forward, loaded.mmmsv_blocks_scratch),
+        LibraryOp(loaded.mmmsv_patches_forward, loaded.mmmsv_patches_scratch),
         loaded.mmmsv_linear_most_rows(),
         bool(loaded.mmmsv_blocks_are_faster()),
         bool(loaded.mmmsv_linear_multiplies_pairs()),

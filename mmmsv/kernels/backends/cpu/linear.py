@@ -19,6 +19,7 @@ class _Linear(ctypes.Structure):
             for name in ("dtype", "weight_dtype", "rows", "inputs", "outputs", "activation", "threads")
         ),
         *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "y", "scratch")),
+        ("taps", ctypes.c_int64),
     ]
 
 

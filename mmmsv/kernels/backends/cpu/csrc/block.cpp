@@ -16,8 +16,8 @@
 #include "gate.h"
 #include "linear.h"
 #include "merge.h"
-#include "moments.h"
 #include "scan.h"
+#include "scratch.h"
 
 namespace {
 
@@ -111,7 +111,7 @@ private:
         const float *in_panels = panels_of(OUT_PROJ, in), *out_panels = panels_of(OUT_PROJ, out);
         for_row_blocks(OUT_PROJ, C + D, [&](int64_t begin, int64_t count, Bits* normal) {
             Bits* z = normal + count * C;
-            norm_rows(x + begin * C, block.norm1, count, C, normal);
+            norm_rows<T, Weight>(x + begin * C, block.norm1, count, C, normal);
             multiply(in, in_panels, count, normal, z);
             for (int64_t row = 0; row < count; ++row) {
                 const float* of_image = weight ? weight + (begin + row) / (H * W) * D : nullptr;
@@ -165,7 +165,7 @@ private:
             const float* panels = panels_of(FC2, fc2);
             return for_row_blocks(FC2, C, [&](int64_t begin, int64_t count, Bits* branch) {
                 multiply(fc2, panels, count, hidden + begin * F, branch);
-                norm_rows(branch, block.norm2, count, C, y + begin * C, y + begin * C);
+                norm_rows<T, Weight>(branch, block.norm2, count, C, y + begin * C, y + begin * C);
             });
         }
         Bits* branch = scratch.take<Bits>(tokens * C);
@@ -180,25 +180,8 @@ private:
         if (idle) return;
         const Timer timer(call, NORM);
         for_tokens(call.threads, rows, [&](int64_t row) {
-            norm_rows(x + row * dim, layer, 1, dim, y + row * dim, residual ? residual + row * dim : nullptr);
+            norm_rows<T, Weight>(x + row * dim, layer, 1, dim, y + row * dim, residual ? residual + row * dim : nullptr);
         });
-    }
-
-    void norm_rows(const Bits* x, const LayerNorm& layer, int64_t rows, int64_t dim, Bits* y,
-                   const Bits* residual = nullptr) const {
-        const auto *weight = (const WeightBits*)layer.weight, *bias = (const WeightBits*)layer.bias;
-        for (const Bits* end = x + rows * dim; x < end; x += dim, y += dim) {
-            const auto token_at = [x](auto full, int64_t d, int lanes) { return read<T, full>(x + d, lanes); };
-            const Moments<float> moments = measure<float>(token_at, dim, layer.eps);
-            const float mean = moments.mean, scale = moments.scale;
-            for_registers<float>(dim, [&](auto full, int64_t d, int lanes) {
-                const Floats normal = (token_at(full, d, lanes) - mean) * scale;
-                Floats value = normal * read<Weight, full>(weight + d, lanes) + read<Weight, full>(bias + d, lanes);
-                if (residual) value += read<T, full>(residual + d, lanes);
-                write<T, full>(y + d, value, lanes);
-            });
-            if (residual) residual += dim;
-        }
     }
 
     // LN(x) of all tokens, in scratch.
@@ -229,7 +212,7 @@ private:
         const Linear all = describe(layer, C, outputs, activation);
         const float* panels = panels_of(step, all);
         for_row_blocks(step, C, [&](int64_t begin, int64_t count, Bits* rows) {
-            norm_rows(x + begin * C, layer_norm, count, C, rows);
+            norm_rows<T, Weight>(x + begin * C, layer_norm, count, C, rows);
             multiply(all, panels, count, rows, y + begin * outputs);
         });
     }

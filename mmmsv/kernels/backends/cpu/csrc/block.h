@@ -1,12 +1,11 @@
-// Whole blocks: what the library is asked for, and the scratch of several steps in a row.
+// Whole blocks: what the library is asked for.
 #pragma once
 
-#include "tasks.h"
+#include "moments.h"
 
 extern "C" {
 
 // Weights as the modules hold them, each contiguous; a null bias is none, another null says that the whole layer is missing.
-struct LayerNorm { const void *weight, *bias; double eps; };
 struct Layer { const void *weight, *bias; };
 struct Conv { const void *weight, *bias; int64_t kernel, stride, activation, residual; };
 struct S6 {
@@ -47,31 +46,3 @@ struct Blocks {
 };
 
 }  // extern "C"
-
-// Memory that is taken and given back in order. Without any it only finds out how much is needed.
-class Scratch {
-    uintptr_t memory;
-    int64_t used = 0, most = 0;
-
-public:
-    explicit Scratch(float* memory) : memory((uintptr_t)memory) {}
-
-    template <class Bits> Bits* take(int64_t count) {
-        const int64_t at = used;
-        used += ceil_div(count * sizeof(Bits), 64) * 64;  // so that a line of the cache has numbers of one array alone
-        most = std::max(most, used);
-        return (Bits*)(memory + at);
-    }
-    bool only_measures() const { return !memory; }
-    int64_t floats() const { return most / sizeof(float); }
-
-    // Gives back, at its end, what was taken in its life.
-    class Scope {
-        Scratch& scratch;
-        const int64_t before;
-
-    public:
-        explicit Scope(Scratch& scratch) : scratch(scratch), before(scratch.used) {}
-        ~Scope() { scratch.used = before; }
-    };
-};

@@ -155,8 +155,10 @@ private:
                 continue;
             }
             Real* to = x.at(loaded);
+            const int64_t ahead = loaded + 1 < conv.height ? conv.x.row : 0;  // pieces of rows are no pattern to a processor
             for (int64_t column = 0; column < conv.width; ++column) {
                 const auto* from = place<T>(conv.x, batch, loaded, column) + block.begin;
+                for (int64_t d = 0; d < block.channels(); d += 64 / sizeof(*from)) __builtin_prefetch(from + ahead + d);
                 Real* at = to + x.offset(column);
                 for_registers<Real>(block.channels(), [&](auto full, int64_t d, int lanes) { store(at + d, read<T, full>(from + d, lanes)); });
             }

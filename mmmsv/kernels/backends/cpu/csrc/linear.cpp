@@ -158,12 +158,36 @@ private:
             int64_t unit = 0;
             for (; unit + WIDTH <= units; unit += WIDTH) {
                 Floats rows[WIDTH];
-                for (int64_t i = 0; i < WIDTH; ++i) rows[i] = M::template units<W>(from[i] + unit * M::inputs);
+                for (int64_t i = 0; i < WIDTH; ++i) rows[i] = units_of(from[i], unit);
                 transpose(rows);
                 for (int64_t i = 0; i < WIDTH; ++i) store(row(unit + i) + column, rows[i]);
             }
             for (; unit < units; ++unit)
-                for (int64_t i = 0; i < WIDTH; ++i) row(unit)[column + i] = M::template unit<W>(from[i] + unit * M::inputs);
+                for (int64_t i = 0; i < WIDTH; ++i) row(unit)[column + i] = unit_of(from[i], unit);
+        }
+    }
+
+    Floats units_of(const typename W::Bits* weights, int64_t unit) const {
+        if (linear.taps <= 1) return M::template units<W>(weights + unit * M::inputs);
+        typename W::Bits line[WIDTH * M::inputs];
+        take_taps(weights, unit, WIDTH * M::inputs, line);
+        return M::template units<W>(line);
+    }
+
+    float unit_of(const typename W::Bits* weights, int64_t unit) const {
+        if (linear.taps <= 1) return M::template unit<W>(weights + unit * M::inputs);
+        typename W::Bits line[M::inputs];
+        take_taps(weights, unit, M::inputs, line);
+        return M::template unit<W>(line);
+    }
+
+    // The weights of some inputs, from those of a unit on, out of (inputs / taps, taps).
+    void take_taps(const typename W::Bits* weights, int64_t unit, int64_t count, typename W::Bits* to) const {
+        const int64_t channels = linear.inputs / linear.taps;
+        int64_t tap = unit * M::inputs / channels, channel = unit * M::inputs % channels;
+        for (int64_t i = 0; i < count; ++i) {
+            to[i] = weights[channel * linear.taps + tap];
+            if (++channel == channels) channel = 0, ++tap;
         }
     }
 

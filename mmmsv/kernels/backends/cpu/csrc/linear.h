@@ -21,6 +21,7 @@ struct Linear {
     const void* residual;            // (rows, outputs), or null; it may be y
     void* y;                         // (rows, outputs)
     float* scratch;                  // for each thread as many numbers as mmmsv_linear_scratch says
+    int64_t taps;                    // of a convolution: W is (outputs, inputs / taps, taps), x (rows, taps, inputs / taps)
 };
 
 void mmmsv_linear_forward(const Linear*);
