@@ -28,9 +28,10 @@ _LAYERS = (
 # Where the norm of the second branch is; None where there is no second branch.
 _FFN_NORMS = {VSSBlock: None, MS3Block: "pre", PostNormMS3Block: "post"}
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {layer: layer.forward for layer in (*_FFN_NORMS, *_LAYERS)}
-# What forwards call of their own layer, which an instance may have another one of.
+# What calls of a layer use of it, which an instance may have another one of.
 _METHODS = frozenset(
     (
+        "_compiled_call_impl",
         "forward",
         "_conv_forward",
         "project_in",
@@ -44,7 +45,10 @@ _METHODS = frozenset(
 
 
 class _ChangedError(Exception):
-    """A layer of a block is not one that it was built of, or its call does more than its forward."""
+    """A layer is not one that a block was built of, or its call does more than its forward."""
+
+
+_CHANGED = (_ChangedError, KeyError)  # KeyError: it lacks a layer or a parameter, which its forward will say
 
 
 def compute_in_one_call(blocks: Iterable[nn.Module], x: Tensor) -> Tensor | None:
@@ -53,7 +57,7 @@ def compute_in_one_call(blocks: Iterable[nn.Module], x: Tensor) -> Tensor | None
         return None
     try:
         weights = [_weights(block) for block in blocks]
-    except _ChangedError:
+    except _CHANGED:
         return None
     return whole.compute(x, weights) if weights else None
 
@@ -65,7 +69,7 @@ def merge_patches(x: Tensor, norm: nn.Module, reduction: nn.Module) -> Tensor | 
     try:
         weight, bias = _linear(reduction)
         patches = whole.Patches(_norm(norm), weight, bias, None, kernel=2, stride=2, padding=0)
-    except _ChangedError:
+    except _CHANGED:
         return None
     return whole.compute_patches(x, patches)
 
@@ -78,8 +82,9 @@ def convolve_and_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor | N
         layer = _unchanged(conv, ChannelsLastConv2d)
         if not _is_as_built(layer):
             return None
-        patches = whole.Patches(None, layer.weight, layer.bias, _norm(norm), kernel=3, stride=2, padding=1)
-    except _ChangedError:
+        weight, bias = _parameters(layer, "weight", "bias")
+        patches = whole.Patches(None, weight, bias, _norm(norm), kernel=3, stride=2, padding=1)
+    except _CHANGED:
         return None
     return whole.compute_patches(x, patches)
 
@@ -98,26 +103,29 @@ def _weights(module: nn.Module) -> whole.Block:
 
     Raises:
         _ChangedError: It is not as it was built, drops something at random, or someone waits for the call of a layer.
+        KeyError: It lacks a layer or a parameter.
     """
     block = _unchanged(module, *_FFN_NORMS)
     ffn_norm = _FFN_NORMS[type(block)]
-    scan = _unchanged(block.scan, SS2D, MS2D)
-    _unchanged(block.drop_path, DropPath)
+    layers = block._modules  # not block.norm1 and so on, which takes a call of Python each
+    scan = _unchanged(layers["scan"], SS2D, MS2D)
+    scan_layers = scan._modules
+    _unchanged(layers["drop_path"], DropPath)
     norm_first, half, out_norm = False, None, LayerNorm
     if type(scan) is MS2D:
-        norm_first, half = not scan.merge_half, (_conv(scan.half_conv), _s6(scan.half_scan))
+        norm_first, half = not scan.merge_half, (_conv(scan_layers["half_conv"]), _s6(scan_layers["half_scan"]))
         out_norm = NormFirstFusion if norm_first else NormLastFusion
     return whole.Block(
-        _norm(block.norm1),
-        _linear(scan.in_proj, HalvedLinear if scan.gated else Linear),
+        _norm(layers["norm1"]),
+        _linear(scan_layers["in_proj"], HalvedLinear if scan.gated else Linear),
         scan.gated,
-        (_conv(scan.full_conv), _s6(scan.full_scan)),
+        (_conv(scan_layers["full_conv"]), _s6(scan_layers["full_scan"])),
         half,
-        _norm(scan.out_norm, out_norm),
+        _norm(scan_layers["out_norm"], out_norm),
         norm_first,
         None if scan.se is None else _squeeze_excite(scan.se),
-        _linear(scan.out_proj),
-        None if ffn_norm is None else _feed_forward(block, ffn_norm),
+        _linear(scan_layers["out_proj"]),
+        None if ffn_norm is None else _feed_forward(layers, ffn_norm),
     )
 
 
@@ -127,43 +135,57 @@ def _unchanged(layer: Any, *types: type[nn.Module]) -> Any:
     if (
         kind not in types
         or kind.forward is not _FORWARDS[kind]
-        or not _METHODS.isdisjoint(layer.__dict__)
+        or not layer.__dict__.keys().isdisjoint(_METHODS)
         or layer._forward_hooks
         or layer._forward_pre_hooks
-        or layer._compiled_call_impl is not None
         or (layer.training and kind in (nn.Dropout, DropPath) and layer.p > 0)
     ):
         raise _ChangedError
     return layer
 
 
+def _parameters(layer: nn.Module, *names: str) -> list[Any]:
+    """Return parameters of a layer, None where it does without one.
+
+    Raises:
+        KeyError: One is no parameter of it any more.
+    """
+    found = layer._parameters
+    return [found[name] for name in names]
+
+
 def _norm(layer: nn.Module, kind: type[LayerNorm] = LayerNorm) -> whole.Norm:
     norm = _unchanged(layer, kind)
-    return whole.Norm(norm.weight, norm.bias, norm.eps)
+    weight, bias = _parameters(norm, "weight", "bias")
+    return whole.Norm(weight, bias, norm.eps)
 
 
 def _linear(layer: nn.Module, kind: type[Linear] = Linear) -> whole.Projection:
-    linear = _unchanged(layer, kind)
-    return whole.Projection(linear.weight, linear.bias)
+    weight, bias = _parameters(_unchanged(layer, kind), "weight", "bias")
+    return whole.Projection(weight, bias)
 
 
 def _conv(layer: nn.Module) -> whole.Conv:
     conv = _unchanged(layer, DepthwiseConv2d)
-    return whole.Conv(conv.weight, conv.bias, conv.stride[0], conv.activation, conv.residual)
+    weight, bias = _parameters(conv, "weight", "bias")
+    return whole.Conv(weight, bias, conv.stride[0], conv.activation, conv.residual)
 
 
 def _s6(layer: nn.Module) -> whole.SelectiveScan:
     s6 = _unchanged(layer, S6)
-    return whole.SelectiveScan(_linear(s6.x_proj), s6.dt_weight, s6.dt_bias, s6.A_log, s6.skip, s6.routes, s6.carry)
+    W_dt, b_dt, A_log, Dskip = _parameters(s6, "dt_weight", "dt_bias", "A_log", "skip")
+    return whole.SelectiveScan(_linear(s6._modules["x_proj"]), W_dt, b_dt, A_log, Dskip, s6.routes, s6.carry)
 
 
 def _squeeze_excite(layer: nn.Module) -> tuple[whole.Projection, whole.Projection]:
-    se = _unchanged(layer, SqueezeExcite)
-    return _linear(se.reduce), _linear(se.expand)
+    layers = _unchanged(layer, SqueezeExcite)._modules
+    return _linear(layers["reduce"]), _linear(layers["expand"])
 
 
-def _feed_forward(block: Any, norm: str) -> whole.FeedForward:
-    ffn = _unchanged(block.ffn, ConvFFN, MLP)
-    _unchanged(ffn.drop, nn.Dropout)
-    conv = _conv(ffn.dwconv) if type(ffn) is ConvFFN else None
-    return whole.FeedForward(_norm(block.norm2), norm == "post", _linear(ffn.fc1), conv, _linear(ffn.fc2))
+def _feed_forward(block_layers: dict[str, Any], norm: str) -> whole.FeedForward:
+    ffn = _unchanged(block_layers["ffn"], ConvFFN, MLP)
+    layers = ffn._modules
+    _unchanged(layers["drop"], nn.Dropout)
+    conv = _conv(layers["dwconv"]) if type(ffn) is ConvFFN else None
+    norm2 = _norm(block_layers["norm2"])
+    return whole.FeedForward(norm2, norm == "post", _linear(layers["fc1"]), conv, _linear(layers["fc2"]))

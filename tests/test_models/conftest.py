@@ -10,7 +10,19 @@ from ..test_kernels.block_inputs import on_any_processor
 @pytest.fixture
 def taken(monkeypatch):
     """What blocks in one call have computed, call by call, on any processor."""
-    results, compute = [], whole_block.compute
+    with on_any_processor():
+        yield record(monkeypatch, "compute")
+
+
+@pytest.fixture
+def taken_patches(monkeypatch):
+    """What layers that lower the resolution have computed in one call, on any processor."""
+    with on_any_processor():
+        yield record(monkeypatch, "compute_patches")
+
+
+def record(monkeypatch, name):
+    results, compute = [], getattr(whole_block, name)
 
     def recorded(*arguments):
         y = compute(*arguments)
@@ -18,6 +30,5 @@ def taken(monkeypatch):
             results.append(y)
         return y
 
-    monkeypatch.setattr(whole_block, "compute", recorded)
-    with on_any_processor():
-        yield results
+    monkeypatch.setattr(whole_block, name, recorded)
+    return results
