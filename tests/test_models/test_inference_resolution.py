@@ -1,4 +1,4 @@
-"""Layers that lower the resolution have, in one call, the results of their parts, which are called if one is changed."""
+"""Layers that lower the resolution have, in one call, the results of their parts; changed parts are called."""
 
 import pytest
 import torch
