@@ -206,6 +206,7 @@ BAD = {
     "benchmarks.scan --device cuda": "--device cuda: torch sees no CUDA device here",
     "benchmarks.gpu --out x": "torch sees no CUDA device here; --dry goes through the round on a CPU",
     "benchmarks.scan --output docs": "--output docs: is a folder, expected a file",
+    "benchmarks.runtimes": "No module named 'onnxruntime'; pip install onnx onnxruntime openvino",
 }
 
 
