@@ -1,5 +1,7 @@
 """Time MSVMamba in PyTorch beside ConvNeXt-T in PyTorch, ONNX Runtime and OpenVINO, on a CPU in float32.
 
+Needs torch 2.5 or newer.
+
     pip install onnx onnxruntime openvino
     python -m benchmarks.runtimes --batch 1 8
 
@@ -23,6 +25,7 @@ from mmmsv.analysis.speed.timing import Candidate, take_turns
 from mmmsv.models import MSVMamba
 
 try:
+    import onnx  # noqa: F401  which torch's exporter needs
     import onnxruntime
     import openvino
 except ImportError as error:

@@ -58,7 +58,7 @@ class Backend:
         linear: Takes :class:`~.arguments.Linear`.
         choices: Returns what it has chosen for this machine, by what it is for; in a few words each.
         blocks: Computes whole blocks for their result alone, as :func:`.whole_block.compute` does.
-        patches: Computes a layer that lowers the resolution, as :func:`.whole_block.compute_patches` does.
+        downsampling: Computes a layer that lowers the resolution, as :func:`.whole_block.compute_downsampling` does.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Backend:
     linear: Implementation | None = None
     choices: Callable[[], dict[str, str]] = dict
     blocks: Callable[..., Tensor | None] | None = None
-    patches: Callable[..., Tensor | None] | None = None
+    downsampling: Callable[..., Tensor | None] | None = None
 
 
 BACKENDS: dict[str, Backend] = {}

@@ -118,7 +118,7 @@ class Block(NamedTuple):
     ffn: FeedForward | None
 
 
-class Patches(NamedTuple):
+class Downsampling(NamedTuple):
     """A layer that lowers the resolution: ``norm_out(projection(norm_in(patch)))`` of each patch of tokens.
 
     Args:
@@ -146,9 +146,9 @@ def is_asked_for(x: Tensor) -> bool:
     return _may_be_one_call(x) and _backend(x).blocks is not None
 
 
-def are_patches_asked_for(x: Tensor) -> bool:
-    """Return whether a backend could compute a layer that lowers the resolution of x so."""
-    return _may_be_one_call(x) and _backend(x).patches is not None
+def is_downsampling_asked_for(x: Tensor) -> bool:
+    """Return whether a backend could lower the resolution of x in one call, and nothing observes the steps."""
+    return _may_be_one_call(x) and _backend(x).downsampling is not None
 
 
 def compute(x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
@@ -167,24 +167,26 @@ def compute(x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
     return None if kernel is None else kernel(x, blocks)
 
 
-def compute_patches(x: Tensor, patches: Patches) -> Tensor | None:
+def compute_downsampling(x: Tensor, layer: Downsampling) -> Tensor | None:
     """Compute a layer that lowers the resolution in one call; a size of H becomes ceil(H / stride).
 
     Args:
         x: ``(batch, H, W, C_in)``, float32 or bfloat16.
-        patches: Its weights, in the dtype of x, or in float32 where autocast has made x bfloat16.
+        layer: Its weights, in the dtype of x, or in float32 where autocast has made x bfloat16.
 
     Returns:
         ``(batch, ceil(H / stride), ceil(W / stride), C_out)`` in ``x.dtype``; None where the backend takes no such
         tensors: then the layer computes it, or says what is wrong with them.
     """
-    kernel = _backend(x).patches
-    return None if kernel is None else kernel(x, patches)
+    kernel = _backend(x).downsampling
+    return None if kernel is None else kernel(x, layer)
 
 
 @contextmanager
 def recorded_steps() -> Iterator[dict[str, float]]:
     """Record the seconds that each step of a block takes, by name, summed over all calls of the ``with`` block.
+
+    A norm, a gate or z that is computed on the way into a product counts to that product.
 
     Where each thread computes images of its own, they are those of one thread.
     """

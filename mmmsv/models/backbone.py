@@ -40,8 +40,8 @@ class VisionMamba(BaseModule):
             ``dict(type='mmmsv.AuthorsCheckpoint', checkpoint=PATH_OR_URL)`` for those of the authors.
         recompute: True: recompute z of the gate, the norm after the scans, the gated map and the input of ``fc2`` in
             the backward pass. A block of ``'tiny'`` then keeps 14 maps of its input's size, not 22 (17, not 31, where
-            PyTorch's own ops run), and a training step takes about 6 % longer. None, the default: on a CPU, where it
-            takes about 1 % longer, recompute the norm and the gated map, so that 18 are kept; otherwise nothing.
+            PyTorch's own ops run), and a training step on a CPU takes about 6 % longer. None, the default: on a CPU,
+            recompute the norm and the gated map, so that 18 are kept and a step takes 1 % longer; otherwise nothing.
 
     Raises:
         TypeError: An argument has the wrong type.

@@ -28,9 +28,10 @@ _LAYERS = (
 # Where the norm of the second branch is; None where there is no second branch.
 _FFN_NORMS = {VSSBlock: None, MS3Block: "pre", PostNormMS3Block: "post"}
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {layer: layer.forward for layer in (*_FFN_NORMS, *_LAYERS)}
-# What calls of a layer use of it, which an instance may have another one of.
+# Methods that a call of a layer uses. One that an instance has of its own is not that of its class.
 _METHODS = frozenset(
     (
+        "_call_impl",
         "_compiled_call_impl",
         "forward",
         "_conv_forward",
@@ -43,9 +44,11 @@ _METHODS = frozenset(
     )
 )
 
+_CONVOLVE = (nn.Conv2d.forward, nn.Conv2d._conv_forward)
+
 
 class _ChangedError(Exception):
-    """A layer is not one that a block was built of, or its call does more than its forward."""
+    """A layer is not as it was built, or its call does more than its forward."""
 
 
 _CHANGED = (_ChangedError, KeyError)  # KeyError: it lacks a layer or a parameter, which its forward will say
@@ -64,34 +67,36 @@ def compute_in_one_call(blocks: Iterable[nn.Module], x: Tensor) -> Tensor | None
 
 def merge_patches(x: Tensor, norm: nn.Module, reduction: nn.Module) -> Tensor | None:
     """Compute ``reduction(norm(patch))`` of patches of 2 x 2 tokens; return None where the layers are to be called."""
-    if not whole.are_patches_asked_for(x) or _is_every_call_observed():
+    if not whole.is_downsampling_asked_for(x) or _is_every_call_observed():
         return None
     try:
         weight, bias = _linear(reduction)
-        patches = whole.Patches(_norm(norm), weight, bias, None, kernel=2, stride=2, padding=0)
+        layer = whole.Downsampling(_norm(norm), weight, bias, None, kernel=2, stride=2, padding=0)
     except _CHANGED:
         return None
-    return whole.compute_patches(x, patches)
+    return whole.compute_downsampling(x, layer)
 
 
 def convolve_and_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor | None:
     """Compute ``norm(conv(x))``, 3 x 3 with a stride of 2; return None where the layers are to be called."""
-    if not whole.are_patches_asked_for(x) or _is_every_call_observed():
+    if not whole.is_downsampling_asked_for(x) or _is_every_call_observed():
         return None
     try:
         layer = _unchanged(conv, ChannelsLastConv2d)
         if not _is_as_built(layer):
             return None
         weight, bias = _parameters(layer, "weight", "bias")
-        patches = whole.Patches(None, weight, bias, _norm(norm), kernel=3, stride=2, padding=1)
+        layer = whole.Downsampling(None, weight, bias, _norm(norm), kernel=3, stride=2, padding=1)
     except _CHANGED:
         return None
-    return whole.compute_patches(x, patches)
+    return whole.compute_downsampling(x, layer)
 
 
 def _is_as_built(conv: nn.Conv2d) -> bool:
     settings = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
-    return settings == ((2, 2), (1, 1), (1, 1), 1, "zeros")
+    # Its forward calls these two, which somebody may have replaced.
+    methods = (nn.Conv2d.forward, type(conv)._conv_forward)
+    return settings == ((2, 2), (1, 1), (1, 1), 1, "zeros") and methods == _CONVOLVE
 
 
 def _is_every_call_observed() -> bool:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from mmmsv.kernels import ROUTES, Route, scan2d, use_backend
 from mmmsv.kernels.backends.cpu import block as cpu_block
-from mmmsv.kernels.backends.cpu import patches as cpu_patches
+from mmmsv.kernels.backends.cpu import downsampling as cpu_downsampling
 from mmmsv.kernels.backends.cpu.library import loaded_library
 from mmmsv.kernels.whole_block import Block, Conv, FeedForward, Norm, Projection, SelectiveScan
 
@@ -28,7 +28,7 @@ def on_any_processor() -> Iterator[None]:
     library = loaded_library()._replace(blocks_are_faster=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_block, "loaded_library", lambda: library)
-        patch.setattr(cpu_patches, "loaded_library", lambda: library)
+        patch.setattr(cpu_downsampling, "loaded_library", lambda: library)
         yield
 
 

@@ -3,6 +3,7 @@
 With ``MMMSV_SIMULATE=1`` they run in the simulator (:mod:`tests.simulator`), whether there is a GPU or not.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -15,6 +16,7 @@ import torch
 
 from mmmsv.kernels import BACKENDS, scan
 from mmmsv.kernels.arguments import choose_chunk
+from mmmsv.kernels.backends.cpu import library
 from mmmsv.kernels.backends.triton import scan as triton_scan
 
 from ..simulator import SIMULATED
@@ -49,6 +51,31 @@ def _patched_once(patch_lang):
         return SimpleNamespace(restore=lambda: None)
 
     return patch_lang_once
+
+
+class _GuardedScratch:
+    """Lend what is asked for, with a guard behind it."""
+
+    @contextlib.contextmanager
+    def lend(self, size):
+        memory = torch.full((size + 4096,), 0xA5, dtype=torch.uint8)
+        yield memory.data_ptr()
+        assert (memory[size:] == 0xA5).all(), "an op wrote behind its scratch"
+
+
+@pytest.fixture(scope="module")
+def guarded_scratch():
+    """See that no op of the C++ library needs more scratch than it says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "scratch", _GuardedScratch())
+        yield
+
+
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 if SIMULATED and triton_scan.why_no_triton() is None:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from mmmsv.kernels import ROUTES, branch_off, fused, read_twice, use_backend
+from mmmsv.kernels.backends.cpu import downsampling as native_downsampling
 from mmmsv.kernels.backends.cpu import library as native_library
 from mmmsv.kernels.backends.cpu import linear as native_linear
 from mmmsv.kernels.backends.cpu import scan as native_scan
 
+from . import downsampling_inputs as lower
 from .block_inputs import by_steps, computed, draw_case, mapped, on_any_processor
 from .scan_inputs import TOLERANCE, MapCase, assert_near, run, run_map, scan_inputs
 
@@ -190,6 +192,20 @@ def run_blocks(draw: random.Random) -> None:
         assert_near(y, exact, tolerances[maps], str(case))
 
 
+def run_downsampling(draw: random.Random) -> None:
+    for _ in range(AROUND):
+        kind, dtype = draw.choice([lower.MERGING, lower.CONV]), draw.choice([*lower.TOLERANCE])
+        size = draw.randint(1, 3), draw.randint(1, 9), draw.randint(1, 9)
+        channels, outputs = draw.randint(1, 40), draw.randint(1, 60)
+        torch.set_num_threads(draw.randint(1, 2))
+        layer, x = lower.layer(kind, channels, outputs, dtype), _unaligned(lower.map_of(size, channels, dtype))
+        if layer.weight.dim() == 4 and draw.random() < 0.5:
+            layer = layer._replace(weight=layer.weight.contiguous(memory_format=torch.channels_last))
+        with on_any_processor():
+            y = native_downsampling.compute(x, layer)
+        assert_near(y, lower.by_steps(x, layer), lower.TOLERANCE[dtype], f"{kind} {size} {channels} {outputs}")
+
+
 def all_is_well() -> None:
     draw = random.Random(0)
     torch.manual_seed(0)
@@ -198,6 +214,7 @@ def all_is_well() -> None:
     run_around(draw)
     run_linear(draw)
     run_blocks(draw)
+    run_downsampling(draw)
 
 
 def a_short_tensor() -> None:

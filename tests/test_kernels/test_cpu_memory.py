@@ -1,6 +1,9 @@
 """The memory that scratch of the C++ library gets, and keeps."""
 
+import ctypes
+import mmap
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,12 @@ from mmmsv.kernels.backends.cpu.memory import Scratch
 
 LARGE = 16 << 20
 
+is_kept = pytest.mark.skipif(
+    memory._madvise() is None, reason="this system cannot be told that it may take memory back"
+)
 
+
+@is_kept
 def test_large_memory_is_kept():
     scratch = Scratch()
     with scratch.lend(LARGE) as first:
@@ -33,6 +41,7 @@ def test_small_memory_is_not():
     assert scratch._kept.numel() == 0
 
 
+@is_kept
 def test_kept_memory_is_lent_to_one_call_at_a_time():
     scratch = Scratch()
     with scratch.lend(LARGE) as first:
@@ -44,6 +53,7 @@ def test_kept_memory_is_lent_to_one_call_at_a_time():
         assert third == first
 
 
+@is_kept
 def test_a_call_that_fails_gives_it_back():
     scratch = Scratch()
     with pytest.raises(ValueError, match="wrong"), scratch.lend(LARGE) as first:
@@ -61,6 +71,27 @@ def test_nothing_is_kept_where_the_system_cannot_take_it_back(answer, monkeypatc
     assert scratch._kept.numel() == 0
 
 
+@is_kept
+def test_emptying_gives_memory_back_to_the_system():
+    """At once, also where malloc would keep it: this is a size that it has learnt to keep."""
+    scratch, pages = Scratch(), LARGE // mmap.PAGESIZE
+    with scratch.lend(LARGE) as address:
+        ctypes.memset(address, 1, LARGE)
+    before = resident_pages()
+    scratch.empty()
+    assert before - resident_pages() > 0.9 * pages
+
+
+@is_kept
+def test_a_process_that_was_forked_off_meanwhile_lends_it():
+    scratch = Scratch()
+    with scratch.lend(LARGE):
+        scratch.unlock()  # as in the child
+        with scratch.lend(LARGE) as second:
+            assert second == scratch._kept.data_ptr()
+
+
+@is_kept
 @pytest.mark.skipif(library.why_not(torch.device("cpu")) is not None, reason="there is no C++ library here")
 def test_threads_do_not_disturb_each_other():
     """Whoever finds the memory lent takes other memory, and what was left in it reaches no result."""
@@ -83,3 +114,7 @@ def test_threads_do_not_disturb_each_other():
     assert memory.scratch._kept.numel() > 0
     empty_cache()
     assert memory.scratch._kept.numel() == 0
+
+
+def resident_pages():
+    return int(Path("/proc/self/statm").read_text().split()[1])

@@ -3,9 +3,11 @@
 ``MMMSV_FUZZ_EXAMPLES`` sets how many random blocks are drawn; they are the same in each run.
 """
 
+import contextlib
 import math
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmmsv.kernels.backends.cpu import block as cpu_block
+from mmmsv.kernels.backends.cpu import library, memory
 from mmmsv.kernels.backends.cpu.library import loaded_library
 
 from .block_inputs import (
@@ -53,6 +56,7 @@ CASES = [
     BlockCase(size=(28, 29), batch=5),  # some images at once, and then the rest
     BlockCase(size=(57, 59), batch=2, channels=8, inner=8, hidden=8),  # one at a time
     BlockCase(size=(4, 5), batch=40),  # images whose rows share a block
+    BlockCase(size=(16, 17), batch=6, channels=96, inner=24, hidden=24),  # the last of three images has few rows
     replace(NORM_LAST, size=(23, 25), batch=1),
     replace(SS2D, size=(19, 17), channels=17, inner=33, hidden=50, batch=1, ffn="gelu", biases=False),
 ]
@@ -61,16 +65,9 @@ pytestmark = needs_library
 
 
 @pytest.fixture(autouse=True, scope="module")
-def take_blocks():
+def take_blocks(guarded_scratch):
     with on_any_processor():
         yield
-
-
-@pytest.fixture
-def set_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def check(case):
@@ -126,6 +123,25 @@ def test_what_is_not_finite_stays_in_its_image(set_threads, case, value, image):
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("threads", "batch", "last"), [(2, 6, 2), (1, 12, 1)])
+def test_the_last_images_have_room(monkeypatch, set_threads, threads, batch, last):
+    """Of some images at once the last group is smaller, and may need more: few rows are computed otherwise."""
+    case, sizes = BlockCase(size=(16, 17), channels=96, inner=24, hidden=24), []
+
+    @contextlib.contextmanager
+    def lend(size):
+        sizes.append(size)
+        with memory.scratch.lend(size) as address:
+            yield address
+
+    monkeypatch.setattr(library, "scratch", SimpleNamespace(lend=lend))
+    set_threads(threads)
+    block, image = case.block(), case.x()[:1]
+    for images in (batch, last):
+        computed(image.expand(images, -1, -1, -1).contiguous(), block)
+    assert sizes[0] >= sizes[1] > 0
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ def taken(monkeypatch):
 
 
 @pytest.fixture
-def taken_patches(monkeypatch):
+def downsampled(monkeypatch):
     """What layers that lower the resolution have computed in one call, on any processor."""
     with on_any_processor():
-        yield record(monkeypatch, "compute_patches")
+        yield record(monkeypatch, "compute_downsampling")
 
 
 def record(monkeypatch, name):

@@ -46,7 +46,7 @@ def set_weight(module, path, weight):
 def layer_by_layer():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(whole_block, "is_asked_for", lambda x: False)
-        patch.setattr(whole_block, "are_patches_asked_for", lambda x: False)
+        patch.setattr(whole_block, "is_downsampling_asked_for", lambda x: False)
         yield
 
 

@@ -129,18 +129,18 @@ if torch.__version__ >= (2, 2):  # before, nothing tells of such a trace
 @pytest.mark.parametrize("way", [*WAYS, *(pytest.param(program, marks=pytest.mark.slow) for program in PROGRAMS)])
 @pytest.mark.parametrize("name", ["nano", "vmamba_v2"])
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_more_than_the_result(taken, taken_patches, name, way):
+def test_more_than_the_result(taken, downsampled, name, way):
     """The same numbers, or the same error."""
     x = torch.randn(2, 5, 6, 16)
     with torch.no_grad():
         assert_same_outcome(lambda: way(model_of(name).stages[1], x))
     assert not taken
-    assert not taken_patches
+    assert not downsampled
 
 
-def test_profilers_see_the_calls(taken, taken_patches):
+def test_profilers_see_the_calls(taken, downsampled):
     with torch.no_grad(), torch.profiler.profile() as profiler:
         model_of("nano")(torch.randn(1, 3, 32, 40))
     counts = {event.key: event.count for event in profiler.key_averages()}
     assert counts["mmmsv::blocks"] == len(taken) == 2
-    assert counts["mmmsv::patches"] == len(taken_patches) == 1
+    assert counts["mmmsv::downsampling"] == len(downsampled) == 1

@@ -69,7 +69,7 @@ def test_random_parts_are_drawn_once(options):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("options", RECOMPUTING, ids=str)
+@pytest.mark.parametrize("options", [{}, *RECOMPUTING], ids=str)
 def test_weights_that_are_lent(options):
     """What is computed again takes the weights of the forward pass, which the module has no more by then."""
     torch.manual_seed(0)
@@ -107,22 +107,31 @@ def test_each_part_runs_twice_at_most(options):
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize(("recompute", "convolved", "normed"), [(None, 1, 2), (True, 2, 2), (False, 1, 1)])
+def test_what_runs_twice(recompute, convolved, normed):
+    """By default the norm after the scans, and what follows; the FFN's convolution if asked for."""
+    block, calls = backbone("tiny", 1, recompute=recompute).stages[0].blocks[0], []
+    block.ffn.dwconv.register_forward_hook(lambda *_: calls.append("convolved"))
+    block.scan.out_norm.register_forward_hook(lambda *_: calls.append("normed"))
+    block(torch.randn(1, 8, 8, DIM)).sum().backward()
+    assert (calls.count("convolved"), calls.count("normed")) == (convolved, normed)
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_without_recomputation(arch):
-    """A block keeps more, each part runs once, and the gradients are the same."""
+    """A block keeps more, and the gradients are the same."""
     x = torch.randn(2, 56, 56, DIM)
     gradients, kept = [], []
-    for recompute in (True, False):
+    for recompute in (True, None, False):
         torch.manual_seed(0)
-        block, calls = backbone(arch, 1, recompute=recompute).stages[0].blocks[0], []
+        block = backbone(arch, 1, recompute=recompute).stages[0].blocks[0]
         kept.append(kept_for_backward(block, x))
-        for part in (block.ffn.dwconv, block.scan.out_norm):
-            part.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         gradients.append(torch.autograd.grad(block(x).square().sum(), list(block.parameters())))
-        assert len(calls) == (4 if recompute else 2)
-    assert kept[1] > 1.3 * kept[0]
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    assert kept[0] < kept[1] < kept[2]
+    assert kept[2] > 1.3 * kept[0]
+    for some in gradients[:2]:
+        for ours, theirs in zip(some, gradients[2], strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("train", [False, True])

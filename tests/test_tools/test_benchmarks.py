@@ -206,7 +206,6 @@ BAD = {
     "benchmarks.scan --device cuda": "--device cuda: torch sees no CUDA device here",
     "benchmarks.gpu --out x": "torch sees no CUDA device here; --dry goes through the round on a CPU",
     "benchmarks.scan --output docs": "--output docs: is a folder, expected a file",
-    "benchmarks.runtimes": "No module named 'onnxruntime'; pip install onnx onnxruntime openvino",
 }
 
 
@@ -216,6 +215,13 @@ def test_bad_arguments_end_in_one_line(line, run, monkeypatch):
     status, _, errors = run(line)
     assert status == 2
     assert errors.splitlines()[-1] == f"python -m {line.split()[0]}: error: {BAD[line]}"
+
+
+def test_runtimes_that_are_missing(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    status, _, errors = run("benchmarks.runtimes")
+    assert status == 2
+    assert errors.splitlines()[-1].endswith("; pip install onnx onnxruntime openvino")
 
 
 @pytest.mark.slow

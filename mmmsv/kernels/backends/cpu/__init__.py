@@ -1,7 +1,7 @@
 """Backend ``cpu``: C++ with SIMD and OpenMP, in ``csrc/``, compiled when mmmsv is installed."""
 
 from ...dispatch import Backend, Kernel, register
-from . import block, fused, linear, patches, scan
+from . import block, downsampling, fused, linear, scan
 from .library import choices, why_not
 
 register(
@@ -16,7 +16,7 @@ register(
         merge_scales=Kernel(fused.merge_scales, fused.merge_scales_backward),
         linear=linear.linear,
         blocks=block.compute,
-        patches=patches.compute,
+        downsampling=downsampling.compute,
         choices=choices,
     )
 )

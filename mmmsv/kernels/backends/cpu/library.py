@@ -73,7 +73,7 @@ class Library(NamedTuple):
     merge: LibraryOp
     linear: LibraryOp
     blocks: LibraryOp
-    patches: LibraryOp
+    downsampling: LibraryOp
     linear_most_rows: int
     blocks_are_faster: bool
     multiplies_pairs: bool
@@ -139,7 +139,7 @@ def library() -> Library | str:
         LibraryOp(loaded.mmmsv_merge_forward, loaded.mmmsv_merge_scratch, loaded.mmmsv_merge_backward),
         LibraryOp(loaded.mmmsv_linear_forward, loaded.mmmsv_linear_scratch),
         LibraryOp(loaded.mmmsv_blocks_forward, loaded.mmmsv_blocks_scratch),
-        LibraryOp(loaded.mmmsv_patches_forward, loaded.mmmsv_patches_scratch),
+        LibraryOp(loaded.mmmsv_downsampling_forward, loaded.mmmsv_downsampling_scratch),
         loaded.mmmsv_linear_most_rows(),
         bool(loaded.mmmsv_blocks_are_faster()),
         bool(loaded.mmmsv_linear_multiplies_pairs()),

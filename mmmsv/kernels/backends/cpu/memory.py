@@ -7,6 +7,7 @@ model on a large image.
 import ctypes
 import functools
 import mmap
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from torch import Tensor
 
 _LARGE = 4 << 20  # bytes; what is smaller comes from malloc, which keeps it
 _PAGE = mmap.PAGESIZE
-_MADV_FREE, _MADV_HUGEPAGE = 8, 14  # of Linux
+_MADV_DONTNEED, _MADV_FREE, _MADV_HUGEPAGE = 4, 8, 14  # of Linux
 # DEFAULT_MMAP_THRESHOLD_MAX of glibc, less what malloc adds to a block.
 _LARGEST_THAT_COUNTS = (32 << 20) - (64 << 10)
 
@@ -61,7 +62,8 @@ class Scratch:
     @contextmanager
     def lend(self, size: int) -> Iterator[int]:
         """Lend ``size`` bytes, uninitialised; the value of the ``with`` statement is their address."""
-        if size <= _LARGE or not self._lock.acquire(blocking=False):
+        lock = self._lock
+        if size <= _LARGE or not lock.acquire(blocking=False):
             memory = _fresh(size)
             yield memory.data_ptr()
             return
@@ -71,22 +73,29 @@ class Scratch:
                 self._kept = _fresh(size)
             yield self._kept.data_ptr()
         finally:
-            if not _advise(self._kept, _MADV_FREE):
+            if not _advise(self._kept[:size], _MADV_FREE):
                 self._kept = _fresh(0)
-            self._lock.release()
+            lock.release()
 
     def empty(self) -> None:
         """Give back what is kept, unless a call in another thread has it."""
         if self._lock.acquire(blocking=False):
+            _advise(self._kept, _MADV_DONTNEED)  # or malloc might keep it
             self._kept = _fresh(0)
             self._lock.release()
 
+    def unlock(self) -> None:
+        """Forget that a call has it: in a process that was forked off meanwhile, there is no such call."""
+        self._lock = threading.Lock()
+
 
 scratch = Scratch()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=scratch.unlock)
 
 
 def empty_cache() -> None:
-    """Give the memory back to the system that the C++ library keeps for the scratch of its next call.
+    """Give back to the system the memory that the C++ library keeps for the scratch of its next call.
 
     There is no need to: the system takes it where it is short of memory. Until then it counts as memory of this
     process, which matters to those who measure it. What other threads compute is not disturbed.

@@ -6,8 +6,9 @@
 //     x = x + FFN(LN(x))   or   x + LN(FFN(x))   or nothing
 //
 // What lies between two steps is scratch, the same for every group of images, and so stays in the processor's cache. Bias,
-// GELU and the sum with x come where a product writes its tile. Where there are many tokens, norms and gates are computed
-// for a block of rows on its way into a product or out of one, and such a map is never whole. Nothing outlives the call.
+// GELU and the sum with x come where a product writes its tile. Where there are many tokens, the norms of C channels and z
+// are computed for a block of rows on its way into a product or out of one, and are never whole maps. Nothing outlives the
+// call.
 
 #include <ctime>
 
@@ -232,7 +233,7 @@ private:
 
     // Call body(begin, count, memory) for blocks of tokens, with room for `each` numbers of each token.
     template <class Body> void for_row_blocks(Step step, int64_t each, const Body& body) {
-        const int64_t size = ceil_div(RowBlocks::most * each * sizeof(Bits), 64) * 64 / sizeof(float);
+        const int64_t size = RowBlocks::floats(each * sizeof(Bits));
         float* memory = scratch.take<float>(call.threads * size);
         if (idle) return;
         const Timer timer(call, step);
@@ -416,8 +417,14 @@ public:
         own_at_once = at_once(TOKENS_OF_ONE, own), together = at_once(TOKENS_OF_ALL, call.batch - own * call.threads);
     }
 
-    // Numbers of scratch for each thread.
-    int64_t scratch() const { return std::max(measure(one, own_at_once), ceil_div(measure(all, together), all.threads)); }
+    // Numbers of scratch for each thread. Fewer images may need more: products of few rows are computed otherwise.
+    int64_t scratch() const {
+        const int64_t rest = all.batch - own * all.threads;
+        const auto most = [](const Blocks& call, int64_t images, int64_t at_once) {
+            return at_once ? std::max(measure(call, at_once), measure(call, images % at_once)) : 0;
+        };
+        return std::max(most(one, own, own_at_once), ceil_div(most(all, rest, together), all.threads));
+    }
 
     void run() const {
         const int64_t each = scratch(), shared_out = own * all.threads;

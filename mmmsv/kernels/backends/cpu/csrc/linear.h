@@ -21,7 +21,7 @@ struct Linear {
     const void* residual;            // (rows, outputs), or null; it may be y
     void* y;                         // (rows, outputs)
     float* scratch;                  // for each thread as many numbers as mmmsv_linear_scratch says
-    int64_t taps;                    // of a convolution: W is (outputs, inputs / taps, taps), x (rows, taps, inputs / taps)
+    int64_t taps;                    // above 1, of a convolution: W is (outputs, inputs / taps, taps), x (rows, taps, inputs / taps)
 };
 
 void mmmsv_linear_forward(const Linear*);
@@ -45,10 +45,11 @@ class RowBlocks {
     const int64_t rows, tiles;
 
 public:
-    static constexpr int64_t most = TILES * ROWS;  // rows of a block
     const int64_t count;
 
     RowBlocks(int64_t rows, int64_t threads)
         : rows(rows), tiles(ceil_div(rows, ROWS)), count(std::max(ceil_div(tiles, TILES), std::min(tiles, 4 * threads))) {}
     int64_t begin(int64_t block) const { return std::min(tiles * block / count * ROWS, rows); }
+    // Memory for the rows of a block, of some bytes each, in floats; whole lines of the cache.
+    static int64_t floats(int64_t bytes) { return ceil_div(TILES * ROWS * bytes, 64) * 64 / sizeof(float); }
 };

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from ...bypass import is_profiled, is_unobserved
-from ...whole_block import Patches
+from ...whole_block import Downsampling
 from .library import DTYPES, loaded_library
 from .memory import in_huge_pages
 from .weights import Addresses, LayerNormWeights, NotTakenError, are_taken
@@ -16,8 +16,8 @@ from .weights import Addresses, LayerNormWeights, NotTakenError, are_taken
 _SUMS = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
-class _Patches(ctypes.Structure):
-    """``Patches`` of patches.h."""
+class _Downsampling(ctypes.Structure):
+    """``Downsampling`` of downsampling.h."""
 
     _integers = (
         *("dtype", "weight_dtype", "batch", "height", "width", "channels", "out_height", "out_width", "outputs"),
@@ -32,18 +32,18 @@ class _Patches(ctypes.Structure):
     ]
 
 
-def compute(x: Tensor, patches: Patches) -> Tensor | None:
-    """Compute :func:`mmmsv.kernels.whole_block.compute_patches`."""
-    weight = patches.weight
+def compute(x: Tensor, layer: Downsampling) -> Tensor | None:
+    """Compute :func:`mmmsv.kernels.whole_block.compute_downsampling`."""
+    weight = layer.weight
     if not loaded_library().blocks_are_faster or x.dim() != 4 or x.numel() == 0 or not isinstance(weight, Tensor):
         return None
     if weight.dim() == 0 or weight.shape[0] == 0 or not are_taken(x.dtype, weight.dtype):
         return None
     batch, height, width, channels = x.shape
-    kernel, stride, outputs = patches.kernel, patches.stride, weight.shape[0]
+    kernel, stride, outputs = layer.kernel, layer.stride, weight.shape[0]
     addresses = Addresses(weight.dtype)
     try:
-        problem = _Patches(
+        problem = _Downsampling(
             dtype=DTYPES.index(x.dtype),
             weight_dtype=DTYPES.index(weight.dtype),
             batch=batch,
@@ -55,16 +55,16 @@ def compute(x: Tensor, patches: Patches) -> Tensor | None:
             outputs=outputs,
             kernel=kernel,
             stride=stride,
-            padding=patches.padding,
+            padding=layer.padding,
             columns_first=weight.dim() == 2,
             threads=torch.get_num_threads(),
-            bias=None if patches.bias is None else addresses.of(patches.bias, outputs),
+            bias=None if layer.bias is None else addresses.of(layer.bias, outputs),
         )
         problem.weight, problem.taps_last = _lay_out(weight, addresses, channels, kernel)
-        if patches.norm_in is not None:
-            problem.norm_in = addresses.of_norm(patches.norm_in, kernel * kernel * channels)
-        if patches.norm_out is not None:
-            problem.norm_out = addresses.of_norm(patches.norm_out, outputs)
+        if layer.norm_in is not None:
+            problem.norm_in = addresses.of_norm(layer.norm_in, kernel * kernel * channels)
+        if layer.norm_out is not None:
+            problem.norm_out = addresses.of_norm(layer.norm_out, outputs)
     except NotTakenError:
         return None
     x = x.contiguous()
@@ -72,8 +72,8 @@ def compute(x: Tensor, patches: Patches) -> Tensor | None:
         return None
     y = in_huge_pages(x.new_empty(batch, problem.out_height, problem.out_width, outputs))
     problem.x, problem.y = x.data_ptr(), y.data_ptr()
-    with record_function("mmmsv::patches") if is_profiled() else contextlib.nullcontext():
-        loaded_library().patches.forward(problem, _SUMS)
+    with record_function("mmmsv::downsampling") if is_profiled() else contextlib.nullcontext():
+        loaded_library().downsampling.forward(problem, _SUMS)
     return y
 
 

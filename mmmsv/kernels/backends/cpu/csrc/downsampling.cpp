@@ -1,10 +1,10 @@
-// Layers that lower the resolution. Plain C interface (at the end), called by patches.py.
+// Layers that lower the resolution. Plain C interface (at the end), called by downsampling.py.
 //
 // The patches of some rows of y are gathered side by side, and are then the rows of a product (linear.cpp): of few rows all
 // at once, of many a block at a time, which stays in the cache, norms included.
 
 #include "linear.h"
-#include "patches.h"
+#include "downsampling.h"
 #include "scratch.h"
 
 namespace {
@@ -13,13 +13,13 @@ template <class T, class Weight> class Forward {
     using Bits = typename T::Bits;
     static constexpr int64_t dtype = std::is_same_v<T, f32> ? 0 : 2;
 
-    const Patches& call;
+    const Downsampling& call;
     const int64_t rows, inputs;
     Scratch& scratch;
     const bool idle;  // nothing is computed, but scratch taken all the same
 
 public:
-    Forward(const Patches& call, Scratch& scratch)
+    Forward(const Downsampling& call, Scratch& scratch)
         : call(call), rows(call.batch * call.out_height * call.out_width),
           inputs(call.kernel * call.kernel * call.channels), scratch(scratch), idle(scratch.only_measures()) {}
 
@@ -46,7 +46,7 @@ private:
 
     void run_many(Linear linear) {
         float* panels = scratch.take<float>(mmmsv_linear_panels(&linear));
-        const int64_t size = ceil_div(RowBlocks::most * inputs * sizeof(Bits), 64) * 64 / sizeof(float);
+        const int64_t size = RowBlocks::floats(inputs * sizeof(Bits));
         float* memory = scratch.take<float>(call.threads * size);
         if (idle) return;
         mmmsv_linear_make_panels(&linear, panels);
@@ -87,7 +87,7 @@ private:
     }
 };
 
-void run(const Patches& call, Scratch& scratch) {
+void run(const Downsampling& call, Scratch& scratch) {
     if (call.dtype == 0) return Forward<f32, f32>(call, scratch).run();
     if (call.weight_dtype == 0) return Forward<bf16, f32>(call, scratch).run();
     Forward<bf16, bf16>(call, scratch).run();
@@ -98,13 +98,13 @@ void run(const Patches& call, Scratch& scratch) {
 extern "C" {
 
 // How many numbers each thread needs as scratch.
-EXPORT int64_t mmmsv_patches_scratch(const Patches* call) {
+EXPORT int64_t mmmsv_downsampling_scratch(const Downsampling* call) {
     Scratch scratch(nullptr);
     run(*call, scratch);
     return ceil_div(scratch.floats(), call->threads);
 }
 
-EXPORT void mmmsv_patches_forward(const Patches* call) {
+EXPORT void mmmsv_downsampling_forward(const Downsampling* call) {
     Scratch scratch(call->scratch);
     run(*call, scratch);
 }

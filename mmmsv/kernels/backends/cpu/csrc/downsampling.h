@@ -10,7 +10,7 @@ extern "C" {
 //
 // of the patch of `kernel` x `kernel` tokens around each token of y; those beyond the map are zeros. Either norm may be
 // missing (a null weight).
-struct Patches {
+struct Downsampling {
     // Of maps, float32 or bfloat16, and of weights, float32 or that of maps: places in DTYPES of library.py.
     int64_t dtype, weight_dtype;
     int64_t batch, height, width, channels;
@@ -22,7 +22,7 @@ struct Patches {
     const void *x, *weight, *bias;    // (batch, height, width, channels); bias: or null
     LayerNorm norm_in, norm_out;
     void* y;                          // (batch, out_height, out_width, outputs)
-    float* scratch;                   // for each thread as many numbers as mmmsv_patches_scratch says
+    float* scratch;                   // for each thread as many numbers as mmmsv_downsampling_scratch says
 };
 
 }  // extern "C"
