@@ -1,4 +1,4 @@
-// How work is cut into tasks: blocks of channels, and threads that take the tasks in turns.
+// How work is cut into tasks: blocks of channels, and threads that share the tasks out.
 #pragma once
 
 #include <algorithm>
@@ -65,7 +65,8 @@ template <class Real> INLINE Real* take(Real*& scratch, int64_t count) { return 
 
 // Call task(index, scratch) for each index, over threads; `size` numbers of scratch for each thread lie one after the
 // other. Each task must write what no other does: then the schedule changes nothing in the results. One thread is the
-// caller.
+// caller. Each thread has tasks in a row, and the same ones in the next op over the same rows, so that it reads what it
+// has written itself: two cores may be slow at reading each other's caches.
 template <class Real, class Task>
 void in_parallel(int64_t threads, int64_t tasks, Real* scratch, int64_t size, const Task& task) {
     if (threads == 1) {
@@ -81,7 +82,7 @@ void in_parallel(int64_t threads, int64_t tasks, Real* scratch, int64_t size, co
 #else
         Real* own = scratch;
 #endif
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(static)
         for (int64_t index = 0; index < tasks; ++index) task(index, own);
     }
 }
