@@ -193,7 +193,7 @@ def run_blocks(draw: random.Random) -> None:
 
 
 def run_downsampling(draw: random.Random) -> None:
-    for _ in range(AROUND):
+    for _ in range(BLOCKS):
         kind, dtype = draw.choice([lower.MERGING, lower.CONV]), draw.choice([*lower.TOLERANCE])
         size = draw.randint(1, 3), draw.randint(1, 9), draw.randint(1, 9)
         channels, outputs = draw.randint(1, 40), draw.randint(1, 60)
