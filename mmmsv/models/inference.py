@@ -67,36 +67,42 @@ def compute_in_one_call(blocks: Iterable[nn.Module], x: Tensor) -> Tensor | None
 
 def merge_patches(x: Tensor, norm: nn.Module, reduction: nn.Module) -> Tensor | None:
     """Compute ``reduction(norm(patch))`` of patches of 2 x 2 tokens; return None where the layers are to be called."""
-    if not whole.is_downsampling_asked_for(x) or _is_every_call_observed():
-        return None
-    try:
+
+    def describe() -> whole.Downsampling:
         weight, bias = _linear(reduction)
-        layer = whole.Downsampling(_norm(norm), weight, bias, None, kernel=2, stride=2, padding=0)
-    except _CHANGED:
-        return None
-    return whole.compute_downsampling(x, layer)
+        return whole.Downsampling(_norm(norm), weight, bias, None, kernel=2, stride=2, padding=0)
+
+    return _downsampled(x, describe)
 
 
 def convolve_and_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor | None:
     """Compute ``norm(conv(x))``, 3 x 3 with a stride of 2; return None where the layers are to be called."""
+
+    def describe() -> whole.Downsampling:
+        weight, bias = _strided_conv(conv)
+        return whole.Downsampling(None, weight, bias, _norm(norm), kernel=3, stride=2, padding=1)
+
+    return _downsampled(x, describe)
+
+
+def _downsampled(x: Tensor, describe: Callable[[], whole.Downsampling]) -> Tensor | None:
     if not whole.is_downsampling_asked_for(x) or _is_every_call_observed():
         return None
     try:
-        layer = _unchanged(conv, ChannelsLastConv2d)
-        if not _is_as_built(layer):
-            return None
-        weight, bias = _parameters(layer, "weight", "bias")
-        layer = whole.Downsampling(None, weight, bias, _norm(norm), kernel=3, stride=2, padding=1)
+        layer = describe()
     except _CHANGED:
         return None
     return whole.compute_downsampling(x, layer)
 
 
-def _is_as_built(conv: nn.Conv2d) -> bool:
+def _strided_conv(layer: nn.Module) -> list[Any]:
+    conv = _unchanged(layer, ChannelsLastConv2d)
     settings = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
     # Its forward calls these two, which somebody may have replaced.
     methods = (nn.Conv2d.forward, type(conv)._conv_forward)
-    return settings == ((2, 2), (1, 1), (1, 1), 1, "zeros") and methods == _CONVOLVE
+    if settings != ((2, 2), (1, 1), (1, 1), 1, "zeros") or methods != _CONVOLVE:
+        raise _ChangedError
+    return _parameters(conv, "weight", "bias")
 
 
 def _is_every_call_observed() -> bool:

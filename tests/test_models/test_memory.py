@@ -1,5 +1,7 @@
 """What a block keeps for its backward pass, and what it computes again."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -51,7 +53,7 @@ def test_with_cp_keeps_the_input_of_a_block_alone():
     assert (two - one) / (2 * 56 * 56 * DIM * 4) < 1.1
 
 
-@pytest.mark.parametrize("options", RECOMPUTING, ids=str)
+@pytest.mark.parametrize("options", [{}, *RECOMPUTING], ids=str)
 def test_random_parts_are_drawn_once(options):
     """What is computed again draws what it drew before, as a dropout does that an adapter puts in front of fc2."""
     torch.manual_seed(0)
@@ -84,9 +86,15 @@ def test_weights_that_are_lent(options):
         torch.testing.assert_close(mine, its)
 
 
-@pytest.mark.parametrize("options", RECOMPUTING, ids=str)
-@pytest.mark.parametrize("name", ["scan.in_proj.weight", "scan.out_norm.weight", "ffn.dwconv.weight"])
-def test_weights_that_are_changed_too_early(name, options):
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        *(({}, name) for name in ("scan.in_proj.weight", "scan.out_norm.weight")),
+        *itertools.product(RECOMPUTING, ("scan.in_proj.weight", "scan.out_norm.weight", "ffn.dwconv.weight")),
+    ],
+    ids=str,
+)
+def test_weights_that_are_changed_too_early(options, name):
     """As autograd does for what it keeps."""
     model = backbone("tiny", 1, **options)
     y = model(torch.randn(1, 3, 32, 32))[0].sum()
@@ -107,10 +115,11 @@ def test_each_part_runs_twice_at_most(options):
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(("recompute", "convolved", "normed"), [(None, 1, 2), (True, 2, 2), (False, 1, 1)])
-def test_what_runs_twice(recompute, convolved, normed):
+def test_what_runs_twice(arch, recompute, convolved, normed):
     """By default the norm after the scans, and what follows; the FFN's convolution if asked for."""
-    block, calls = backbone("tiny", 1, recompute=recompute).stages[0].blocks[0], []
+    block, calls = backbone(arch, 1, recompute=recompute).stages[0].blocks[0], []
     block.ffn.dwconv.register_forward_hook(lambda *_: calls.append("convolved"))
     block.scan.out_norm.register_forward_hook(lambda *_: calls.append("normed"))
     block(torch.randn(1, 8, 8, DIM)).sum().backward()
