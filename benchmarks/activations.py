@@ -47,8 +47,8 @@ def main() -> None:
             with _autocast(args.device, args.dtype):
                 rows.append([short_name(name), f"{kept_for_backward(model, image) / 2**20:.0f}"])
                 if name == full_name(args.arch):
-                    for stage in model.stages:
-                        stage.with_cp = True
+                    for block in (block for stage in model.stages for block in stage.blocks):
+                        block.with_cp = True
                     rows.append([f"{short_name(name)}, with_cp", f"{kept_for_backward(model, image) / 2**20:.0f}"])
     print(table(("backbone", "kept for the backward pass, MiB"), rows))
 

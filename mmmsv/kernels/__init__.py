@@ -7,6 +7,7 @@ if __name__ == "kernels":
 from . import backends, flops, whole_block  # noqa: F401  which registers the first two
 from .arguments import Activation
 from .backends.cpu.memory import empty_cache
+from .bypass import is_transformed
 from .dispatch import BACKENDS, use_backend
 from .fused import depthwise_conv, gate, layer_norm, merge_scales, upsample
 from .linear import linear
@@ -23,6 +24,7 @@ __all__ = [
     "depthwise_conv",
     "empty_cache",
     "gate",
+    "is_transformed",
     "layer_norm",
     "linear",
     "merge_scales",

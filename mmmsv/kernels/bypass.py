@@ -51,12 +51,17 @@ def share_memory(one: Tensor, other: Tensor) -> bool:
 def is_recorded_plainly(*tensors: Tensor | None) -> bool:
     """Return whether autograd records a call, and nothing else does that cares how its results share memory.
 
-    That is: no program that is recorded, no transform of torch.func, no forward-mode derivative, and no subclass, but
-    for fake tensors, which stand for plain ones.
+    That is: no program that is recorded, no transform of torch.func and nothing left over from one, no forward-mode
+    derivative, and no subclass, but for fake tensors, which stand for plain ones.
     """
     if not are_gradients_asked_for(*tensors) or _is_traced():
         return False
-    return all(each is None or type(each) in PLAIN or isinstance(each, FakeTensor) for each in tensors)
+    return all(
+        each is None
+        or (type(each) in PLAIN and not torch._C._functorch.is_gradtrackingtensor(each))
+        or isinstance(each, FakeTensor)
+        for each in tensors
+    )
 
 
 def _is_traced() -> bool:

@@ -20,6 +20,7 @@ from .bypass import (
     are_gradients_asked_for,
     is_profiled,
     is_recorded_plainly,
+    is_transformed,
     is_unobserved,
     may_carry_tangents,
 )
@@ -85,13 +86,17 @@ class Op:
         gradients = ", ".join(["Tensor"] * count)
         added = "".join(f", Tensor? {gradient}=None" for gradient in self._added)
         backward_op = _define(f"{name}_backward", f"({given}, Tensor kept, {schema}{added}) -> ({gradients})")
+        once = _differentiable_once(name, backward_op)
         forward = _shortcut(partial(_below_autograd, self._op), self._forward)
-        backward = _shortcut(backward_op, self._backward)
+        backward = _shortcut(_seen_by_transforms(backward_op, once), self._backward)
         differentiable = _differentiable(name, count, len(results), forward, backward)
-        self._differentiable = differentiable
+        # Function.apply itself looks at the signature of a function each time, in case that a transform is active.
+        # pyrefly: ignore[missing-attribute]: torch's base class in C++ has it
+        self._recorded = super(Function, differentiable).apply
+        self._observed = _seen_by_transforms(self._op, differentiable)
         self._read_twice = _function_of_two_readers(name, count, forward, backward) if adds else None
         _implement(self._op, self._forward, self._fake_forward, differentiable, name)
-        _implement(backward_op, self._backward, self._fake_backward, _differentiable_once(name, backward_op), name)
+        _implement(backward_op, self._backward, self._fake_backward, once, name)
 
     def __call__(self, *values: Any) -> Any:
         """Compute the result of the arguments, or a tuple of several, by a function of PyTorch's ops or by a kernel."""
@@ -108,9 +113,9 @@ class Op:
                 y, y_again, x_again = self._read_twice.apply(is_branched(cast[0]), *cast)
                 remember(y, y_again, x_again)
                 return y
-            *results, _ = self._differentiable.apply(*cast)
+            *results, _ = self._recorded(*cast)
         else:
-            *results, _ = self._op(*cast)
+            *results, _ = self._observed(*cast)
         return tuple(results) if self._results > 1 else results[0]
 
     def implementation(self, x: Tensor) -> Implementation | None:
@@ -238,15 +243,47 @@ def _implement(
             return function.apply(*values)
         return _below_autograd(op, *values)
 
-    def refuse_vmap(*_: object) -> NoReturn:
-        raise NotImplementedError(
-            f"mmmsv::{name} does not work under torch.func.vmap; it takes a batch: put the axis there, without vmap"
-        )
-
     _LIBRARY.impl(op, compute, "CompositeExplicitAutograd")
     _LIBRARY.impl(op, fake, "Meta")
     _LIBRARY.impl(op, with_gradients, "Autograd")
-    _LIBRARY.impl(op, refuse_vmap, "FuncTorchBatched")
+    _implement_vmap(op, name)
+
+
+def _implement_vmap(op: OpOverload, name: str) -> None:
+    """Compute an op under vmap one sample after the other: its kernels take one set of weights at a time."""
+
+    def one_by_one(info: Any, in_dims: tuple, *values: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        # Where a value is a list, its place in in_dims is one, too.
+        dims = [dim if isinstance(value, Tensor) else None for value, dim in zip(values, in_dims, strict=True)]
+        results = [
+            op(*(value if dim is None else value.select(dim, i) for value, dim in zip(values, dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        stacked = tuple(torch.stack(each) for each in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    def refuse(*_: object) -> NoReturn:
+        raise NotImplementedError(
+            f"mmmsv::{name} works under torch.func.vmap from torch 2.5 on, and this is torch {torch.__version__}; it "
+            "takes a batch: put the axis there, without vmap"
+        )
+
+    if hasattr(torch.library, "register_vmap"):
+        torch.library.register_vmap(op, one_by_one, lib=_LIBRARY)
+    else:
+        _LIBRARY.impl(op, refuse, "FuncTorchBatched")
+
+
+def _seen_by_transforms(op: OpOverload, function: type[Function]) -> Callable[..., tuple]:
+    """Return a function that computes an op, by its autograd function where torch.func transforms the call.
+
+    A transform knows what an autograd function does, and would call one within the op too late.
+    """
+
+    def computed(*values: Any) -> tuple[Tensor, ...]:
+        return function.apply(*values) if not is_compiling() and is_transformed() else op(*values)
+
+    return computed
 
 
 def _shortcut(op: Callable[..., tuple], compute: Callable[..., tuple]) -> Callable[..., tuple]:
@@ -267,14 +304,18 @@ def _differentiable(
     """Make the autograd function of an op whose first ``count`` arguments are tensors."""
 
     class Differentiable(Function):
+        generate_vmap_rule = True
+
         @staticmethod
-        def forward(ctx: Any, *values: Any) -> tuple[Tensor, ...]:
-            *computed, kept = compute(*values)
-            ctx.options = values[count:]
-            ctx.save_for_backward(kept, *values[:count])
+        def forward(*values: Any) -> tuple[Tensor, ...]:
+            return compute(*values)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+            ctx.options = inputs[count:]
+            ctx.save_for_backward(output[-1], *inputs[:count])
             ctx.set_materialize_grads(False)
-            ctx.mark_non_differentiable(kept)
-            return *computed, kept
+            ctx.mark_non_differentiable(output[-1])
 
         @staticmethod
         def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -285,6 +326,10 @@ def _differentiable(
             computed = compute_backward(*of_results, kept, *tensors, *ctx.options)
             return (*_of_given(tensors, computed), *(None for _ in ctx.options))
 
+        @staticmethod
+        def jvp(ctx: Any, *_: Tensor) -> NoReturn:
+            raise NotImplementedError(f"mmmsv::{name} has no forward-mode derivative (jvp, jacfwd); take jacrev or vjp")
+
     return type(name, (Differentiable,), {})
 
 
@@ -292,13 +337,21 @@ def _differentiable_once(name: str, backward_op: OpOverload) -> type[Function]:
     """Make the autograd function of the backward pass of an op."""
 
     class DifferentiableOnce(Function):
+        generate_vmap_rule = True
+
         @staticmethod
-        def forward(ctx: Any, *values: Any) -> tuple[Tensor, ...]:
+        def forward(*values: Any) -> tuple[Tensor, ...]:
             return _below_autograd(backward_op, *values)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+            """Keep nothing: there is no derivative."""
 
         @staticmethod
         def backward(ctx: Any, *_: Tensor) -> NoReturn:
             raise NotImplementedError(f"mmmsv::{name} has first derivatives only, not second ones (double backward)")
+
+        jvp = backward
 
     return type(f"{name}_backward", (DifferentiableOnce,), {})
 

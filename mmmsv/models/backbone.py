@@ -8,7 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .arch import Arch, resolve_arch
-from .blocks import build_block
+from .blocks import VSSBlock, build_block
 from .layers import LayerNorm
 from .mismatches import refuse_mismatches
 from .recompute import RecomputingModule
@@ -90,11 +90,13 @@ class VisionMamba(BaseModule):
         for i, (dim, depth, block) in enumerate(zip(dims, self.arch.depths, self.arch.blocks, strict=True)):
             downsample = _DOWNSAMPLES[self.arch.downsample](dims[i - 1], dim) if i else None
             blocks = [build_block(dim, block, ffn_drop_rate, rate) for rate in islice(rates, depth)]
-            self.stages.append(Stage(downsample, blocks, with_cp))
+            self.stages.append(Stage(downsample, blocks))
         self.out_norms = nn.ModuleDict({str(i): LayerNorm(dims[i]) for i in self.out_indices})
         for module in self.modules():
             if isinstance(module, RecomputingModule):
                 module.recompute = recompute
+            elif isinstance(module, VSSBlock):
+                module.with_cp = with_cp
         # By its name before torch 2.5, which later ones keep; there it lost the underscore.
         self._register_load_state_dict_pre_hook(refuse_mismatches, with_module=True)
         self.train()

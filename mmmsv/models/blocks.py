@@ -8,10 +8,14 @@ from .arch import BlockArch
 from .ffn import MLP, ConvFFN
 from .layers import DropPath, LayerNorm
 from .ms2d import Scan2D, build_scan
+from .recompute import recompute
 
 
 class VSSBlock(nn.Module):
     """``x = x + scan(LN(x))``, with drop path.
+
+    Where ``with_cp`` is True, the backward pass computes the block again instead of keeping its activations. That is
+    within the block's call, so that what wraps it, as FSDP does, has its weights there.
 
     Args:
         dim: Channels C.
@@ -22,6 +26,8 @@ class VSSBlock(nn.Module):
         VMamba, arXiv 2401.10166.
     """
 
+    with_cp = False
+
     def __init__(self, dim: int, scan: Scan2D, drop_path_rate: float) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim, in_branch=True)
@@ -30,6 +36,10 @@ class VSSBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to the same shape."""
+        return recompute(type(self).compute, self, x) if self.with_cp else self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Compute the formula of the block."""
         x, normal = branch_off(self.norm1, x)
         return self.drop_path(x, self.scan(normal))
 
@@ -52,8 +62,8 @@ class MS3Block(VSSBlock):
         self.norm2 = LayerNorm(dim, in_branch=True)
         self.ffn = ffn
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, C)`` to the same shape."""
+    def compute(self, x: Tensor) -> Tensor:
+        """Compute the formula of the block."""
         x, normal = branch_off(self.norm1, x)
         x = self.drop_path(x, self.scan(normal))
         x, normal = branch_off(self.norm2, x)
@@ -71,8 +81,8 @@ class PostNormMS3Block(MS3Block):
         super().__init__(dim, scan, ffn, drop_path_rate)
         self.norm2.in_branch = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, C)`` to the same shape."""
+    def compute(self, x: Tensor) -> Tensor:
+        """Compute the formula of the block."""
         x, normal = branch_off(self.norm1, x)
         x = self.drop_path(x, self.scan(normal))
         return self.drop_path(x, self.norm2(self.ffn(x)))

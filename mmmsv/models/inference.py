@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from mmmsv.kernels import whole_block as whole
 
@@ -19,6 +18,7 @@ from .ffn import MLP, ConvFFN
 from .fusion import NormFirstFusion, NormLastFusion
 from .layers import ChannelsLastConv2d, DepthwiseConv2d, DropPath, HalvedLinear, LayerNorm, Linear
 from .ms2d import MS2D, SS2D, SqueezeExcite
+from .recompute import is_every_call_observed
 from .s6 import S6
 
 _LAYERS = (
@@ -34,6 +34,7 @@ _METHODS = frozenset(
         "_call_impl",
         "_compiled_call_impl",
         "forward",
+        "compute",
         "_conv_forward",
         "project_in",
         "project_out",
@@ -56,7 +57,7 @@ _CHANGED = (_ChangedError, KeyError)  # KeyError: it lacks a layer or a paramete
 
 def compute_in_one_call(blocks: Iterable[nn.Module], x: Tensor) -> Tensor | None:
     """Compute the forward passes of blocks, one after the other; return None where they are to be called one by one."""
-    if not whole.is_asked_for(x) or _is_every_call_observed():
+    if not whole.is_asked_for(x) or is_every_call_observed():
         return None
     try:
         weights = [_weights(block) for block in blocks]
@@ -86,7 +87,7 @@ def convolve_and_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor | N
 
 
 def _downsampled(x: Tensor, describe: Callable[[], whole.Downsampling]) -> Tensor | None:
-    if not whole.is_downsampling_asked_for(x) or _is_every_call_observed():
+    if not whole.is_downsampling_asked_for(x) or is_every_call_observed():
         return None
     try:
         layer = describe()
@@ -103,10 +104,6 @@ def _strided_conv(layer: nn.Module) -> list[Any]:
     if settings != ((2, 2), (1, 1), (1, 1), 1, "zeros") or methods != _CONVOLVE:
         raise _ChangedError
     return _parameters(conv, "weight", "bias")
-
-
-def _is_every_call_observed() -> bool:
-    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
 
 
 def _weights(module: nn.Module) -> whole.Block:

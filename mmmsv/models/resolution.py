@@ -6,6 +6,7 @@ from torch import Tensor, channels_last, nn
 from torch.nn.functional import gelu, pad
 
 from mmmsv.compat.torch_versions import is_compiling
+from mmmsv.kernels import is_transformed
 
 from .inference import convolve_and_norm, merge_patches
 from .layers import ChannelsLastConv2d, LayerNorm, projection
@@ -120,4 +121,7 @@ def _convolve_and_norm(x: Tensor, conv: ChannelsLastConv2d, norm: LayerNorm) -> 
 
 def _channels_last(image: Tensor) -> Tensor:
     # A copy of three channels, where the image is not channels-last yet, saves one of the whole map after it.
-    return image.contiguous(memory_format=channels_last).permute(0, 2, 3, 1)
+    # Transforms such as vmap know no memory formats.
+    if not is_transformed():
+        image = image.contiguous(memory_format=channels_last)
+    return image.permute(0, 2, 3, 1)

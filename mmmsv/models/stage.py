@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from .blocks import VSSBlock
 from .inference import compute_in_one_call
-from .recompute import recompute
 from .resolution import ConvDownsample, PatchMerging
 
 
@@ -16,16 +15,12 @@ class Stage(nn.Module):
     Args:
         downsample: From the map of the stage before to this one's; none in the first stage.
         blocks: The blocks, at least one.
-        with_cp: Whether to recompute each block in the backward pass instead of keeping its activations.
     """
 
-    def __init__(
-        self, downsample: PatchMerging | ConvDownsample | None, blocks: Sequence[VSSBlock], with_cp: bool
-    ) -> None:
+    def __init__(self, downsample: PatchMerging | ConvDownsample | None, blocks: Sequence[VSSBlock]) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)
-        self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), C')``, or to the same shape in the first stage."""
@@ -35,5 +30,5 @@ class Stage(nn.Module):
         if y is not None:
             return y
         for block in self.blocks:
-            x = recompute(nn.Module.__call__, block, x) if self.with_cp else block(x)
+            x = block(x)
         return x

@@ -292,14 +292,29 @@ def test_activation_checkpointing():
 
 
 @pytest.mark.parametrize("function", ["selective_scan", "scan2d"])
-def test_vmap_is_refused(function):
+def test_vmap(function):
+    """Of all tensors, and of some while the samples share the others."""
     if function == "scan2d":
         inputs, scan = CARRIED.inputs(), functools.partial(scan2d, **CARRIED.options)
     else:
         inputs, scan = scan_inputs(), selective_scan
-    stacked = [tensor.detach().unsqueeze(0) for tensor in inputs.values()]
-    with pytest.raises(NotImplementedError, match=r"mmmsv::scan2d does not work under .*vmap; it takes a batch"):
-        torch.func.vmap(scan)(*stacked)
+    tensors = [tensor.detach() for tensor in inputs.values()]
+    if torch.__version__ < "2.5":
+        with pytest.raises(NotImplementedError, match=r"mmmsv::scan2d works under .*vmap from torch 2.5 on"):
+            torch.func.vmap(scan)(*(tensor.unsqueeze(0) for tensor in tensors))
+        return
+    for batched in (range(len(tensors)), [0], [3, 4]):
+        dims = [1 if i in batched else None for i in range(len(tensors))]
+        samples = [
+            [tensor * (sample + 1) if i in batched else tensor for i, tensor in enumerate(tensors)]
+            for sample in range(2)
+        ]
+        together = [
+            tensor if dim is None else torch.stack(each, dim)
+            for tensor, dim, each in zip(tensors, dims, zip(*samples, strict=True), strict=True)
+        ]
+        for ours, sample in zip(torch.func.vmap(scan, tuple(dims))(*together), samples, strict=True):
+            torch.testing.assert_close(ours, scan(*sample), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, pytest.param(torch.float16, marks=needs_half_on_cpus)])

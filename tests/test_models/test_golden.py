@@ -110,8 +110,8 @@ def test_features(init_cfg, device, name, dtype):
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 def test_gradients(init_cfg, device, name, dtype, with_cp):
     model = load_backbone(init_cfg, name, device, dtype)
-    for stage in model.stages:
-        stage.with_cp = with_cp
+    for block in (block for stage in model.stages for block in stage.blocks):
+        block.with_cp = with_cp
     case = load_golden(name)["cases"][0]
     image = case["input"].to(device, dtype).requires_grad_()
     sum((f * torch.arange(f.numel(), dtype=dtype).cos().view_as(f).to(device)).sum() for f in model(image)).backward()
