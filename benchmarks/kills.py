@@ -58,10 +58,9 @@ def main() -> None:
             work_dir = Path(folder, job.__name__)
             work_dir.mkdir()
             left = [_killed(partial(job, work_dir), chance.uniform(0, longest), work_dir) for _ in range(args.kills)]
-            whole, unfinished = (sum(counts) for counts in zip(*left, strict=True))
             print(
-                f"{job.__name__.strip('_')}: {args.kills} kills, after each all files looked at: {whole} whole, "
-                f"{unfinished} unfinished under names of their own, none torn",
+                f"{job.__name__.strip('_')}: {args.kills} kills; {sum(whole for whole, _ in left)} files that were there "
+                f"after one were whole, none torn; {left[-1][1]} unfinished ones are left, under names of their own",
                 flush=True,
             )
 
