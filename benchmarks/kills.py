@@ -59,8 +59,8 @@ def main() -> None:
             work_dir.mkdir()
             left = [_killed(partial(job, work_dir), chance.uniform(0, longest), work_dir) for _ in range(args.kills)]
             print(
-                f"{job.__name__.strip('_')}: {args.kills} kills; {sum(whole for whole, _ in left)} files that were there "
-                f"after one were whole, none torn; {left[-1][1]} unfinished ones are left, under names of their own",
+                f"{job.__name__.strip('_')}: {args.kills} kills; {sum(whole for whole, _ in left)} files found after "
+                f"one were whole, none torn; {left[-1][1]} unfinished ones are left, under names of their own",
                 flush=True,
             )
 
