@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.multiprocessing import start_processes
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from mmmsv.models import MSVMamba
@@ -187,7 +188,7 @@ def test_replicas(options):
     assert_same(*both)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def one_process():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
@@ -198,7 +199,7 @@ def shard(model, kinds):
     """FSDP of today, around each module of some kinds."""
     if torch.__version__ < "2.6":
         pytest.skip("it came with torch 2.6")
-    mesh = dist.init_device_mesh("cpu", (1,))
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
     for module in [*(module for module in model.modules() if isinstance(module, kinds)), model]:
         dist.fsdp.fully_shard(module, mesh=mesh)
     found = gradients(model)
@@ -226,6 +227,19 @@ def test_sharded_weights(one_process, way, kinds, options):
     """FSDP gathers the weights of what it wraps before the call, and before its backward pass, and then frees them."""
     # Not to the last bit: a weight that lies elsewhere in memory is multiplied in another order.
     assert_same(way(small(**options), kinds), gradients(small(recompute=False)), tolerance=1e-11)
+
+
+def _check_a_shard(rank, way, store):
+    """In one of two processes, each with half of the weights."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    assert_same(way(small(with_cp=True), MS3Block), gradients(small(recompute=False)), tolerance=1e-11)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("way", [shard, shard_in_the_first_way])
+def test_weights_in_two_processes(way, tmp_path):
+    start_processes(_check_a_shard, (way, tmp_path / "store"), nprocs=2, start_method="fork")
 
 
 @each_option
