@@ -97,6 +97,8 @@ class VisionMamba(BaseModule):
                 module.recompute = recompute
             elif isinstance(module, VSSBlock):
                 module.with_cp = with_cp
+        # What is in it later, and was not built here, is an adapter to those that check its weights.
+        self.built = {weight: tuple(value.shape) for weight, value in self.state_dict().items()}
         # By its name before torch 2.5, which later ones keep; there it lost the underscore.
         self._register_load_state_dict_pre_hook(refuse_mismatches, with_module=True)
         self.train()
