@@ -28,10 +28,11 @@ def list_mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor],
     mismatches = {
         "missing": [name for name in expected if name not in given],
         "unexpected": [name for name in given if name not in expected],
+        "no tensors": [name for name in given if name in expected and not isinstance(given[name], Tensor)],
         "of another shape": [
             f"{name} ({tuple(given[name].shape)} in the checkpoint, {tuple(tensor.shape)} in the model)"
             for name, tensor in expected.items()
-            if name in given and given[name].shape != tensor.shape
+            if isinstance(given.get(name), Tensor) and given[name].shape != tensor.shape
         ],
     }
     return [f"{len(names)} {kind}: {_shortened(names, shown)}" for kind, names in mismatches.items() if names]

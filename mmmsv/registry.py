@@ -6,6 +6,7 @@
 
 from mmengine import registry
 
+from .checkpoint_loaders import register_loaders
 from .compat.mmengine_checkpoints import allow_mmengine_checkpoints
 
 
@@ -21,3 +22,4 @@ OPTIM_WRAPPER_CONSTRUCTORS = _child(registry.OPTIM_WRAPPER_CONSTRUCTORS, "mmmsv.
 
 # Here, because whoever names a type of this package passes here before a checkpoint is read.
 allow_mmengine_checkpoints()
+register_loaders()

@@ -117,7 +117,7 @@ def save_named_by_hash(checkpoint: Mapping[str, object], destination: str, sourc
 def _match_alone(weights: Mapping[str, Tensor], source: str | os.PathLike) -> tuple[Match, Arch]:
     """Translate the authors' weights for the model that their names and shapes imply."""
     if has_our_names(weights):
-        raise ValueError(f"{source} is a checkpoint of MMEngine's already; --to-authors converts it back")
+        raise ValueError(f"{source} has the names of this package already; --to-authors converts it back")
     arch = _arch_of(weights, source)
     if is_classifier(weights):
         head = {name: value for name, value in weights.items() if name.startswith("classifier.head.")}

@@ -75,9 +75,10 @@ def match(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], arch: Arch
         ValueError: They do not fit.
     """
     if has_our_names(weights):
+        prefix = ", prefix='backbone.'" if any(name.startswith(_BACKBONE) for name in weights) else ""
         raise ValueError(
-            f"{source} is a checkpoint of MMEngine's already: load it with init_cfg=dict(type='Pretrained', "
-            "checkpoint=..., prefix='backbone.'); tools/convert_checkpoint.py --to-authors converts it back"
+            f"{source} has the names of this package already: load it with init_cfg=dict(type='Pretrained', "
+            f"checkpoint=...{prefix})"
         )
     classifier, prefixed = is_classifier(weights), any(name.startswith(_BACKBONE) for name in weights)
     given = _linear(weights, prefixed)

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple
 from urllib.parse import urlparse
 
 import torch
@@ -17,9 +17,8 @@ from torch import Tensor
 
 from mmmsv.compat.weights_only import load_weights_only
 from mmmsv.messages import first_of
+from mmmsv.weight_names import find_weights, without_wrappers
 
-# Of the weights that a file holds several times, the first of these.
-_PARTS = ("model_ema", "model", "state_dict")
 # First bytes of what torch.save writes: a zip archive, or a pickle of protocol 2 and later.
 _MAGIC = (b"PK\x03\x04", b"\x80")
 # Of weights, and of counters beside them.
@@ -67,7 +66,14 @@ def _read(path: Path) -> Mapping[str, object]:
     if not is_file:
         what = "a folder" if is_folder else "not there"
         raise ValueError(f"the checkpoint {path} is {what}; give the path of a file, or its URL")
-    _check_start(path)
+    start = _start_of(path)
+    # The length of a header, and a JSON object.
+    if start[6:9] == b"\0\0{":
+        return _read_safetensors(path)
+    if not start.startswith(_MAGIC):
+        fault = f"begins with {start!r}" if start else "is empty"
+        what = "but a web page" if start.lstrip().startswith(b"<") else "is it that file, and is it all of it?"
+        raise ValueError(f"{path} {fault}, so it is no PyTorch checkpoint: {what}")
     try:
         # VMamba's training writes its settings beside the weights: a dict, which comes out as one.
         checkpoint = load_weights_only(path, also=[(OrderedDict, "yacs.config.CfgNode")])
@@ -86,41 +92,53 @@ def _read(path: Path) -> Mapping[str, object]:
     return checkpoint
 
 
-def _check_start(path: Path) -> None:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ValueError(f"{path} is read by a library that is not installed: pip install safetensors") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut off or damaged ({_reason(error)}); get it again") from error
+
+
+def _start_of(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            start = file.read(16)
+            return file.read(16)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({_reason(error)})") from error
-    if not start.startswith(_MAGIC):
-        fault = f"begins with {start!r}" if start else "is empty"
-        what = "but a web page" if start.lstrip().startswith(b"<") else "is it that file, and is it all of it?"
-        raise ValueError(f"{path} {fault}, so it is no PyTorch checkpoint: {what}")
 
 
 def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> Weights:
-    """Find the weights in a checkpoint: ``model_ema``, ``model``, ``state_dict``, or the checkpoint itself.
+    """Find the weights in a checkpoint, in whichever entry, and take off what wrappers add to their names.
 
     Args:
         checkpoint: What :func:`read_checkpoint` returned.
         source: Where it is from, for messages.
 
     Raises:
-        ValueError: There are none, or what should be a tensor is none, or a tensor holds NaN or infinities.
+        ValueError: There are none, or those of several models, or what should be a tensor is none, or a tensor holds
+            NaN or infinities.
     """
-    part = next((name for name in _PARTS if _holds_tensors(checkpoint.get(name))), None)
-    tensors = checkpoint[part] if part else checkpoint
-    if not _holds_tensors(tensors):
+    found = find_weights(checkpoint)
+    if not found:
         raise ValueError(
-            f"{source} holds no weights: no tensors by name, also not in {', '.join(_PARTS)}, but "
-            f"{first_of(checkpoint) or 'nothing'}"
+            f"{source} holds no weights of MSVMamba or VMamba, but {first_of(checkpoint) or 'nothing'}; give a file "
+            "that holds the model's state_dict()"
         )
+    if len(found) > 1:
+        raise ValueError(
+            f"{source} holds the weights of {len(found)} models ({first_of(found)}); save those of one in a file of "
+            "their own"
+        )
+    ((part, tensors),) = found.items()
     others = [name for name, value in tensors.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
     if others:
         raise ValueError(f"{source}: {first_of(others)} among the weights should be tensors with names, and are not")
-    # Data-parallel training and moving averages put this before all names.
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    tensors = without_wrappers(tensors)
     if strange := [name for name, value in tensors.items() if not _is_plain(value)]:
         kind = f"{tensors[strange[0]].dtype}, {tensors[strange[0]].layout}, on {tensors[strange[0]].device}"
         raise ValueError(
@@ -131,10 +149,6 @@ def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> W
             f"{source} holds NaN or infinite values in {first_of(broken)}; it is damaged, or its run diverged"
         )
     return Weights(dict(tensors), part or "weights by name")
-
-
-def _holds_tensors(entry: object) -> TypeGuard[Mapping[Any, Any]]:
-    return isinstance(entry, Mapping) and any(isinstance(value, Tensor) for value in entry.values())
 
 
 def _is_plain(tensor: Tensor) -> bool:

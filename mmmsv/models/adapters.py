@@ -52,11 +52,11 @@ def list_torn(model: nn.Module, built: Mapping[str, Shape], given: Collection[st
     return [name for name in now if name in torn or (name in put_in and put_in.isdisjoint(given))]
 
 
-def holds_adapters(built: Mapping[str, Shape], given: Collection[str]) -> bool:
+def holds_adapters(built: Collection[str], given: Collection[str]) -> bool:
     """Whether names in a file are of modules that an adapter has put into a layer of a backbone.
 
     Args:
-        built: Names and shapes of the weights that the backbone was built with.
+        built: Names of the weights that the backbone was built with.
         given: Names of those in the file.
     """
     layers = {name.rpartition(".")[0] for name in built}

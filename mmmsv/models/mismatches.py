@@ -1,13 +1,15 @@
 """Refuse weights that do not fit a backbone."""
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmmsv.messages import list_mismatches
+from mmmsv.messages import first_of, list_mismatches
+from mmmsv.weight_names import find_weights, has_our_blocks, has_their_blocks, rename, without_wrappers
 
 from .adapters import holds_adapters, list_torn
 
@@ -37,21 +39,24 @@ def refuse_mismatches(
         ValueError: They do not fit.
     """
     ours = model.state_dict()
-    theirs = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+    theirs = _find(state_dict, prefix, ours)
     output_norms = [name for name in ours.keys() ^ theirs.keys() if name.startswith("out_norms.")]
     expected, given = (
         {name: value for name, value in side.items() if name not in output_norms} for side in (ours, theirs)
     )
-    adapted = not ours.keys() <= model.built.keys()
+    adapted = not without_wrappers(ours).keys() <= model.built.keys()
     if adapted:
         torn = list_torn(model, model.built, given)
         expected = {name: value for name, value in expected.items() if name in given or name in torn}
     if mismatches := list_mismatches(expected, given):
-        advice = _ADAPTED if adapted else _advice(model, state_dict, theirs)
+        advice = _ADAPTED if adapted else _advice(expected, given)
         raise ValueError(
             f"the checkpoint does not fit {type(model).__name__} with embed_dims {model.arch.embed_dims} and depths "
             f"{model.arch.depths}; nothing was loaded. {'; '.join(mismatches)}. {advice}"
         )
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        del state_dict[name]
+    state_dict.update({prefix + name: value for name, value in theirs.items()})
     name = type(model).__name__
     kept = ours.keys() - theirs.keys()
     if adapted and kept.difference(output_norms):
@@ -68,22 +73,59 @@ _ADAPTED = (
 )
 
 
-def _advice(model: "VisionMamba", whole: Mapping[str, object], theirs: Mapping[str, object]) -> str:
+def _find(state_dict: Mapping[str, Any], prefix: str, ours: Collection[str]) -> Mapping[str, Tensor]:
+    """Take the weights of a backbone out of what is loaded, under the names that it has for them."""
+    theirs = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+    if not prefix:  # what is loaded is for the backbone alone, and may be the whole content of a file
+        found = find_weights(theirs)
+        if len(found) > 1:
+            raise ValueError(
+                f"the checkpoint holds the weights of {len(found)} models ({first_of(found)}), and nothing was loaded: "
+                "load those of one"
+            )
+        theirs = next(iter(found.values()), theirs)
+    return rename(theirs, ours)
+
+
+def _advice(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Say what weights are that do not fit, and what to do."""
     authors = (
         "load it with init_cfg=dict(type='mmmsv.AuthorsCheckpoint', checkpoint=...), or convert it with "
         "tools/convert_checkpoint.py"
     )
-    # A classifier's file of the authors has its weights under "model", where MMEngine does not look.
-    names = {*whole, *(name for value in whole.values() if isinstance(value, Mapping) for name in map(str, value))}
-    if any("layers.0.blocks.0.op." in name for name in names):
+    if has_their_blocks(given):
         return f"It has the names of the authors of MSVMamba and VMamba: {authors}"
-    if not theirs:
+    if not given:
         return f"It holds nothing for this backbone. If it is a file of the authors of MSVMamba or VMamba, {authors}"
-    if any(name.startswith("backbone.") for name in theirs):
-        return "It holds a whole model: load its backbone with prefix='backbone.'"
-    if holds_adapters(model.built, theirs):
+    if not any(isinstance(value, Tensor) for value in given.values()):
+        return f"It holds no weights, but {first_of(given)}: give a file that holds the model's state_dict()"
+    outer = {name.partition("stages.")[0] for name in given if has_our_blocks([name])}
+    if outer and "" not in outer:
+        places = " or ".join(f"prefix={place!r}" for place in sorted(outer))
+        return f"It holds a whole model: load its backbone with {places}"
+    if holds_adapters(expected, given):
         return (
             "It holds adapters, or other layers in the place of the backbone's: put the same ones into the model "
             "before it is loaded, or merge them into the weights before it is saved"
         )
+    if not outer:
+        return "It is of another kind of model, or lacks the blocks"
+    lacking, extra = expected.keys() - given.keys(), given.keys() - expected.keys()
+    blocks = _blocks(given)
+    tensors = {name: value for name, value in given.items() if name in expected and isinstance(value, Tensor)}
+    if all(value.shape == expected[name].shape for name, value in tensors.items()):
+        same_blocks = blocks == _blocks(expected)
+        if any(names != blocks[0] for names in blocks) or (same_blocks and not extra):
+            return "It is incomplete, or was changed after it was written: get it again"
+        if same_blocks and not lacking:
+            return "Take out of it what is not of the backbone"
     return "Give the arch that the checkpoint was made with"
+
+
+def _blocks(names: Iterable[str]) -> list[set[str]]:
+    """List the names of the weights of each block, in it."""
+    blocks: dict[str, set[str]] = {}
+    for name in sorted(names):
+        if match := re.match(r"stages\.\d+\.blocks\.\d+\.", name):
+            blocks.setdefault(match[0], set()).add(name.removeprefix(match[0]))
+    return [*blocks.values()]

@@ -130,7 +130,7 @@ BROKEN = {
     "list": (lambda authors: authors.save([authors.weights]), "holds a list, expected a dict"),
     "no weights": (
         whole({"optimizer": {"lr": 1.0}, "epoch": 3}),
-        "holds no weights: no tensors by name, also not in model_ema, model, state_dict, but optimizer, epoch",
+        "holds no weights of MSVMamba or VMamba, but optimizer, epoch; give a file that holds the model's state_dict",
     ),
     "not a tensor": (changed(NORM, [1.0]), f"{NORM} among the weights should be tensors"),
     "integers": (

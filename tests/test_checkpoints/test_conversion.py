@@ -110,7 +110,7 @@ def test_bad_arguments(arguments, message):
 
 def test_what_is_converted_already(authors):
     path = authors.save({"state_dict": classifier_of(authors.model(out_indices=(3,)))})
-    with pytest.raises(ValueError, match=r"is a checkpoint of MMEngine's already; --to-authors converts it back"):
+    with pytest.raises(ValueError, match=r"has the names of this package already; --to-authors converts it back"):
         from_authors_file(path)
 
 

@@ -38,7 +38,7 @@ OTHER = {
     "our names": (
         {},
         lambda authors: authors.model().state_dict(),
-        r"is a checkpoint of MMEngine's already: load it with init_cfg=dict\(type='Pretrained'.*prefix='backbone.'",
+        r"has the names of this package already: load it with init_cfg=dict\(type='Pretrained', checkpoint=...\)$",
     ),
 }
 

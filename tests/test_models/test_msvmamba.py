@@ -264,7 +264,9 @@ class TestCheckpointThatDoesNotFit:
         state = MSVMamba(SMALL).state_dict()
         state["stages.9.weight"] = state.pop("stages.0.blocks.0.norm1.weight")
         self.refused(
-            tmp_path, state, "1 missing: stages.0.blocks.0.norm1.weight; 1 unexpected: stages.9.weight. Give the arch"
+            tmp_path,
+            state,
+            "1 missing: stages.0.blocks.0.norm1.weight; 1 unexpected: stages.9.weight. It is incomplete",
         )
 
     def test_whole_detector_without_prefix(self, tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmmsv.messages import list_mismatches
 from mmmsv.registry import HOOKS
+from mmmsv.weight_names import rename
 
 from .unwrap import unwrap
 
@@ -19,21 +20,37 @@ from .unwrap import unwrap
 class CheckpointFitHook(Hook):
     """Refuse a checkpoint that does not fit the model, when testing and when resuming.
 
-    MMEngine logs a warning and goes on with random weights. Fine-tuning (``load_from`` without ``resume``) is left to
-    MMEngine, because there heads may differ. It has to come before hooks that load weights themselves, as ``EMAHook``
-    does: ``priority='HIGH'``.
+    MMEngine logs a warning and goes on with random weights. What wrappers have added to the names (``module.``,
+    ``_orig_mod.``) is taken off first, or put on, as the model has it. Fine-tuning (``load_from`` without ``resume``) is
+    left to MMEngine, because there heads may differ. It has to come before hooks that load weights themselves, as
+    ``EMAHook`` does: ``priority='HIGH'``.
 
     Raises:
         ValueError: Tensors are missing, unexpected or of another shape; the model is as it was.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        model = unwrap(runner.model)
+        names = model.state_dict().keys()
+        weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
+        if not isinstance(weights, Mapping):
+            raise ValueError(f"this checkpoint holds a {type(weights).__name__}, expected weights by name")
+        weights = rename(weights, names)
+        # MMEngine takes one "module." off each name, which may be the name of a part of the model.
+        if any(name.startswith("module.") for name in names):
+            weights = {f"module.{name}" if name in names else name: value for name, value in weights.items()}
+        if weights is not checkpoint:
+            checkpoint["state_dict"] = weights
         # Both loops are configs until train() or test() builds the one that it runs.
         training = isinstance(runner._train_loop, BaseLoop)
         if training and not runner._resume:
             return
-        model = unwrap(runner.model)
-        if mismatches := list_loading_mismatches(model, checkpoint.get("state_dict", checkpoint)):
+        if training and "meta" not in checkpoint:
+            raise ValueError(
+                "this checkpoint holds weights and not the state of a run, so none can be resumed from it; nothing was "
+                "loaded. load_from without resume begins a new run with its weights"
+            )
+        if mismatches := list_loading_mismatches(model, weights):
             task = "resumed from" if training else "tested"
             raise ValueError(
                 f"this checkpoint does not fit {type(model).__name__} and cannot be {task}; nothing was loaded:\n"
