@@ -8,10 +8,11 @@ from mmengine.model import BaseModule, update_init_info
 from torch import Tensor, nn
 
 from mmmsv.models.backbone import VisionMamba
+from mmmsv.models.input_channels import FIRST_WEIGHTS, adapt_in_channels
 from mmmsv.registry import WEIGHT_INITIALIZERS
 
 from .infer_arch import name_of
-from .matching import match
+from .matching import match, name_of_first
 from .reading import read_checkpoint, weights_of
 
 
@@ -71,11 +72,14 @@ def load_authors(module: nn.Module, source: str | os.PathLike) -> str:
     prefix = "backbone." if module is backbone else ""
     ours = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     weights, part = weights_of(read_checkpoint(source), source)
+    own = ours[f"backbone.{FIRST_WEIGHTS[backbone.arch.stem]}"]
+    weights, adapted = adapt_in_channels(weights, name_of_first(weights), own, backbone.adapt_in_channels)
     matched = match(weights, ours, backbone.arch, source)
     _check_values(ours, matched.weights, source)
     module.load_state_dict({name.removeprefix(prefix): value for name, value in {**ours, **matched.weights}.items()})
     _spare_from_initialisation(module, backbone, {name.removeprefix(prefix) for name in matched.weights})
-    return f"{source} ({part}): {name_of(backbone.arch)}, {matched.summary()}"
+    summary = f"{source} ({part}): {name_of(backbone.arch)}, {matched.summary()}"
+    return f"{summary}; {adapted}" if adapted else summary
 
 
 def _check_order(module: nn.Module) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmmsv.messages import list_mismatches
 from mmmsv.models.arch import Arch
+from mmmsv.models.input_channels import advise_on_channels
 
 from .infer_arch import infer_arch, name_of
 from .translation import as_linear, from_authors, is_flat, to_authors
@@ -54,6 +55,12 @@ def of_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take the backbone's weights, without the prefix; all of them, where none has it."""
     cut = {name.removeprefix(_BACKBONE): value for name, value in weights.items() if name.startswith(_BACKBONE)}
     return cut or dict(weights)
+
+
+def name_of_first(weights: Iterable[str]) -> str:
+    """Name the first weight of a backbone as it is, or would be, among the authors' weights of these names."""
+    prefixed = any(name.startswith(_BACKBONE) for name in weights)
+    return f"{_BACKBONE if prefixed else ''}patch_embed.0.weight"
 
 
 def has_our_names(weights: Iterable[str]) -> bool:
@@ -152,6 +159,8 @@ def _leftovers_of_dense(weights: Mapping[str, Tensor], model: Mapping[str, Tenso
 def _advice(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], arch: Arch) -> tuple[str, int]:
     """Say what to do about weights that do not fit, and how many names of each kind help to see it."""
     few, many = 3, 20
+    if advice := advise_on_channels(expected, given, name_of_first(given)):
+        return advice, few
     weights = of_backbone(given)
     if not any(name.startswith("patch_embed.") for name in weights):
         return "It is of another kind of model, or lacks its beginning", few
@@ -164,7 +173,7 @@ def _advice(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], arch: A
     unexpected = given.keys() - expected.keys()
     if unexpected and all(name.removeprefix(_BACKBONE).startswith("outnorm") for name in unexpected):
         return "Give the backbone the out_indices of these output norms, too", many
-    return "The arch is right, so the file is incomplete or was changed, or in_channels is another", many
+    return "The arch is right, so the file is incomplete or was changed", many
 
 
 def _check_kind(weights: Mapping[str, Tensor], arch: Arch, source: str | os.PathLike) -> None:

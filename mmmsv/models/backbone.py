@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .arch import Arch, resolve_arch
 from .blocks import VSSBlock, build_block
+from .input_channels import AdaptInChannels
 from .layers import LayerNorm
 from .mismatches import refuse_mismatches
 from .recompute import RecomputingModule
@@ -42,6 +43,10 @@ class VisionMamba(BaseModule):
             the backward pass. A block of ``'tiny'`` then keeps 14 maps of its input's size, not 22 (17, not 31, where
             PyTorch's own ops run), and a training step on a CPU takes about 6 % longer. None, the default: on a CPU,
             recompute the norm and the gated map, so that 18 are kept and a step takes 1 % longer; otherwise nothing.
+        adapt_in_channels: What to do with the first weight of a checkpoint that was made with other ``in_channels``:
+            ``'init'`` leaves the model's as it is initialised, ``'repeat'`` repeats it over the channels, ``'average'``
+            gives each channel the mean (:func:`~mmmsv.models.input_channels.adapt_in_channels`). The log says what was
+            done. None, the default, refuses such a checkpoint.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -62,6 +67,7 @@ class VisionMamba(BaseModule):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
         recompute: bool | None = None,
+        adapt_in_channels: AdaptInChannels | None = None,
     ) -> None:
         super().__init__(init_cfg)
         name = type(self).__name__
@@ -76,11 +82,16 @@ class VisionMamba(BaseModule):
                 raise TypeError(f"{name}: {option} is {flag!r}, expected True or False")
         if recompute is not None and type(recompute) is not bool:
             raise TypeError(f"{name}: recompute is {recompute!r}, expected True, False or None")
+        if adapt_in_channels not in (None, "init", "repeat", "average"):
+            raise ValueError(
+                f"{name}: adapt_in_channels is {adapt_in_channels!r}, expected 'init', 'repeat', 'average' or None"
+            )
         if type(in_channels) is not int or in_channels < 1:
             raise ValueError(f"{name}: in_channels is {in_channels!r}, expected a whole number of at least 1")
         if type(frozen_stages) is not int or not -1 <= frozen_stages <= stages:
             raise ValueError(f"{name}: frozen_stages is {frozen_stages!r}, expected a whole number in -1..{stages}")
         self.in_channels, self.frozen_stages, self.norm_eval = in_channels, frozen_stages, norm_eval
+        self.adapt_in_channels: AdaptInChannels | None = adapt_in_channels
 
         dims = self.arch.embed_dims
         total = sum(self.arch.depths)

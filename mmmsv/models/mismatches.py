@@ -12,6 +12,7 @@ from mmmsv.messages import first_of, list_mismatches
 from mmmsv.weight_names import find_weights, has_our_blocks, has_their_blocks, rename, without_wrappers
 
 from .adapters import holds_adapters, list_torn
+from .input_channels import FIRST_WEIGHTS, adapt_in_channels, advise_on_channels
 
 if TYPE_CHECKING:
     from .backbone import VisionMamba
@@ -39,25 +40,29 @@ def refuse_mismatches(
         ValueError: They do not fit.
     """
     ours = model.state_dict()
-    theirs = _find(state_dict, prefix, ours)
+    name, first = type(model).__name__, FIRST_WEIGHTS[model.arch.stem]
+    adapted = not without_wrappers(ours).keys() <= model.built.keys()
+    theirs, done = _find(state_dict, prefix, ours), None
+    if first in ours and (first in theirs or not adapted):
+        theirs, done = adapt_in_channels(theirs, first, ours[first], model.adapt_in_channels)
     output_norms = [name for name in ours.keys() ^ theirs.keys() if name.startswith("out_norms.")]
     expected, given = (
         {name: value for name, value in side.items() if name not in output_norms} for side in (ours, theirs)
     )
-    adapted = not without_wrappers(ours).keys() <= model.built.keys()
     if adapted:
         torn = list_torn(model, model.built, given)
         expected = {name: value for name, value in expected.items() if name in given or name in torn}
     if mismatches := list_mismatches(expected, given):
-        advice = _ADAPTED if adapted else _advice(expected, given)
+        advice = _ADAPTED if adapted else _advice(expected, given, first)
         raise ValueError(
-            f"the checkpoint does not fit {type(model).__name__} with embed_dims {model.arch.embed_dims} and depths "
+            f"the checkpoint does not fit {name} with embed_dims {model.arch.embed_dims} and depths "
             f"{model.arch.depths}; nothing was loaded. {'; '.join(mismatches)}. {advice}"
         )
-    for name in [name for name in state_dict if name.startswith(prefix)]:
-        del state_dict[name]
-    state_dict.update({prefix + name: value for name, value in theirs.items()})
-    name = type(model).__name__
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        del state_dict[key]
+    state_dict.update({prefix + key: value for key, value in theirs.items()})
+    if done:
+        print_log(f"{name}: {done}", "current")
     kept = ours.keys() - theirs.keys()
     if adapted and kept.difference(output_norms):
         print_log(f"{name}: adapters loaded, the other {len(kept)} weights stay as they are", "current")
@@ -87,7 +92,7 @@ def _find(state_dict: Mapping[str, Any], prefix: str, ours: Collection[str]) -> 
     return rename(theirs, ours)
 
 
-def _advice(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+def _advice(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], first: str) -> str:
     """Say what weights are that do not fit, and what to do."""
     authors = (
         "load it with init_cfg=dict(type='mmmsv.AuthorsCheckpoint', checkpoint=...), or convert it with "
@@ -110,6 +115,8 @@ def _advice(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
         )
     if not outer:
         return "It is of another kind of model, or lacks the blocks"
+    if advice := advise_on_channels(expected, given, first):
+        return advice
     lacking, extra = expected.keys() - given.keys(), given.keys() - expected.keys()
     blocks = _blocks(given)
     tensors = {name: value for name, value in given.items() if name in expected and isinstance(value, Tensor)}

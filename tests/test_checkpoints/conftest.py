@@ -1,5 +1,8 @@
+import logging
+
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 from mmmsv.models import MSVMamba
 from tests.test_models.golden import arch_of, load_golden
@@ -31,3 +34,15 @@ class Authors:
 @pytest.fixture
 def authors(tmp_path):
     return Authors(tmp_path)
+
+
+@pytest.fixture
+def log():
+    """The lines that are logged."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)

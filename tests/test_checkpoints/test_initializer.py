@@ -1,10 +1,7 @@
 """What AuthorsCheckpoint understands, what it may leave behind, and what it says."""
 
-import logging
-
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import load_checkpoint
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
@@ -49,18 +46,6 @@ def classifier(authors, classes):
             "head": {"type": "LinearClsHead", "num_classes": classes, "in_channels": 48},
         }
     )
-
-
-@pytest.fixture
-def log():
-    """The lines that are logged."""
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
-    yield lines
-    logger.removeHandler(handler)
 
 
 def with_convolutions(weights):

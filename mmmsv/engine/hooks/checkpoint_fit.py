@@ -21,8 +21,8 @@ class CheckpointFitHook(Hook):
     """Refuse a checkpoint that does not fit the model, when testing and when resuming.
 
     MMEngine logs a warning and goes on with random weights. What wrappers have added to the names (``module.``,
-    ``_orig_mod.``) is taken off first, or put on, as the model has it. Fine-tuning (``load_from`` without ``resume``) is
-    left to MMEngine, because there heads may differ. It has to come before hooks that load weights themselves, as
+    ``_orig_mod.``) is taken off first, or put on, as the model has it. Fine-tuning (``load_from`` without ``resume``)
+    is left to MMEngine, because there heads may differ. It has to come before hooks that load weights themselves, as
     ``EMAHook`` does: ``priority='HIGH'``.
 
     Raises:
