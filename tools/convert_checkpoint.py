@@ -7,6 +7,7 @@ init_cfg=dict(type='Pretrained', checkpoint=DST, prefix='backbone.'). The arch i
 import argparse
 
 from mmmsv.checkpoints.conversion import from_authors_file, save_named_by_hash, to_authors_file
+from mmmsv.checkpoints.releases import Release
 
 
 def main() -> None:
@@ -21,11 +22,27 @@ def main() -> None:
     parser.add_argument(
         "--flat", action="store_true", help="with --to-authors: the layout of VMamba's current code, not the older one"
     )
+    parser.add_argument(
+        "--first-release", action="store_true", help="with --to-authors: the names of VMamba in January 2024"
+    )
+    parser.add_argument(
+        "--one-file",
+        action="store_true",
+        help="with --to-authors: the names of VMamba's version in one file (downsample.2)",
+    )
     args = parser.parse_args()
+    release = Release(args.first_release, args.one_file)
     if args.flat and not args.to_authors:
         parser.error("--flat goes with --to-authors; files that are flat are understood without it")
+    if any(release) and not args.to_authors:
+        parser.error("--first-release and --one-file go with --to-authors; such files are understood without them")
+    if args.flat and args.first_release:
+        parser.error("--flat and --first-release exclude each other: that release had the older layout alone")
     try:
-        checkpoint, summary = to_authors_file(args.src, args.flat) if args.to_authors else from_authors_file(args.src)
+        if args.to_authors:
+            checkpoint, summary = to_authors_file(args.src, args.flat, release)
+        else:
+            checkpoint, summary = from_authors_file(args.src)
         print(summary)
         print(f"written: {save_named_by_hash(checkpoint, args.dst, args.src)}")
     except ValueError as error:

@@ -19,6 +19,7 @@ from mmmsv.whole_files import write_whole
 from .infer_arch import infer_arch, name_of
 from .matching import BACKBONE_NAMES, Match, has_our_names, is_classifier, match, of_backbone
 from .reading import read_checkpoint, weights_of
+from .releases import CURRENT, Release, check_release, from_current, release_of, to_current
 from .translation import to_authors
 
 
@@ -37,7 +38,8 @@ def from_authors_file(source: str | os.PathLike) -> tuple[dict[str, object], str
     """
     checkpoint = read_checkpoint(source)
     weights, part = weights_of(checkpoint, source)
-    matched, arch = _match_alone(weights, source)
+    release = release_of(weights)
+    matched, arch = _match_alone(to_current(weights, release), source, release)
     meta = {
         "mmmsv_version": __version__,
         "arch": name_of(arch),
@@ -48,19 +50,23 @@ def from_authors_file(source: str | os.PathLike) -> tuple[dict[str, object], str
     return converted, f"{source} ({part}): {name_of(arch)}, {matched.summary()}"
 
 
-def to_authors_file(source: str | os.PathLike, flat: bool = False) -> tuple[dict[str, object], str]:
+def to_authors_file(
+    source: str | os.PathLike, flat: bool = False, release: Release = CURRENT
+) -> tuple[dict[str, object], str]:
     """Make a checkpoint as the authors write them out of one of MMEngine's.
 
     Args:
         source: Path or URL of a checkpoint of a whole model of mmpretrain, mmdet or mmseg.
         flat: Whether to write VMamba's current layout instead of the stacked one, which VMamba reads, too.
+        release: Of VMamba, whose names to write; the current one reads the current ones.
 
     Returns:
         ``{"model": ...}`` for a classifier, ``{"state_dict": ..., "meta": ...}`` otherwise, and one line that
         describes it.
 
     Raises:
-        ValueError: The file cannot be read, or its weights are not those of one arch, whole.
+        ValueError: The file cannot be read, or its weights are not those of one arch, whole, or that release did not
+            have this arch.
     """
     checkpoint = read_checkpoint(source)
     weights, part = weights_of(checkpoint, source)
@@ -69,6 +75,7 @@ def to_authors_file(source: str | os.PathLike, flat: bool = False) -> tuple[dict
     if not any(name.startswith("backbone.stem.") for name in weights):
         raise ValueError(f"{source} holds no whole model with a backbone of mmmsv, so there is nothing to convert back")
     arch = _arch_of(weights, source)
+    check_release(arch, release)
     stages = [i for i in range(len(arch.depths)) if f"backbone.out_norms.{i}.weight" in weights]
     expected = _backbone(weights, arch, stages)
     ours = {name: value for name, value in weights.items() if name.startswith("backbone.")}
@@ -77,6 +84,7 @@ def to_authors_file(source: str | os.PathLike, flat: bool = False) -> tuple[dict
     is_head = "head.fc.weight" in weights
     theirs = _copied(to_authors(weights, arch, is_head, flat))
     _match_alone(theirs, f"{source}, written as the authors do,")  # what could not come back is not written
+    theirs = from_current(theirs, release)
     written: dict[str, object] = (
         {"model": theirs} if is_head else {"state_dict": theirs, "meta": _dataset_meta(checkpoint)}
     )
@@ -114,7 +122,9 @@ def save_named_by_hash(checkpoint: Mapping[str, object], destination: str, sourc
     return named
 
 
-def _match_alone(weights: Mapping[str, Tensor], source: str | os.PathLike) -> tuple[Match, Arch]:
+def _match_alone(
+    weights: Mapping[str, Tensor], source: str | os.PathLike, release: Release = CURRENT
+) -> tuple[Match, Arch]:
     """Translate the authors' weights for the model that their names and shapes imply."""
     if has_our_names(weights):
         raise ValueError(f"{source} has the names of this package already; --to-authors converts it back")
@@ -127,7 +137,7 @@ def _match_alone(weights: Mapping[str, Tensor], source: str | os.PathLike) -> tu
         dense = any(name.startswith(("outnorm", "backbone.")) for name in weights)
         rest = {name: value for name, value in weights.items() if dense and not name.startswith(BACKBONE_NAMES)}
         model = {**_backbone(weights, arch, [*range(len(arch.depths))] if dense else []), **rest}
-    return match(weights, model, arch, source), arch
+    return match(weights, model, arch, source, release), arch
 
 
 def _arch_of(weights: Mapping[str, Tensor], source: str | os.PathLike) -> Arch:

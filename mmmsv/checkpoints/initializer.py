@@ -14,6 +14,7 @@ from mmmsv.registry import WEIGHT_INITIALIZERS
 from .infer_arch import name_of
 from .matching import match, name_of_first
 from .reading import read_checkpoint, weights_of
+from .releases import release_of, to_current
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -23,7 +24,8 @@ class AuthorsCheckpoint:
     ``init_cfg=dict(type='mmmsv.AuthorsCheckpoint', checkpoint=PATH_OR_URL)``, of the backbone or of the whole model.
 
     Files of classifiers, detectors and segmentors are understood: ``{"model": ...}``, ``{"model_ema": ...}`` (which is
-    preferred), ``{"state_dict": {"backbone....": ...}}``, or the weights alone. Each tensor of the backbone is used, or
+    preferred), ``{"state_dict": {"backbone....": ...}}``, or the weights alone; with the current names, those of
+    VMamba's first release (January 2024), or those of its version in one file. Each tensor of the backbone is used, or
     nothing is loaded. What may be left out, and is reported in the line that is logged:
 
     - in the file: a classification head that has no counterpart of its size in the model, and what is not of the
@@ -72,9 +74,12 @@ def load_authors(module: nn.Module, source: str | os.PathLike) -> str:
     prefix = "backbone." if module is backbone else ""
     ours = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     weights, part = weights_of(read_checkpoint(source), source)
-    own = ours[f"backbone.{FIRST_WEIGHTS[backbone.arch.stem]}"]
-    weights, adapted = adapt_in_channels(weights, name_of_first(weights), own, backbone.adapt_in_channels)
-    matched = match(weights, ours, backbone.arch, source)
+    release = release_of(weights)
+    weights = to_current(weights, release)
+    own, adapted = ours.get(f"backbone.{FIRST_WEIGHTS[backbone.arch.stem]}"), None
+    if own is not None:
+        weights, adapted = adapt_in_channels(weights, name_of_first(weights), own, backbone.adapt_in_channels)
+    matched = match(weights, ours, backbone.arch, source, release)
     _check_values(ours, matched.weights, source)
     module.load_state_dict({name.removeprefix(prefix): value for name, value in {**ours, **matched.weights}.items()})
     _spare_from_initialisation(module, backbone, {name.removeprefix(prefix) for name in matched.weights})

@@ -12,6 +12,7 @@ from mmmsv.models.arch import Arch
 from mmmsv.models.input_channels import advise_on_channels
 
 from .infer_arch import infer_arch, name_of
+from .releases import CURRENT, Release, from_current
 from .translation import as_linear, from_authors, is_flat, to_authors
 
 _BACKBONE, _HEAD, _OUR_HEAD = "backbone.", "classifier.head.", "head.fc."
@@ -68,15 +69,22 @@ def has_our_names(weights: Iterable[str]) -> bool:
     return any(name.removeprefix(_BACKBONE).startswith("stages.") for name in weights)
 
 
-def match(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], arch: Arch, source: str | os.PathLike) -> Match:
+def match(
+    weights: Mapping[str, Tensor],
+    model: Mapping[str, Tensor],
+    arch: Arch,
+    source: str | os.PathLike,
+    release: Release = CURRENT,
+) -> Match:
     """Translate the authors' weights for a model.
 
     Args:
-        weights: The authors'.
+        weights: The authors', with their current names.
         model: Names and tensors of the model, ``backbone.*`` and the rest, if there is a rest; the tensors are asked
             for their shapes alone.
         arch: The arch of its backbone.
         source: Where the weights are from, for messages.
+        release: Whose names they had, for messages.
 
     Raises:
         ValueError: They do not fit.
@@ -100,9 +108,9 @@ def match(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], arch: Arch
     used = {name: value for name, value in given.items() if name not in unused or name.startswith(_HEAD)}
     if list_mismatches(expected, used):
         advice, shown = _advice(expected, used, arch)
+        mismatches = list_mismatches(from_current(expected, release), from_current(used, release), shown)
         raise ValueError(
-            f"{source} does not fit {name_of(arch)}, and nothing of it was taken. "
-            f"{'; '.join(list_mismatches(expected, used, shown))}. {advice}"
+            f"{source} does not fit {name_of(arch)}, and nothing of it was taken. {'; '.join(mismatches)}. {advice}"
         )
     _check_kind(of_backbone(used), arch, source)
     used = {name: value for name, value in used.items() if name not in unused}

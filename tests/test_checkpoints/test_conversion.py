@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -88,7 +89,6 @@ def test_a_trained_model_goes_back(authors):
     assert_same(from_authors(theirs["state_dict"], model.backbone.arch), model.state_dict())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -96,16 +96,38 @@ def test_a_trained_model_goes_back(authors):
             ["nothing.pth", "out.pth"],
             "convert_checkpoint.py: the checkpoint nothing.pth is not there; give the path of",
         ),
-        (["--flat", "in.pth", "out.pth"], "--flat goes with --to-authors"),
+        (
+            ["--flat", "in.pth", "out.pth"],
+            "--flat goes with --to-authors; files that are flat are understood without it",
+        ),
+        (
+            ["--one-file", "in.pth", "out.pth"],
+            "--first-release and --one-file go with --to-authors; such files are understood without them",
+        ),
+        (
+            ["--to-authors", "--flat", "--first-release", "in.pth", "out.pth"],
+            "--flat and --first-release exclude each other: that release had the older layout alone",
+        ),
         (["in.pth"], "the following arguments are required: DST"),
     ],
-    ids=["no file", "flat alone", "no destination"],
+    ids=["no file", "flat alone", "a release alone", "flat in the first release", "no destination"],
 )
-def test_bad_arguments(arguments, message):
-    run = convert(*arguments)
-    assert run.returncode != 0
-    assert message in run.stderr
-    assert "Traceback" not in run.stderr
+def test_bad_arguments(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    assert message in f"{end.value} {capsys.readouterr().err}"
+    assert end.value.code
+
+
+def test_releases_from_the_command_line(authors, monkeypatch, capsys):
+    golden = load_golden("vmamba_arxiv.pt")
+    ours, _ = from_authors_file(authors.save({"model": golden["model"]}))
+    path, folder = str(authors.save(ours, "ours.pth")), f"{authors.folder}/out/"
+    monkeypatch.setattr(sys, "argv", [str(TOOL), "--to-authors", "--first-release", path, folder])
+    runpy.run_path(str(TOOL), run_name="__main__")
+    written = torch.load(capsys.readouterr().out.splitlines()[1].removeprefix("written: "), weights_only=True)
+    assert "patch_embed.proj.weight" in written["model"]
 
 
 def test_what_is_converted_already(authors):
