@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader, checkpoint
 from torch import Tensor
 
@@ -67,6 +68,8 @@ def arrange(content: object) -> object:
     names = without_wrappers(weights, only_torch="pytorch-lightning_version" not in content)
     if names is weights and part in ("", "state_dict"):
         return content
+    if part not in ("", "state_dict"):
+        print_log(f"of the checkpoint, {part} is loaded", "current")
     return {**(content if part else {}), "state_dict": names}
 
 

@@ -1,7 +1,7 @@
 """Find the weights of a backbone in a checkpoint of whatever program, and take off what wrappers add to their names."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -108,7 +108,7 @@ def _rank(path: str) -> int:
     return min(places, default=len(ENTRIES))
 
 
-def _wrapper(names: Iterable[str]) -> str:
+def _wrapper(names: Collection[str]) -> str:
     """Return what comes before the name of a part of a model in all of these names."""
     for name in names:
         segments = name.split(".")

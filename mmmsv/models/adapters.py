@@ -25,12 +25,11 @@ def list_torn(model: nn.Module, built: Mapping[str, Shape], given: Collection[st
         built: Names and shapes of the weights that it was built with.
         given: Names of the weights in the file.
     """
-    now = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    now = model.state_dict(keep_vars=True)
     segments = {segment for name in built for segment in name.split(".")}
     kinds: dict[tuple[_Kind, bool], list[str]] = defaultdict(list)
-    for name in now:
-        kinds[_kind(name, segments), name in trained].append(name)
+    for name, value in now.items():
+        kinds[_kind(name, segments), value.requires_grad].append(name)
     held = {kind for kind, names in kinds.items() if any(name in given for name in names)}
     held_families = {_family(kind, segments) for kind, _ in held}
 
@@ -43,7 +42,7 @@ def list_torn(model: nn.Module, built: Mapping[str, Shape], given: Collection[st
         for name in lacking:
             if name in built or _family(kind, segments) in held_families:
                 continue
-            original = _original(name, now[name], built)
+            original = _original(name, tuple(now[name].shape), built)
             is_original = original is not None and original not in originals
             if (is_original and (kind[-1:], False) in held) or (is_trained and not is_original):
                 torn.add(name)

@@ -65,6 +65,8 @@ def refuse_mismatches(
         print_log(f"{name}: {done}", "current")
     kept = ours.keys() - theirs.keys()
     if adapted and kept.difference(output_norms):
+        # Loaded anew, since strict loaders would miss them.
+        state_dict.update({prefix + key: ours[key] for key in kept})
         print_log(f"{name}: adapters loaded, the other {len(kept)} weights stay as they are", "current")
     elif output_norms:
         names = ", ".join(sorted(output_norms))
@@ -88,7 +90,9 @@ def _find(state_dict: Mapping[str, Any], prefix: str, ours: Collection[str]) -> 
                 f"the checkpoint holds the weights of {len(found)} models ({first_of(found)}), and nothing was loaded: "
                 "load those of one"
             )
-        theirs = next(iter(found.values()), theirs)
+        part, theirs = next(iter(found.items()), ("", theirs))
+        if part:
+            print_log(f"of the checkpoint, {part} is loaded", "current")
     return rename(theirs, ours)
 
 

@@ -82,7 +82,8 @@ def test_adapters_alone(way, by_mmengine, tmp_path):
         torch.save({"state_dict": new}, tmp_path / "adapters.pth")
         load_checkpoint(model, str(tmp_path / "adapters.pth"))
     else:
-        model.load_state_dict(new, strict=False)
+        assert list_loading_mismatches(model, new) == []
+        model.load_state_dict(new)
     for name, value in model.state_dict().items():
         assert torch.equal(value, new.get(name, before[name]))
     model.load_state_dict(before)  # and all of it
@@ -115,8 +116,13 @@ def test_what_is_trained_beside_adapters():
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or "norm" in name)
     stored = {name: value.detach() + 1 for name, value in model.named_parameters() if value.requires_grad}
+    assert list_loading_mismatches(model, model.state_dict()) == []
     model.load_state_dict(stored, strict=False)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in stored.items())
+    stored.pop("stages.0.blocks.0.norm1.bias")
+    for load in (lambda: model.load_state_dict(stored, strict=False), lambda: list_loading_mismatches(model, stored)):
+        with pytest.raises(ValueError, match=f"1 missing: stages.0.blocks.0.norm1.bias. {HAS_TO_HOLD}"):
+            load()
 
 
 @pytest.mark.parametrize("lost", ["lora_A", "lora_B"])

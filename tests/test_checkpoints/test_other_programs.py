@@ -121,6 +121,14 @@ def test_models_with_a_compiled_part(weights):
     assert all((value == 1.5).all() for value in part.state_dict().values())
 
 
+def test_the_log_says_which_entry(weights, tmp_path, log):
+    content = {"model": weights, "model_ema": weights}
+    MSVMamba(SMALL).load_state_dict(content)
+    torch.save(content, tmp_path / "file.pth")
+    load_checkpoint(MSVMamba(SMALL), str(tmp_path / "file.pth"))
+    assert [line for line in log if line.startswith("of the")] == ["of the checkpoint, model_ema is loaded"] * 2
+
+
 def test_what_others_wrote_is_left_alone():
     """Files of other models, of MMEngine itself, and what may be the name of a part of a model."""
     weights = {f"backbone.{name}": value for name, value in MSVMamba(SMALL).state_dict().items()}

@@ -2,14 +2,17 @@
 
 import functools
 import http.server
+import importlib
 import pickle
 import sys
 import threading
 import types
+from importlib.util import find_spec
 from random import Random
 
 import pytest
 import torch
+from mmengine.runner import load_checkpoint
 
 from mmmsv.checkpoints import AuthorsCheckpoint
 from mmmsv.checkpoints.reading import read_checkpoint, weights_of
@@ -99,6 +102,19 @@ class TestDownload:
             AuthorsCheckpoint(f"{served}/msvmamba.pth")(authors.model())
         path.write_bytes(whole)
         AuthorsCheckpoint(f"{served}/msvmamba.pth")(authors.model())
+
+    def test_by_mmengine(self, authors, served):
+        """Whose loader for URLs finds our weights in other entries, and reads safetensors."""
+        weights = {name: torch.full_like(value, 0.5) for name, value in authors.model().state_dict().items()}
+        authors.save({"model": {f"_orig_mod.{name}": value for name, value in weights.items()}}, "ours.pth")
+        names = ["ours.pth"]
+        if find_spec("safetensors"):
+            importlib.import_module("safetensors.torch").save_file(weights, authors.folder / "ours.safetensors")
+            names.append("ours.safetensors?download=true")
+        for name in names:
+            model = authors.model()
+            load_checkpoint(model, f"{served}/{name}")
+            assert all((value == 0.5).all() for value in model.state_dict().values())
 
     @pytest.mark.parametrize(
         ("path", "message"),

@@ -73,7 +73,10 @@ def list_loading_mismatches(model: nn.Module, state_dict: Mapping[str, Tensor]) 
         A phrase for each kind of mismatch (missing, unexpected, of another shape); empty where the weights fit.
     """
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    storageless = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors.values()}
+    storageless = {
+        id(tensor): torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
+        for tensor in tensors.values()
+    }
     trial = copy.deepcopy(model, dict(storageless))
     weights = OrderedDict(
         (name.removeprefix("module."), value.to("meta") if isinstance(value, Tensor) else value)
