@@ -35,6 +35,11 @@ OTHER = {
         lambda authors: authors.weights,
         "fusion='norm_last' and ffn_norm='post', as its stem shows; stage 0 of the model has",
     ),
+    "our names, of a whole model": (
+        {},
+        lambda authors: {f"backbone.{name}": value for name, value in authors.model().state_dict().items()},
+        r"load it with init_cfg=dict\(type='Pretrained', checkpoint=..., prefix='backbone.'\)$",
+    ),
     "our names": (
         {},
         lambda authors: authors.model().state_dict(),
