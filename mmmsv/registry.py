@@ -7,7 +7,6 @@
 from mmengine import registry
 
 from .checkpoint_loaders import register_loaders
-from .compat.mmengine_checkpoints import allow_mmengine_checkpoints
 
 
 def _child(parent: registry.Registry, location: str) -> registry.Registry:
@@ -21,5 +20,4 @@ LOOPS = _child(registry.LOOPS, "mmmsv.engine")
 OPTIM_WRAPPER_CONSTRUCTORS = _child(registry.OPTIM_WRAPPER_CONSTRUCTORS, "mmmsv.engine")
 
 # Here, because whoever names a type of this package passes here before a checkpoint is read.
-allow_mmengine_checkpoints()
 register_loaders()

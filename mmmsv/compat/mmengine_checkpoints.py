@@ -13,22 +13,24 @@ Registering those classes as they are would open the door to a prepared file:
 So what is registered, under the names in the files, are stand-ins that check what they are given and build
 the plain object: numbers, strings and arrays of them, HistoryBuffers with their own methods, and the annealing function
 that a OneCycleLR keeps. Whatever else a file asks for is refused with ``pickle.UnpicklingError`` before it is built.
+
+They are registered when ``mmmsv`` is imported, so this file needs torch and NumPy alone: MMEngine is imported where a
+file names a class of it.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Callable
+from importlib import metadata
 from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
-from mmengine.optim import OneCycleParamScheduler
-from mmengine.runner import checkpoint
 
 # The methods that every HistoryBuffer registers for itself, and with which it is pickled.
-_STATISTICS: dict[str, Callable] = {name: getattr(HistoryBuffer, name) for name in ("min", "max", "current", "mean")}
+_STATISTICS = ("min", "max", "current", "mean")
 # Booleans, integers, floats, complex numbers, strings and bytes: types whose values are nothing but their bytes.
 _PLAIN_TYPE = re.compile(r"[biufcUS][0-9]{1,9}")
 
@@ -78,25 +80,29 @@ class _Array(np.ndarray):
         return np.array(self).__reduce__()
 
 
-class _HistoryBuffer(HistoryBuffer):
-    """Becomes a plain HistoryBuffer as soon as its state was checked."""
+class _HistoryBuffer:
+    """Becomes MMEngine's HistoryBuffer as soon as its state was checked."""
 
-    # No arguments, and none of HistoryBuffer's own set-up: the state brings all of it.
-    def __new__(cls) -> "_HistoryBuffer":
-        return super().__new__(cls)
+    @staticmethod
+    def stands_for() -> type:
+        """Import the class of MMEngine that this one stands for."""
+        from mmengine.logging import HistoryBuffer
+
+        return HistoryBuffer
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         expected = {"max_length", "_log_history", "_count_history"}
         if not isinstance(state, dict) or not expected <= set(state) <= expected | {"statistics_methods"}:
             raise UnpicklingError("not the state of a HistoryBuffer")
+        owner = self.stands_for()
+        own_methods = {name: getattr(owner, name) for name in _STATISTICS}
         methods = state.get("statistics_methods", {})
-        if not isinstance(methods, dict) or any(_STATISTICS.get(name) is not methods[name] for name in methods):
+        if not isinstance(methods, dict) or any(own_methods.get(name) is not methods[name] for name in methods):
             raise UnpicklingError("a HistoryBuffer in the checkpoint holds statistics methods that are not its own")
         histories = {name: state[name] for name in ("_log_history", "_count_history")}
         if type(state["max_length"]) is not int or not all(isinstance(h, np.ndarray) for h in histories.values()):
             raise UnpicklingError("not the state of a HistoryBuffer")
-        # pyrefly: ignore[bad-argument-type]: typeshed allows subclasses only, Python any class of the same layout
-        self.__class__ = HistoryBuffer
+        self.__class__ = owner
         self.__setstate__(
             {
                 "max_length": state["max_length"],
@@ -137,21 +143,28 @@ def _bytes() -> bytes:
 class _OneCycle:
     """Stands for OneCycleParamScheduler, of whose state one static method is a part; never becomes one."""
 
+    @staticmethod
+    def stands_for() -> type:
+        """Import the class of MMEngine that this one stands for."""
+        from mmengine.optim import OneCycleParamScheduler
+
+        return OneCycleParamScheduler
+
     # An instance without a checked state could be turned into one of the classes above by its `__class__`.
     def __new__(cls) -> NoReturn:
         raise UnpicklingError("a checkpoint may name OneCycleParamScheduler, and make none")
 
 
-_METHODS: dict[type, dict[str, Callable]] = {
+_METHODS: dict[type, tuple[str, ...]] = {
     _HistoryBuffer: _STATISTICS,
-    _OneCycle: {name: getattr(OneCycleParamScheduler, name) for name in ("_annealing_cos", "_annealing_linear")},
+    _OneCycle: ("_annealing_cos", "_annealing_linear"),
 }
 
 
 def _method(owner: type, name: str) -> Callable:
     """Stand in for ``getattr``: serve the statistics methods of HistoryBuffer and nothing else."""
-    if type(owner) is type and type(name) is str and name in _METHODS.get(owner, {}):
-        return _METHODS[owner][name]
+    if type(owner) is type and type(name) is str and name in _METHODS.get(owner, ()):
+        return getattr(owner.stands_for(), name)
     raise UnpicklingError(
         f"the checkpoint asks for getattr({owner!r:.200}, {name!r:.200}), which could run any code: only "
         f"{', '.join(_STATISTICS)} of HistoryBuffer, and the annealing of OneCycleLR, are allowed"
@@ -164,9 +177,9 @@ TAKES_SAFE_GLOBALS = torch.__version__ >= "2.6.0.dev0"
 _NUMPY_CORES = ("numpy.core.multiarray", "numpy._core.multiarray")
 # Stand-ins, each with the name that it answers to in a file.
 SAFE_GLOBALS: tuple[tuple[Callable, str], ...] = (
-    (_HistoryBuffer, f"{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}"),
+    (_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
     (_method, "builtins.getattr"),
-    (_OneCycle, f"{OneCycleParamScheduler.__module__}.{OneCycleParamScheduler.__qualname__}"),
+    (_OneCycle, "mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler"),
     (_bytes, "builtins.bytes"),
     (_DType, "numpy.dtype"),
     (_Array, "numpy.ndarray"),
@@ -176,14 +189,18 @@ SAFE_GLOBALS: tuple[tuple[Callable, str], ...] = (
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Register what MMEngine's checkpoints hold with ``torch.load``; called when ``mmmsv.registry`` is imported.
+    """Register what MMEngine's checkpoints hold with ``torch.load``; called when ``mmmsv`` is imported.
 
     Does nothing with torch before 2.6, which reads MMEngine's checkpoints as it is: it builds whatever a file asks for.
     """
-    if TAKES_SAFE_GLOBALS:
-        torch.serialization.add_safe_globals(list(SAFE_GLOBALS))
-        # The maintained fork of MMEngine allows the types themselves while it loads. Then some names would be theirs
-        # and the others the stand-ins', and chance would decide which.
-        if hasattr(checkpoint, "get_torch_safe_globals"):
+    if not TAKES_SAFE_GLOBALS:
+        return
+    torch.serialization.add_safe_globals(list(SAFE_GLOBALS))
+    # The maintained fork of MMEngine allows the types themselves while it loads. Then some names would be theirs and
+    # the others the stand-ins', and chance would decide which. Where it cannot be imported, it loads nothing.
+    if any(metadata.distributions(name="onedl-mmengine")):
+        with contextlib.suppress(ImportError):
+            from mmengine.runner import checkpoint
+
             # pyrefly: ignore[missing-attribute]: the fork has it, and MMEngine has not
             checkpoint.get_torch_safe_globals = list

@@ -1,5 +1,6 @@
 """MMEngine's checkpoints load under torch's weights_only default, and come back as they were saved."""
 
+import itertools
 import re
 import zipfile
 
@@ -34,10 +35,11 @@ class Points(torch.utils.data.Dataset):
         return {"inputs": torch.full((3,), index / 6), "target": torch.ones(1)}
 
 
+_numbers = itertools.count()
 STEPS = {"type": "MultiStepLR", "milestones": [1]}
 
 
-def make_runner(work_dir, max_epochs, param_scheduler=STEPS, **options):
+def make_runner(work_dir, max_epochs, param_scheduler=STEPS, default_hooks=None, **options):
     # A name of its own for each runner: MMEngine keeps message hubs by name.
     return Runner(
         model=Regression(),
@@ -51,8 +53,8 @@ def make_runner(work_dir, max_epochs, param_scheduler=STEPS, **options):
         train_cfg={"by_epoch": True, "max_epochs": max_epochs},
         optim_wrapper={"optimizer": {"type": "AdamW", "lr": 0.01}},
         param_scheduler=param_scheduler,
-        default_hooks={"logger": {"type": "LoggerHook", "interval": 1}},
-        experiment_name=f"{work_dir.name}_{max_epochs}",
+        default_hooks={"logger": {"type": "LoggerHook", "interval": 1}, **(default_hooks or {})},
+        experiment_name=f"run {next(_numbers)}",
         **options,
     )
 

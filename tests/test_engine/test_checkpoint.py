@@ -33,6 +33,7 @@ def _runner(work_dir: Path, resume: bool = False) -> SimpleNamespace:
         save_checkpoint=save_checkpoint,
         _resume=resume,
         _load_from=None,
+        _hooks=[],
     )
 
 

@@ -1,4 +1,4 @@
-"""Save checkpoints that survive a killed run: a file is whole, or it is not there."""
+"""Save checkpoints that survive a killed run, each whole or not there, and that any tool reads."""
 
 import os
 import re
@@ -8,8 +8,10 @@ from pathlib import Path
 from mmengine import hooks as mmengine_hooks
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmmsv.compat.plain_checkpoints import make_plain, restore
 from mmmsv.messages import first_of
 from mmmsv.registry import HOOKS
 from mmmsv.whole_files import UNFINISHED, write_whole
@@ -37,6 +39,10 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
     likewise the best checkpoints of ``save_best``, of which a kill may leave one too many. Files on a remote storage
     (``out_dir='s3://...'``), or given the deprecated ``file_client_args``, are written in MMEngine's way.
 
+    Checkpoints hold plain data, also what other hooks have added, so that ``torch.load`` reads them with nothing
+    imported (:mod:`~mmmsv.compat.plain_checkpoints`). A resumed run and its other hooks get histories and NumPy values
+    as they were.
+
     A run that is to go on from the last checkpoint takes the one in ``last_checkpoint``. If that is torn or gone, as
     it may be after a run without this hook, it takes the newest whole one, and logs it.
 
@@ -46,6 +52,10 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
 
     def before_run(self, runner: Runner) -> None:
         """Make ``last_checkpoint`` name a whole file, before MMEngine reads it."""
+        # This hook is among the last, to see what others add, and these are to read it as they wrote it. A new list,
+        # since MMEngine is going through the old one.
+        if not any(isinstance(hook, _RestoreHook) for hook in runner._hooks):
+            runner._hooks = [_RestoreHook(), *runner._hooks]
         if runner._resume and runner._load_from is None:
             try:
                 if is_main_process():
@@ -93,6 +103,14 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
             for folder in {str(runner.work_dir), str(self.out_dir)}:
                 for unfinished in Path(folder).glob(f"*{UNFINISHED}"):
                     unfinished.unlink()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Make the checkpoint plain data."""
+        make_plain(checkpoint)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Restore what was made plain, where a checkpoint is loaded outside of a run."""
+        restore(checkpoint)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         outdated = []
@@ -145,6 +163,15 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
         elif self.file_backend.isdir(path):  # DeepSpeed's checkpoints are folders
             # pyrefly: ignore[missing-attribute]: MMEngine's deprecated FileClient lacks it, as in its own hook
             self.file_backend.rmtree(path)
+
+
+class _RestoreHook(Hook):
+    """Restores a checkpoint before any other hook reads it."""
+
+    priority = "HIGHEST"
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        restore(checkpoint)
 
 
 def _is_whole(path: str | Path) -> bool:
