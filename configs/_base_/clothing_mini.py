@@ -1,5 +1,6 @@
 # The 400 + 120 bundled photographs of clothes, 10 classes, at most 128 pixels, for mmpretrain.
-data_source = 'these photographs come with the repository, under data/: git checkout -- data'
+data_source = dict(
+    CustomDataset='the bundled photographs come with the repository, under data/: git checkout -- data')
 data_root = '{{ fileDirname }}/../../data/clothing_mini/'
 data_preprocessor = dict(
     num_classes=10,

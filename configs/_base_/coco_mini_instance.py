@@ -1,5 +1,6 @@
 # The 24 + 8 bundled COCO photographs with boxes and masks, for mmdet.
-data_source = 'these photographs come with the repository, under data/: git checkout -- data'
+data_source = dict(
+    CocoDataset='the bundled photographs come with the repository, under data/: git checkout -- data')
 data_root = '{{ fileDirname }}/../../data/coco_mini/'
 
 # poly2mask stays True, its default: the masks are RLE, and mmdet takes every RLE instance for an ignored one without it.

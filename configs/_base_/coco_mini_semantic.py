@@ -1,5 +1,6 @@
 # The 24 + 8 bundled COCO photographs with a class for every pixel (133 things and stuff), for mmseg.
-data_source = 'these photographs come with the repository, under data/: git checkout -- data'
+data_source = dict(
+    BaseSegDataset='the bundled photographs come with the repository, under data/: git checkout -- data')
 data_root = '{{ fileDirname }}/../../data/coco_mini/'
 metainfo = dict(classes=data_root + 'semantic/classes.txt')
 crop_size = (224, 224)

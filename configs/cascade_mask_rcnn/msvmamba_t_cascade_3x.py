@@ -14,7 +14,7 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     paramwise_cfg=dict(custom_keys=_base_.no_decay))
 
-# Stock loops that look for the data first, and say where to get it.
+# Stock loops that say what is missing of the data, and where to get it.
 train_cfg = dict(type='mmmsv.EpochBasedTrainLoop')
 val_cfg = dict(type='mmmsv.ValLoop')
 test_cfg = dict(type='mmmsv.TestLoop')

@@ -15,7 +15,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(_delete_=True, dt_bias=dict(decay_mult=0.0), **_base_.no_decay)))
 custom_hooks = _base_.custom_hooks + [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]
 
-# Stock loops that look for the data first, and say where to get it.
+# Stock loops that say what is missing of the data, and where to get it.
 train_cfg = dict(_delete_=True, type='mmmsv.EpochBasedTrainLoop', max_epochs=300, val_interval=1)
 val_cfg = dict(type='mmmsv.ValLoop')
 test_cfg = dict(type='mmmsv.TestLoop')

@@ -15,7 +15,7 @@ optim_wrapper = dict(
 # The learning rate is constant.
 param_scheduler = []
 
-# Stock loops that look for the data first, and say where to get it.
+# Stock loops that say what is missing of the data, and where to get it.
 train_cfg = dict(_delete_=True, type='mmmsv.EpochBasedTrainLoop', max_epochs=30, val_interval=1)
 val_cfg = dict(type='mmmsv.ValLoop')
 test_cfg = dict(type='mmmsv.TestLoop')

@@ -8,7 +8,7 @@ _base_ = [
 model = dict(backbone=dict(_delete_=True, type='mmmsv.MSVMamba', arch='tiny', drop_path_rate=0.1))
 optim_wrapper = dict(paramwise_cfg=dict(_delete_=True, custom_keys=_base_.no_decay))
 
-# Stock loops that look for the data first, and say where to get it.
+# Stock loops that say what is missing of the data, and where to get it.
 train_cfg = dict(type='mmmsv.EpochBasedTrainLoop')
 val_cfg = dict(type='mmmsv.ValLoop')
 test_cfg = dict(type='mmmsv.TestLoop')

@@ -4,9 +4,10 @@ _base_ = [
     '../_base_/engine.py',
     'mmseg::upernet/upernet_r50_4xb2-80k_cityscapes-512x1024.py',
 ]
-data_source = ('Cityscapes from https://www.cityscapes-dataset.com: unpack leftImg8bit_trainvaltest.zip and '
-               'gtFine_trainvaltest.zip in data/cityscapes, then make the label images with mmseg, '
-               'tools/dataset_converters/cityscapes.py data/cityscapes')
+data_source = dict(
+    CityscapesDataset='Cityscapes from https://www.cityscapes-dataset.com: unpack leftImg8bit_trainvaltest.zip and '
+    'gtFine_trainvaltest.zip in data/cityscapes, then make the label images with mmseg, '
+    'tools/dataset_converters/cityscapes.py data/cityscapes')
 model = dict(
     pretrained=None,
     backbone=dict(_delete_=True, type='mmmsv.MSVMamba', arch='tiny', drop_path_rate=0.2),
@@ -21,7 +22,7 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=8)
 
-# Stock loops that look for the data first, and say where to get it.
+# Stock loops that say what is missing of the data, and where to get it.
 train_cfg = dict(type='mmmsv.IterBasedTrainLoop')
 val_cfg = dict(type='mmmsv.ValLoop')
 test_cfg = dict(type='mmmsv.TestLoop')

@@ -229,7 +229,8 @@ def test_data_and_checkpoints_are_checked(loaded):
     assert {"mmmsv.ChannelFitHook", "mmmsv.CheckpointFitHook", "mmmsv.SeedEpochHook"} <= {
         hook.type for hook in cfg.custom_hooks
     }
-    assert cfg.data_source
+    loaders = (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader)
+    assert {loader.dataset.type for loader in loaders} == set(cfg.data_source)
 
 
 def test_moving_average_is_kept_where_classifiers_are_trained(loaded):

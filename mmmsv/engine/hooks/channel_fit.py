@@ -6,6 +6,7 @@ from typing import TypeGuard
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmmsv.engine.config_types import type_name
 from mmmsv.registry import HOOKS
 
 from .unwrap import unwrap
@@ -52,7 +53,7 @@ def channel_faults(model: Mapping, maps: Sequence[int]) -> list[str]:
     necks = _parts(model, "neck")
     # The second of several necks sees the maps of the first.
     seen = necks[:1]
-    if all(_type(neck) in _POOLINGS for _, neck in necks):
+    if all(type_name(neck) in _POOLINGS for _, neck in necks):
         seen = [part for name in _HEADS for part in _parts(model, name)]
     return [fault for name, part in seen if (fault := _fault(name, part, list(maps)))]
 
@@ -66,11 +67,6 @@ def _parts(model: Mapping, name: str) -> list[tuple[str, Mapping]]:
     return listed[:1] if name == "decode_head" else listed
 
 
-def _type(part: Mapping) -> str:
-    kind = part.get("type")
-    return kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
-
-
 def _fault(name: str, part: Mapping, maps: list[int]) -> str | None:
     given = part.get("in_channels")
     index = part.get("in_index", -1 if isinstance(given, int) else list(range(len(maps))))
@@ -82,7 +78,7 @@ def _fault(name: str, part: Mapping, maps: list[int]) -> str | None:
         return f"{name}.in_index is {index}, but there are {len(maps)} maps"
     fitting = [maps[i] for i in indices]
     # This neck takes the maps from the last to the first.
-    if _type(part) == "YOLOV3Neck":
+    if type_name(part) == "YOLOV3Neck":
         fitting.reverse()
     if channels == fitting:
         return None
