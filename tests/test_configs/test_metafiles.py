@@ -17,7 +17,7 @@ from .zoo import CONFIGS, ROOT, build, cost, load, name
 METAFILES = yaml.safe_load((ROOT / "model-index.yml").read_text())["Import"]
 MODELS = [model for path in METAFILES for model in yaml.safe_load((ROOT / path).read_text())["Models"]]
 BY_CONFIG = {ROOT / model["Config"]: model for model in MODELS}
-WEIGHTS = {
+PAGES_OF_AUTHORS = {
     "msvmamba": "https://github.com/YuhengSSS/MSVMamba/",
     "vmamba": "https://github.com/MzeroMiko/VMamba/releases/",
 }
@@ -88,10 +88,10 @@ def test_results(row):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_weights(path):
-    """A page, which mim does not fetch; where the authors' file of a classifier has a URL, that is told, too."""
+    """No file, and no page in its place; the README has the authors' file of a classifier, or the page where it is."""
     model = BY_CONFIG[path]
-    page = WEIGHTS[path.stem.partition("_")[0]]
-    assert model["Weights"] == page
+    page = PAGES_OF_AUTHORS[path.stem.partition("_")[0]]
+    assert model["Weights"] == "none yet/"
     file = model.get("Converted From", {}).get("Weights")
     assert (file is not None) == (path.stem.startswith("msvmamba_v3") and path.stem.endswith("_300e"))
     if file:
@@ -110,6 +110,8 @@ def test_mim_reads_them():
         assert model["Name"] == ("upernet_" if name(config) == "upernet/msvmamba_n_coco_mini" else "") + config.stem
     # By these mim filters and downloads.
     assert all(table[field].notna().all() for field in ("training_data", "config", "weight"))
+    # What it would fetch, and what it would name the file.
+    assert all(not weight.split("/")[-1] for weight in table["weight"])
 
 
 def read_commands() -> list[str]:

@@ -57,6 +57,16 @@ def test_wheel_holds_all_modules_and_says_that_they_are_typed(package):
     assert {**modules, "py.typed": b""}.items() <= files(package).items()
 
 
+@pytest.mark.parametrize("text", ["_base_ = {}", "_base_ = [{}, './other.py']"], ids=["alone", "beside another"])
+def test_config_is_inherited_by_the_package(tmp_path, text):
+    base = f"__import__('mmmsv').__path__[0] + '/.mim/configs/mask_rcnn/{DEMO}.py'"
+    (tmp_path / "other.py").write_text("other = 1")
+    (tmp_path / "config.py").write_text(text.format(base) + "\nmodel = dict(neck=dict(num_outs=4))")
+    cfg = Config.fromfile(tmp_path / "config.py")
+    assert (cfg.model.backbone.type, cfg.model.neck.num_outs) == ("mmmsv.MSVMamba", 4)
+    assert Path(cfg.data_root, cfg.train_dataloader.dataset.ann_file).is_file()
+
+
 @pytest.mark.slow
 def test_mim_finds_an_editable_installation(tmp_path):
     """openmim does where it is called from the checkout, the fork's mim from anywhere else."""
