@@ -51,15 +51,18 @@ def restore(checkpoint: dict[str, Any]) -> None:
     Raises:
         ValueError: The note in ``meta`` does not fit the data.
     """
-    made_plain = checkpoint.get("meta", {}).pop(NOTE, {})
+    meta = checkpoint.get("meta")
+    if not isinstance(meta, dict) or NOTE not in meta:
+        return
+    made_plain = meta.pop(NOTE)
     try:
-        for path, dtype in made_plain.get("generic", []):
+        for path, dtype in made_plain["generic"]:
             _replace(checkpoint, path, lambda value, dtype=dtype: _dtype(dtype).type(value))
-        for path, dtype, shape in made_plain.get("ndarray", []):
+        for path, dtype, shape in made_plain["ndarray"]:
             _replace(checkpoint, path, lambda value, dtype=dtype, shape=shape: _array(value, dtype, shape))
-        for path in made_plain.get("HistoryBuffer", []):
+        for path in made_plain["HistoryBuffer"]:
             _replace(checkpoint, path, _history)
-        for path in made_plain.get("ConfigDict", []):
+        for path in made_plain["ConfigDict"]:
             _replace(checkpoint, path, ConfigDict)
     except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(

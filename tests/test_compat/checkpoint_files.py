@@ -4,7 +4,6 @@ import contextlib
 import zipfile
 from pathlib import Path
 
-import pytest
 import torch
 from mmengine.runner import CheckpointLoader
 
@@ -23,9 +22,10 @@ def load(path):
 
 @contextlib.contextmanager
 def nothing_allowed():
-    """As in a process that has imported nothing but torch."""
+    """As in a process that has imported nothing but torch, which before 2.6 builds whatever a file asks for."""
     if not RESTRICTED:
-        pytest.skip("before 2.6 torch builds whatever a file asks for")
+        yield
+        return
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:

@@ -137,6 +137,7 @@ def test_message_hub_goes_on(restored):
         lambda note: note["HistoryBuffer"].append(("values", 0)),
         lambda note: note["ConfigDict"].append(("values", 0)),
         lambda note: note.__setitem__("ndarray", 5),
+        lambda note: note.pop("generic"),
     ],
 )
 def test_forged_notes_are_refused(change):
@@ -156,6 +157,13 @@ def test_parts_that_were_removed_are_passed_over():
     del checkpoint["message_hub"]
     restore(checkpoint)
     assert_equal(checkpoint, {"meta": {"classes": np.array(["far"])}})
+
+
+@pytest.mark.parametrize("other", [{}, {"meta": None}, {"meta": {"epoch": 1}}, OrderedDict(weight=None)], ids=repr)
+def test_other_checkpoints_stay(other):
+    before = copy.deepcopy(other)
+    restore(other)
+    assert other == before
 
 
 class NumPyHook(Hook):
