@@ -7,7 +7,7 @@ mmengine.config.utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 # Inferencers read the weights before they build the model. Those that a stock hook saved load once mmmsv was imported.
 # This is what custom_imports does, a key that no other base could have beside this one.
-mmengine.utils.import_modules_from_strings('mmmsv')
+mmengine.utils.import_modules_from_strings('mmmsv.registry')
 
 # Heads or a checkpoint that do not fit the model are errors, and a resumed run draws the random numbers that an unbroken
 # one would have drawn.
