@@ -95,24 +95,28 @@ def test_loading_weights_alone(saved_mmseg):
 
 
 @pytest.mark.skipif(not RESTRICTED, reason="torch before 2.6 builds whatever a file asks for")
-@pytest.mark.parametrize("imported", ["mmmsv", "a config"])
-def test_what_a_stock_hook_saved(tmp_path, monkeypatch, imported):
+def test_what_a_stock_hook_saved(tmp_path, monkeypatch):
     """Loads where this package was imported, which its configs do."""
     path = save("mmpretrain", tmp_path, hook="CheckpointHook")
     with nothing_allowed():
         with pytest.raises(Exception, match="Unsupported global"):
             CheckpointLoader.load_checkpoint(path)
         monkeypatch.delitem(sys.modules, "mmmsv")
-        if imported == "mmmsv":
-            __import__("mmmsv")
-        else:
-            Config.fromfile(SMALL / "mmpretrain.py")
+        __import__("mmmsv")
         loaded = CheckpointLoader.load_checkpoint(path)
         assert loaded["message_hub"]["log_scalars"]["train/loss"].current() == 0.5
     make_plain(loaded)
     torch.save(loaded, path)
     with nothing_allowed():
         assert load_checkpoint(torch.nn.Linear(1, 1), path)["meta"]["epoch"] == 1
+
+
+def test_configs_import_this_package(monkeypatch):
+    """Inferencers read weights after the config, and before they build the model."""
+    imported = []
+    monkeypatch.setattr("mmengine.utils.import_modules_from_strings", imported.append)
+    Config.fromfile(SMALL / "mmpretrain.py", import_custom_modules=False)
+    assert imported == ["mmmsv.registry"]
 
 
 def test_own_imports_of_a_config(tmp_path, monkeypatch):
