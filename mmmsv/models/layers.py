@@ -17,8 +17,9 @@ class LayerNorm(nn.LayerNorm):
 
     Args:
         dim: Channels.
-        in_branch: Whether matrix products follow before anything is added to the result. Autocast then gives it their
-            dtype at once; the result of another norm is float32 under the autocast of GPUs, as PyTorch's own is.
+        in_branch: Whether matrix products follow before anything is added to the result, which then has their dtype:
+            that of autocast, or float16 in a model whose weights are, though a scan gives float32. The result of
+            another norm is float32 under the autocast of GPUs, as PyTorch's own is.
     """
 
     in_branch = False
@@ -38,6 +39,8 @@ class LayerNorm(nn.LayerNorm):
                 return products
             if input.device.type == "cuda":
                 return torch.float32
+        elif self.in_branch and input.dtype == torch.float32 and self.weight.dtype == torch.float16:
+            return torch.float16
         return input.dtype
 
 

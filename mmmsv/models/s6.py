@@ -58,13 +58,13 @@ class S6(nn.Module):
     def forward(self, x: Tensor, merge: bool) -> Tensor:
         """Scan ``(B, H, W, D)``; return the sum over the routes, or one map for each, ``(B, routes, H, W, D)``.
 
-        The dtype is that of x, but float32 for a float16 x beside float32 weights, as autocast makes it.
+        The dtype is that of x, but float32 for a float16 x.
         """
         x, projected = read_twice(x)
         dt, B, C = self.x_proj(projected).unflatten(-1, (self.sets, -1)).split(self.token_sizes, dim=-1)
         # The step, B and C are linear in x, so y grows with its fourth power: x of some hundreds gives y above 65504,
         # which is infinite in float16, and NaN after the norm that would have taken the size back.
-        dtype = torch.float32 if x.dtype == torch.float16 and self.A_log.dtype != torch.float16 else None
+        dtype = torch.float32 if x.dtype == torch.float16 else None
         # At least float32: a decay rounded to half precision is another time constant.
         A_log = self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float()
         A = -A_log.exp()

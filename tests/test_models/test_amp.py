@@ -1,11 +1,14 @@
 """Mixed precision: training under autocast, and what the scans hold in float32 there."""
 
+import copy
+
 import pytest
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 from torch.nn.functional import cross_entropy, layer_norm, softplus
 
+from mmmsv.kernels import use_backend
 from mmmsv.models import MSVMamba, VMamba
 from mmmsv.models.s6 import S6
 
@@ -125,6 +128,27 @@ def test_a_model_in_float16_with_decay_rates_in_float32(device, dtype):
     exact, A_log = scan(x, merge=True), scan.A_log.detach().clone()
     scan.to(dtype).A_log.data = A_log
     torch.testing.assert_close(scan(x.to(dtype), merge=True), exact, rtol=1e-2, atol=1e-2)
+
+
+@HALF_ON_CPUS
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_in_float16_with_large_scans(family, backend):
+    """Maps and gradients are finite where they are under autocast: scans give float32 whatever the weights are."""
+    model, base = FAMILIES[family]
+    torch.manual_seed(0)
+    backbone = model({"base": base, "embed_dims": (32,), "depths": (1,)}, drop_path_rate=0.0)
+    with torch.no_grad():
+        backbone.stages[0].blocks[0].scan.in_proj.weight.mul_(2000)
+    image = torch.randn(1, 3, 32, 32)
+    exact = backbone(image)[0]
+    half = copy.deepcopy(backbone).half()
+    with use_backend(backend):
+        y = half(image.half())[0]
+        y.float().square().mean().mul(2**10).backward()
+    assert y.dtype == torch.float16
+    assert (y - exact).abs().mean() < 0.01 * exact.abs().mean()
+    assert all(weight.grad.isfinite().all() for weight in half.parameters())
 
 
 class _Pool(nn.Module):

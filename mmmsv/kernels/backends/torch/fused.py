@@ -24,9 +24,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
     """Compute :func:`mmmsv.kernels.layer_norm`."""
     if dtype == torch.float64 or (dtype == torch.float32 and x.dtype != torch.float64):
         x = x.to(dtype)  # before it is rounded
+    return _normalised(x, weight, bias, eps).to(dtype)
+
+
+def _normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     if x.dtype in (torch.float32, torch.float64):
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    return F.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def gate(y: Tensor, z: Tensor | None, weight: Tensor | None) -> Tensor:
@@ -42,9 +46,9 @@ def merge_scales(
     """Compute :func:`mmmsv.kernels.merge_scales`."""
     size = full.shape[1:3]
     if norm_first:
-        sums = F.layer_norm(half, weight.shape, weight, bias, eps).sum(1)
-        y = F.layer_norm(full, weight.shape, weight, bias, eps) + upsample(sums, size, "bilinear")
+        sums = _normalised(half, weight, bias, eps).sum(1)
+        y = _normalised(full, weight, bias, eps) + upsample(sums, size, "bilinear")
     else:
-        y = F.layer_norm(full + upsample(half.squeeze(1), size, "nearest"), weight.shape, weight, bias, eps)
+        y = _normalised(full + upsample(half.squeeze(1), size, "nearest"), weight, bias, eps)
     mean = y.mean((1, 2))
     return (y, mean) if dtype is None else (y.to(dtype), mean.to(dtype))
