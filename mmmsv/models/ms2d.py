@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Size, Tensor, nn
 
 from mmmsv.kernels import branch_off, gate, read_twice
@@ -67,13 +68,16 @@ class Scan2D(RecomputingModule):
     @recomputed(on_cpu=False)
     def project_out(self, x: Tensor, scanned: Tensor, *others: Tensor | Size) -> Tensor:
         """Compute the output, ``(B, H, W, C)``, from the input and from what ``out_norm`` takes."""
-        return self.gate_and_project(scanned, half_of(self.in_proj, 1, x) if self.gated else None, *others)
+        z = half_of(self.in_proj, 1, x) if self.gated else None
+        return self.gate_and_project(scanned, z, x.dtype, *others)
 
     @recomputed(on_cpu=True)
-    def gate_and_project(self, scanned: Tensor, z: Tensor | None, *others: Tensor | Size) -> Tensor:
-        """Compute the output from what ``out_norm`` takes, and from z of the formula, ``(B, H, W, D)``."""
+    def gate_and_project(self, scanned: Tensor, z: Tensor | None, dtype: torch.dtype, *others: Tensor | Size) -> Tensor:
+        """Compute the output from what ``out_norm`` takes, and from z of the formula, ``(B, H, W, D)``, in a dtype."""
         y, mean = self.normalise(scanned, *others)
-        return self.out_proj(gate(y, z, None if self.se is None else self.se(mean)))
+        # A norm that is kept in float32 in a model in float16 gives float32.
+        weight = None if self.se is None or mean is None else self.se(mean.to(dtype))
+        return self.out_proj(gate(y.to(dtype), z, weight))
 
     def normalise(self, *scanned: Tensor | Size) -> tuple[Tensor, Tensor | None]:
         """Compute y, ``(B, H, W, D)``, and its mean over the map, ``(B, D)``, if squeeze-and-excitation needs it."""

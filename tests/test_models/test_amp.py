@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, layer_norm, softplus
 
 from mmmsv.kernels import use_backend
 from mmmsv.models import MSVMamba, VMamba
+from mmmsv.models.layers import LayerNorm
 from mmmsv.models.s6 import S6
 
 SMALL = {"embed_dims": (16, 32, 48, 64), "depths": (1, 1, 2, 1)}
@@ -149,6 +150,24 @@ def test_a_model_in_float16_with_large_scans(family, backend):
     assert y.dtype == torch.float16
     assert (y - exact).abs().mean() < 0.01 * exact.abs().mean()
     assert all(weight.grad.isfinite().all() for weight in half.parameters())
+
+
+@HALF_ON_CPUS
+@pytest.mark.parametrize("kept", [LayerNorm, S6])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_in_float16_with_some_layers_in_float32(family, kept):
+    block = block_of(family)
+    x = torch.randn(1, 8, 8, 64)
+    exact = block(x)
+    for layer in block.half().modules():
+        if isinstance(layer, kept):
+            layer.float()
+    block.scan.full_scan.x_proj.half()  # a product, which takes what the convolution before it gives
+    if hasattr(block.scan, "half_scan"):
+        block.scan.half_scan.x_proj.half()
+    y = block(x.half())
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y.float(), exact, rtol=1e-2, atol=1e-2)
 
 
 class _Pool(nn.Module):
