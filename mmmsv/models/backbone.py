@@ -11,6 +11,8 @@ from .arch import Arch, resolve_arch
 from .blocks import VSSBlock, build_block
 from .input_channels import AdaptInChannels
 from .layers import LayerNorm
+from .blocks import build_block
+from .layers import LayerNorm, OutputNorm
 from .mismatches import refuse_mismatches
 from .recompute import RecomputingModule
 from .resolution import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
@@ -103,6 +105,8 @@ class VisionMamba(BaseModule):
             blocks = [build_block(dim, block, ffn_drop_rate, rate) for rate in islice(rates, depth)]
             self.stages.append(Stage(downsample, blocks))
         self.out_norms = nn.ModuleDict({str(i): LayerNorm(dims[i]) for i in self.out_indices})
+            self.stages.append(Stage(downsample, blocks, with_cp))
+        self.out_norms = nn.ModuleDict({str(i): OutputNorm(dims[i]) for i in self.out_indices})
         for module in self.modules():
             if isinstance(module, RecomputingModule):
                 module.recompute = recompute
@@ -141,7 +145,7 @@ class VisionMamba(BaseModule):
         for i, stage in enumerate(self.stages[: self.out_indices[-1] + 1]):
             x = stage(x)
             if i in self.out_indices:
-                outputs.append(self.out_norms[str(i)](x).permute(0, 3, 1, 2).contiguous())
+                outputs.append(self.out_norms[str(i)](x))
         return tuple(outputs)
 
     def train(self, mode: bool = True) -> "VisionMamba":

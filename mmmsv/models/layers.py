@@ -44,6 +44,17 @@ class LayerNorm(nn.LayerNorm):
         return input.dtype
 
 
+class OutputNorm(LayerNorm):
+    """Normalise a map that leaves the backbone, and lay it out as necks, heads and whatever hooks it expect.
+
+    Tools that look at a network take its last norm and read what it returns as ``(B, C, H, W)``.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(B, H, W, C)`` to ``(B, C, H, W)``, contiguous."""
+        return super().forward(input).permute(0, 3, 1, 2).contiguous()
+
+
 class DropPath(StochasticDepth):
     """Add a branch to its input; while training, some samples skip the branch, and the others have more of it.
 
