@@ -14,6 +14,7 @@ from .layers import LayerNorm
 from .blocks import build_block
 from .layers import LayerNorm, OutputNorm
 from .mismatches import refuse_mismatches
+from .profilers import tell_profilers
 from .recompute import RecomputingModule
 from .resolution import ConvDownsample, ConvStem, PatchEmbed, PatchMerging
 from .stage import Stage
@@ -150,6 +151,7 @@ class VisionMamba(BaseModule):
 
     def train(self, mode: bool = True) -> "VisionMamba":
         """Set training mode, but for what is frozen; return the module itself."""
+        tell_profilers()
         super().train(mode)
         for part in self._frozen():
             part.eval()

@@ -18,9 +18,7 @@ def last_norm(model, image):
 def last_map(model, image):
     """Choose as torchcam does: what has returned the last map before pooling."""
     returned = []
-    hooks = [
-        layer.register_forward_hook(lambda layer, _, y: returned.append((layer, y))) for layer in model.modules()
-    ]
+    hooks = [layer.register_forward_hook(lambda layer, _, y: returned.append((layer, y))) for layer in model.modules()]
     model(image)
     for hook in hooks:
         hook.remove()
