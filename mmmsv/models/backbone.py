@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .arch import Arch, resolve_arch
 from .blocks import VSSBlock, build_block
@@ -140,7 +141,8 @@ class VisionMamba(BaseModule):
             TypeError: The image is no floating-point tensor.
             ValueError: It has another shape, other channels, or sides that are too short for the stem.
         """
-        self._check(image)
+        if not isinstance(image, Proxy):  # which torch.fx records the parts with
+            self._check(image)
         x = self.stem(image)
         outputs = []
         for i, stage in enumerate(self.stages[: self.out_indices[-1] + 1]):
@@ -148,6 +150,12 @@ class VisionMamba(BaseModule):
             if i in self.out_indices:
                 outputs.append(self.out_norms[str(i)](x))
         return tuple(outputs)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Say what there is in the place of ``torch.jit.script``, which calls this."""
+        raise NotImplementedError(
+            f"{type(self).__name__} is not made for torch.jit.script; take torch.jit.trace, or torch.export.export"
+        )
 
     def train(self, mode: bool = True) -> "VisionMamba":
         """Set training mode, but for what is frozen; return the module itself."""

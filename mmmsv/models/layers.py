@@ -11,6 +11,8 @@ from torchvision.ops import StochasticDepth
 from mmmsv.compat.torch_versions import get_autocast_dtype, is_autocast_enabled
 from mmmsv.kernels import Activation, depthwise_conv, layer_norm, linear
 
+from .tracing import one_node
+
 
 class LayerNorm(nn.LayerNorm):
     """Normalise each token of a map; weights of :class:`torch.nn.LayerNorm`, and its name, which init_cfg knows.
@@ -50,6 +52,7 @@ class OutputNorm(LayerNorm):
     Tools that look at a network take its last norm and read what it returns as ``(B, C, H, W)``.
     """
 
+    @one_node
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to ``(B, C, H, W)``, contiguous."""
         return super().forward(input).permute(0, 3, 1, 2).contiguous()

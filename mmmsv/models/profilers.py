@@ -1,6 +1,6 @@
 """Tell tools that count by the types of layers what the layers here cost.
 
-thop and ptflops look the exact type of a layer up in a table of theirs; what is not in it costs nothing, without a word.
+thop and ptflops look the exact type of a layer up in a table, and count nothing, without a word, for what is not in it.
 Here each layer is entered as what it is to the tool, which counts it by its own convention. A scan is counted as the
 multiply-adds that this code makes (mmmsv/analysis/flops.py).
 """

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from torch import Tensor, channels_last, nn
+from torch.jit import is_tracing
 from torch.nn.functional import gelu, pad
 
 from mmmsv.compat.torch_versions import is_compiling
@@ -10,6 +11,7 @@ from mmmsv.kernels import is_transformed
 
 from .inference import convolve_and_norm, merge_patches
 from .layers import ChannelsLastConv2d, LayerNorm, projection
+from .tracing import one_node
 
 
 class PatchEmbed(nn.Module):
@@ -30,6 +32,7 @@ class PatchEmbed(nn.Module):
         self.conv = ChannelsLastConv2d(in_channels, dim, 4, stride=4)
         self.norm = LayerNorm(dim)
 
+    @one_node
     def forward(self, image: Tensor) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, H // 4, W // 4, dim)``."""
         return self.norm(self.conv(_channels_last(image)))
@@ -55,6 +58,7 @@ class ConvStem(nn.Module):
         self.conv2 = ChannelsLastConv2d(dim // 2, dim, 3, stride=2, padding=1)
         self.norm2 = LayerNorm(dim)
 
+    @one_node
     def forward(self, image: Tensor) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, ceil(H / 4), ceil(W / 4), dim)``."""
         x = gelu(self.norm1(self.conv1(_channels_last(image))))
@@ -85,8 +89,8 @@ class PatchMerging(nn.Module):
         if y is not None:
             return y
         height, width = x.shape[1:3]
-        # One program for all sizes where it is compiled; otherwise padding with nothing would copy the map.
-        if is_compiling() or height % 2 or width % 2:
+        # One program for all sizes where it is compiled or traced; otherwise padding with nothing would copy the map.
+        if is_compiling() or is_tracing() or height % 2 or width % 2:
             x = pad(x, (0, 0, 0, width % 2, 0, height % 2))
         # Of the four pixels side by side, those of a column come one after the other.
         patches = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3)

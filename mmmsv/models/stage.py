@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .blocks import VSSBlock
 from .inference import compute_in_one_call
 from .resolution import ConvDownsample, PatchMerging
+from .tracing import one_node
 
 
 class Stage(nn.Module):
@@ -22,6 +23,7 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), C')``, or to the same shape in the first stage."""
         if self.downsample is not None:

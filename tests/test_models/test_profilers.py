@@ -107,5 +107,5 @@ def test_a_tool_that_has_looked_before(monkeypatch):
     monkeypatch.setitem(sys.modules, tool.module, tool.loaded)
     model.eval()
     model.stem.conv.register_forward_hook(tool.table[type(model.stem.conv)])
-    with pytest.raises(RuntimeError, match="ptflops was imported after the model was built.*call it again"):
+    with pytest.raises(RuntimeError, match=r"ptflops was imported after the model was built.*call it again"):
         model(torch.randn(1, 3, 16, 24))
