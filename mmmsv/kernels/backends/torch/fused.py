@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.functional import conv2d, gelu, silu
+from torch.nn.functional import layer_norm as norm_over_channels
 
 from ...fused import upsample
 
@@ -30,7 +30,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
 def _normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     if x.dtype in (torch.float32, torch.float64):
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    return F.layer_norm(x, weight.shape, weight, bias, eps)
+    return norm_over_channels(x, weight.shape, weight, bias, eps)
 
 
 def gate(y: Tensor, z: Tensor | None, weight: Tensor | None) -> Tensor:
