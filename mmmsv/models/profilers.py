@@ -1,8 +1,8 @@
 """Tell tools that count by tables what the layers here cost.
 
-thop, ptflops, DeepSpeed and calflops look the exact type of a layer, or an op, up in a table, and count nothing for what
-is not in it, without a word. Here the layers are entered. A tool counts each as torch's own layer of its kind, by its
-own convention, where it can; a scan as the multiply-adds that this code makes (mmmsv/analysis/flops.py).
+thop, ptflops, DeepSpeed and calflops look the exact type of a layer, or an op, up in a table, and count nothing for
+what is not in it, without a word. Here the layers are entered. A tool counts each as torch's own layer of its kind, by
+its own convention, where it can; a scan as the multiply-adds that this code makes (mmmsv/analysis/flops.py).
 """
 
 import sys

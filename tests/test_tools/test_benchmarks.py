@@ -13,12 +13,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import op_profile, scan
+from benchmarks import half_precision, op_profile, scan
 from benchmarks.cases import MapCase, SequenceCase
 from benchmarks.comparison import left_out
 from mmmsv.analysis.speed.timing import Timing
 from mmmsv.kernels import BACKENDS, __main__, whole_block
 from mmmsv.kernels.backends.cpu import library
+from mmmsv.models import MSVMamba, VMamba
 
 from ..test_kernels.fused_inputs import needs_library
 from .load import ROOT, tables_of
@@ -243,6 +244,26 @@ def test_polynomials_of_the_kernels_are_those_that_are_fitted(run):
     coefficients = [number.strip("-") for number in output.split() if "." in number and len(number) > 12]
     assert coefficients
     assert [number for number in coefficients if number not in kernels] == []
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 4), reason="autocast on CPUs took no float16 before torch 2.4")
+@pytest.mark.parametrize(("backbone", "base"), [(MSVMamba, "nano"), (VMamba, "v2_tiny_s1l8")])
+def test_a_model_in_float16_bears_what_autocast_bears(backbone, base, monkeypatch):
+    """To within a power of two, whatever is scaled, as long as float16 holds the weight itself."""
+    torch.manual_seed(0)
+    model = backbone({"base": base, "embed_dims": (16,), "depths": (1,)}, drop_path_rate=0.0)
+    for table, kept in (("PRECISIONS", ("float",)), ("WEIGHTS", ("in_proj", "x_proj", "convolutions"))):
+        chosen = {name: value for name, value in getattr(half_precision, table).items() if name.startswith(kept)}
+        monkeypatch.setattr(half_precision, table, chosen)
+    of = list(half_precision.PRECISIONS)
+    scales = {
+        kind: dict(zip(of, row, strict=True)) for kind, row in half_precision.rows(model, torch.randn(1, 3, 24, 24))
+    }
+    assert {"image", "in_proj", "x_proj", "loss (gradients)"} <= scales.keys()
+    for kind, largest in scales.items():
+        assert -1 < largest["float16, autocast"] <= largest["float32"]
+        held = 15 if kind in half_precision.WEIGHTS else largest["float32"]  # weights of 1
+        assert largest["float16, whole"] >= min(largest["float16, autocast"], held) - 1, kind
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["ops", "steps of blocks"])
