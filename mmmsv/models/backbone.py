@@ -58,6 +58,7 @@ class VisionMamba(BaseModule):
     """
 
     archs: ClassVar[dict[str, Arch]]
+    num_extra_tokens: ClassVar[int] = 0  # there is no class token, as ``vis_cam --vit-like`` of mmpretrain asks
 
     def __init__(
         self,

@@ -15,6 +15,12 @@ def last_norm(model, image):
     return [layer for layer in model.modules() if is_norm(layer)][-1]
 
 
+def vit_like_norm(model, image):
+    """Choose as ``vis_cam --vit-like`` does, for networks with and without a class token."""
+    norms = [layer for layer in model.modules() if is_norm(layer)]
+    return norms[-3 if getattr(model[0], "num_extra_tokens", 1) > 0 else -1]
+
+
 def last_map(model, image):
     """Choose as torchcam does: what has returned the last map before pooling."""
     returned = []
@@ -41,7 +47,9 @@ class Head(nn.Module):
         return self.fc(self.pool(maps[-1]).flatten(1))
 
 
-@pytest.mark.parametrize("choose", [last_norm, last_map, last_output_norm], ids=lambda choose: choose.__name__)
+@pytest.mark.parametrize(
+    "choose", [last_norm, vit_like_norm, last_map, last_output_norm], ids=lambda choose: choose.__name__
+)
 @pytest.mark.parametrize("name", BACKBONES)
 def test_class_activation_map(name, choose):
     torch.manual_seed(0)
