@@ -11,8 +11,6 @@ from torch.fx import Proxy
 from .arch import Arch, resolve_arch
 from .blocks import VSSBlock, build_block
 from .input_channels import AdaptInChannels
-from .layers import LayerNorm
-from .blocks import build_block
 from .layers import LayerNorm, OutputNorm
 from .mismatches import refuse_mismatches
 from .profilers import tell_profilers
@@ -107,8 +105,6 @@ class VisionMamba(BaseModule):
             downsample = _DOWNSAMPLES[self.arch.downsample](dims[i - 1], dim) if i else None
             blocks = [build_block(dim, block, ffn_drop_rate, rate) for rate in islice(rates, depth)]
             self.stages.append(Stage(downsample, blocks))
-        self.out_norms = nn.ModuleDict({str(i): LayerNorm(dims[i]) for i in self.out_indices})
-            self.stages.append(Stage(downsample, blocks, with_cp))
         self.out_norms = nn.ModuleDict({str(i): OutputNorm(dims[i]) for i in self.out_indices})
         for module in self.modules():
             if isinstance(module, RecomputingModule):
