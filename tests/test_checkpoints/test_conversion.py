@@ -25,7 +25,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
 def convert(*arguments):
     command = [sys.executable, TOOL, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -44,7 +44,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
 def test_commands_run(page, checkout):
     for block in runnable(page, "bash"):
         run = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block.code], env=ENVIRONMENT, capture_output=True, text=True, timeout=600
+            ["bash", "-euo", "pipefail", "-c", block.code], env=ENVIRONMENT, capture_output=True, text=True
         )
         assert run.returncode == 0, f"{page}:{block.line}\n{run.stdout}{run.stderr}"
 

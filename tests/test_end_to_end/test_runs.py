@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from .runs import MMPRETRAIN, mim, script
+from .runs import MMDET, MMPRETRAIN, mim, script
 
 pytestmark = pytest.mark.end_to_end
 
@@ -25,7 +25,10 @@ def test_losses_are_finite_and_fall(trained):
 
 
 def test_checkpoint_reloads_to_the_same_metrics(trained, tmp_path):
-    run = mim("test", trained.task, tmp_path, "--checkpoint", trained.final)
+    if trained.task is MMDET:  # once: mim imports everything three times
+        run = mim("test", trained.task, tmp_path, "--checkpoint", trained.final)
+    else:
+        run = script("test", trained.task, tmp_path, trained.final)
     assert run.status == 0, run.output
     (report,) = tmp_path.glob("*/*.json")
     tested, validated = json.loads(report.read_text()), trained.log[-1]

@@ -73,7 +73,7 @@ def drive(library, job):
         "ASAN_OPTIONS": OPTIONS,
     }
     line = [sys.executable, "-m", "tests.test_kernels.sanitizer_driver", library, job]
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("build", BUILDS)

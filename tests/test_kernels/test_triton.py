@@ -218,7 +218,7 @@ def test_instructions_and_registers():
     """Every kernel compiles for sm_80 and sm_90, spills little or nothing, and has no more instructions than agreed."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.triton_resources", "--json"]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)
     names = {row["kernel"].partition(",")[0] for row in rows}

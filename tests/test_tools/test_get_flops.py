@@ -220,7 +220,6 @@ def test_tool_with_a_config():
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     title, rows = read(done.stdout)

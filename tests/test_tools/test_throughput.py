@@ -66,7 +66,6 @@ def test_command_line_with_memory():
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     ((row,),) = groups_of(done.stdout)
