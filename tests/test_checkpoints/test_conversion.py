@@ -3,7 +3,6 @@
 import hashlib
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mmengine.runner import save_checkpoint
 from mmmsv.checkpoints.conversion import from_authors_file, save_named_by_hash, to_authors_file
 from mmmsv.checkpoints.translation import from_authors, is_flat
 from mmmsv.models import MSVMamba
+from tests.processes import run_script
 from tests.test_models.golden import FILES, load_golden
 
 from .test_initializer import NAME
@@ -24,8 +24,10 @@ TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
 
 def convert(*arguments):
-    command = [sys.executable, TOOL, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    """Run the tool; return the two lines that it prints."""
+    run = run_script([TOOL, *arguments])
+    assert run.status == 0, run.output
+    return run.output.splitlines()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -49,24 +51,21 @@ def test_there_and_back_through_files(authors, name):
 @pytest.mark.slow
 def test_command(authors):
     source = authors.save({"model": authors.weights, "model_ema": authors.weights}, "msvmambav3.pth")
-    run = convert(source, authors.folder / "out" / "v3.pth")
-    assert run.returncode == 0, run.stderr
-    summary, written = run.stdout.splitlines()
+    summary, written = convert(source, authors.folder / "out" / "v3.pth")
     assert summary == (f"{source} (model_ema): {NAME}, {len(authors.weights)} tensors")
     path = Path(written.removeprefix("written: "))
     assert re.fullmatch(r"v3-[0-9a-f]{8}\.pth", path.name)
     assert path.stem[-8:] == hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     assert list(path.parent.iterdir()) == [path]
-    again = convert(source, authors.folder / "v3.pth")
-    assert again.stdout.splitlines()[1].endswith(path.name)  # the same content has the same name
+    _, again = convert(source, authors.folder / "v3.pth")
+    assert again.endswith(path.name)  # the same content has the same name
 
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["meta"]["source"] == "msvmambav3.pth (model_ema)"
     assert_same(checkpoint["state_dict"], from_authors(authors.weights, authors.model().arch))
 
-    back = convert("--to-authors", path, authors.folder)
-    assert back.returncode == 0, back.stderr
-    returned = torch.load(back.stdout.splitlines()[1].removeprefix("written: "), weights_only=True)
+    _, back = convert("--to-authors", path, authors.folder)
+    returned = torch.load(back.removeprefix("written: "), weights_only=True)
     assert_same(returned["model"], authors.weights)
 
 

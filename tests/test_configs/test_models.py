@@ -1,8 +1,6 @@
 """Every config builds its model in full size, its parts fit together, and its recipe is the one that its name says."""
 
 import re
-import subprocess
-import sys
 from functools import cache
 
 import pytest
@@ -13,6 +11,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from tests.processes import run_code
 from tests.test_engine.small_runs import CONFIG, SMALL, small_classifier, small_run
 
 from .zoo import ARCHS, CONFIGS, ROOT, build, load, name
@@ -253,9 +252,9 @@ def test_name_resolves_without_custom_imports(library):
         "register_all_modules(init_default_scope=True);"
         "print(type(MODELS.build(dict(type='mmmsv.MSVMamba', arch='nano'))).__module__)"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split()[-1] == "mmmsv.models.msvmamba"
+    run = run_code(program)
+    assert run.status == 0, run.output
+    assert run.output.split()[-1] == "mmmsv.models.msvmamba"
 
 
 def test_one_epoch_is_enough(tmp_path):

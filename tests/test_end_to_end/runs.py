@@ -1,17 +1,14 @@
 """Commands as users type them, in processes of their own, on small models."""
 
-import multiprocessing
 import os
-import runpy
 import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import torch
+from tests.processes import Run, run_script
 
 FOLDER = Path(__file__).parent
 IN_FORK = any(metadata.distributions(name="onedl-mmdetection"))
@@ -60,19 +57,6 @@ TASKS = [
 MMDET, MMSEG, MMPRETRAIN = TASKS
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished command: its exit status and all that it wrote."""
-
-    status: int
-    output: str
-
-    @property
-    def error(self) -> str:
-        """The last line of the traceback of a script."""
-        return self.output.rstrip().rpartition("\n")[2]
-
-
 def mim(command: str, task: Task, work_dir: Path, *arguments: object, config: Path | None = None) -> Run:
     """Run ``mim train`` or ``mim test`` on a config, if none is given on the small one of ``task``."""
     program = Path(sys.executable).with_name("mim")
@@ -82,29 +66,7 @@ def mim(command: str, task: Task, work_dir: Path, *arguments: object, config: Pa
 def script(command: str, task: Task, work_dir: Path, *arguments: object, config: Path | None = None) -> Run:
     """Run what ``mim train`` or ``mim test`` starts, in a process that has imported torch and MMEngine already."""
     program = Path(find_spec(task.package).origin).parent / ".mim/tools" / f"{command}.py"
-    line = [program, config or task.config, *arguments, "--work-dir", work_dir]
-    with TemporaryDirectory() as folder:
-        output = Path(folder, "output.txt")
-        process = _SERVER.Process(target=_execute, args=([str(part) for part in line], output))
-        process.start()
-        process.join()
-        return Run(process.exitcode, output.read_text(errors="replace"))
-
-
-# It imports these once, and each script runs in a fork of it: the imports take half of the time of a short run.
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["torchvision", "mmengine.runner", "matplotlib.pyplot"])
-
-
-def _execute(line: list[str], output: Path) -> None:
-    with output.open("wb") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    os.environ.update(ENVIRONMENT)
-    torch.set_num_threads(1)
-    sys.argv = line
-    sys.path[:0] = [str(Path(line[0]).parent), ENVIRONMENT["PYTHONPATH"]]
-    runpy.run_path(line[0], run_name="__main__")
+    return run_script([program, config or task.config, *arguments, "--work-dir", work_dir], ENVIRONMENT)
 
 
 def _run(*line: object) -> Run:

@@ -3,8 +3,6 @@
 All published figures here are results reported by the authors of MSVMamba and VMamba.
 """
 
-import os
-import subprocess
 import sys
 
 import pytest
@@ -16,6 +14,7 @@ from mmmsv.analysis.flops import Classifier, Macs, build_classifier, build_from_
 from mmmsv.kernels import selective_scan
 from mmmsv.models.layers import ChannelsLastConv2d
 from mmmsv.models.s6 import S6
+from tests.processes import run_script
 
 from .load import ROOT, load_tool
 
@@ -214,18 +213,12 @@ def test_tool_with_an_arch(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_tool_with_a_config():
-    done = subprocess.run(
-        [sys.executable, "tools/get_flops.py", "configs/cls/msvmamba_t_300e.py"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    title, rows = read(done.stdout)
-    assert title == "configs/cls/msvmamba_t_300e.py, one image of 224 x 224 (H x W)"
+    run = run_script([ROOT / "tools/get_flops.py", ROOT / "configs/cls/msvmamba_t_300e.py"])
+    assert run.status == 0, run.output
+    title, rows = read(run.output[run.output.index(f"{ROOT}/configs") :])  # warnings come before it
+    assert title == f"{ROOT}/configs/cls/msvmamba_t_300e.py, one image of 224 x 224 (H x W)"
     assert [round(total, 2) for total, *_ in rows[:2]] == [33.05, 4.61]
-    assert "Published convention" in done.stdout
+    assert "Published convention" in run.output
 
 
 @pytest.mark.parametrize(
