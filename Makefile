@@ -68,7 +68,7 @@ test-wheel:
 simulate:
 	MMMSV_SIMULATE=1 MMMSV_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(MAKE) pytest \
 		TESTS='tests/simulator tests/test_kernels -k "$(SIMULATED_TESTS)"'
-SIMULATED_TESTS := simulator or triton and not instructions or test_fuzz and (test_maps or test_sequences)
+SIMULATED_TESTS := simulator or triton or test_fuzz and (test_maps or test_sequences)
 FUZZ_EXAMPLES   ?= 20
 
 lint: setup

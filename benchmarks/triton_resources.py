@@ -136,8 +136,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_resources", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print a list of objects")
+    parser.add_argument("--capability", type=int, nargs="+", choices=CAPABILITIES, default=CAPABILITIES)
     arguments = parser.parse_args()
-    rows = [usage for capability in CAPABILITIES for usage in usages(capability)]
+    rows = [usage for capability in arguments.capability for usage in usages(capability)]
     if arguments.json:
         print(json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows]))
     else:

@@ -16,6 +16,7 @@ import torch
 
 from mmmsv.kernels.backends.triton import scan as triton_scan
 
+from ..simulator import SIMULATED
 from .scan_inputs import (
     MAP_NAMES,
     NAMES,
@@ -214,17 +215,21 @@ MOST_INSTRUCTIONS_OF_FUSED_OPS = {
 
 
 @pytest.mark.slow
-def test_instructions_and_registers():
-    """Every kernel compiles for sm_80 and sm_90, spills little or nothing, and has no more instructions than agreed."""
+@pytest.mark.parametrize(
+    "capability",
+    [90, pytest.param(80, marks=pytest.mark.skipif(not SIMULATED, reason="`make simulate` compiles for it, too"))],
+)
+def test_instructions_and_registers(capability):
+    """Every kernel compiles, spills little or nothing, and has no more instructions than agreed."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.triton_resources", "--json"]
+    command = [sys.executable, "-m", "benchmarks.triton_resources", "--json", "--capability", str(capability)]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)
     names = {row["kernel"].partition(",")[0] for row in rows}
     assert names >= {"summarise", "carry_over", "scan_forward", "scan_backward", "summarise backward"}
     assert names >= set(MOST_INSTRUCTIONS_OF_FUSED_OPS)
-    assert {row["capability"] for row in rows} == {80, 90}
+    assert {row["capability"] for row in rows} == {capability}
     # Where routes add up, the early reading of what was added takes registers: with spills, it is faster on an H100.
     spilled = [row for row in rows if row["spilled bytes"]]
     assert {(row["kernel"], row["case"]) for row in spilled} <= {("scan_backward", "row_rev+col+col_rev")}
@@ -237,6 +242,6 @@ def test_instructions_and_registers():
         limit = limits.get((row["kernel"], row["N"]))
         assert limit is None or row["instructions a pair"] <= limit, row
     fused = [row for row in json.loads(result.stdout) if row["N"] == ""]
-    assert len(fused) > 50
+    assert len(fused) > 25
     for row in fused:
         assert row["instructions a pair"] <= MOST_INSTRUCTIONS_OF_FUSED_OPS[row["kernel"].partition(",")[0]], row
