@@ -37,7 +37,8 @@ def make_plain(checkpoint: dict[str, Any]) -> None:
     """
     if "param_schedulers" in checkpoint:
         checkpoint["param_schedulers"] = _without_functions(checkpoint["param_schedulers"])
-    made_plain: dict[str, list] = {"generic": [], "ndarray": [], "HistoryBuffer": [], "ConfigDict": []}
+    before = checkpoint.get("meta", {}).get(NOTE, {})  # of an earlier call, after which something was added
+    made_plain = {kind: [*before.get(kind, ())] for kind in ("generic", "ndarray", "HistoryBuffer", "ConfigDict")}
     checkpoint.update(_plain(dict(checkpoint), (), made_plain))
     checkpoint["meta"] = {**checkpoint.get("meta", {}), NOTE: made_plain}
 
@@ -64,7 +65,7 @@ def restore(checkpoint: dict[str, Any]) -> None:
             _replace(checkpoint, path, _history)
         for path in made_plain["ConfigDict"]:
             _replace(checkpoint, path, ConfigDict)
-    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"meta[{NOTE!r}] of this checkpoint, by which NumPy values and histories are restored, does not fit its "
             f"data ({error!r:.200}): the file was changed after it was written. Resume from another one"
@@ -139,8 +140,11 @@ def _dtype(name: str) -> np.dtype:
     return dtype
 
 
-def _array(value: Tensor | list, dtype: str, shape: tuple) -> np.ndarray:
-    return _from_tensor_or_list(value).astype(_dtype(dtype)).reshape(shape)
+def _array(value: Tensor | list, name: str, shape: tuple) -> np.ndarray:
+    array, dtype = _from_tensor_or_list(value), _dtype(name)
+    if dtype.kind == "U" and array.size and dtype.itemsize > max(array.itemsize, 4):
+        raise ValueError(f"{name!r} has room for longer strings than there are")
+    return array.astype(dtype).reshape(shape)
 
 
 def _history(parts: dict[str, Any]) -> HistoryBuffer:

@@ -36,13 +36,14 @@ class _LooksForData(BaseLoop):
             the absolute path, for which loop it is, and the entry of ``data_source`` in the config for the type of this
             data set, which says how to get the data.
         ValueError: An annotation file is no whole JSON, as after a download that was cut off.
+        TypeError: ``data_source`` of the config is neither a sentence nor a dict of sentences.
     """
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, *args: object, **kwargs: object) -> None:
-        given = [] if isinstance(dataloader, DataLoader) else _configs(dataloader["dataset"])
+        given = [] if isinstance(dataloader, DataLoader) else _configs(dataloader.get("dataset"))
         datasets = [leaf for config in given for leaf in _leaves(config)]
         metrics = _configs(kwargs.get("evaluator"))
-        sources = runner.cfg.get("data_source", {})
+        sources = _checked_sources(runner.cfg.get("data_source", {}))
         name = type(self).__name__
         try:
             super().__init__(runner, dataloader, *args, **kwargs)
@@ -58,7 +59,8 @@ class _LooksForData(BaseLoop):
         except (AssertionError, FileNotFoundError, NotADirectoryError, RuntimeError, ValueError) as error:
             missing = missing_paths(*datasets, *metrics)
             if not missing and isinstance(error, OSError) and error.filename is not None:
-                missing = [osp.abspath(error.filename)]  # a path that a data set makes by itself
+                # A path that a data set makes by itself.
+                missing = [error.filename if "://" in error.filename else osp.abspath(error.filename)]
             if not missing:
                 raise
             raise FileNotFoundError(_lacks(name, missing, datasets, sources)) from error
@@ -136,6 +138,17 @@ def _lacks(loop: str, missing: Sequence[str], datasets: Sequence[Mapping], sourc
     )
 
 
+def _checked_sources(sources: object) -> Mapping[str, str] | str:
+    if isinstance(sources, str):
+        return sources
+    if isinstance(sources, Mapping) and all(isinstance(part, str) for pair in sources.items() for part in pair):
+        return sources
+    raise TypeError(
+        f"data_source of the config is {sources!r:.200}, expected a sentence that says how to get the data, or a dict "
+        "of such sentences by type of data set"
+    )
+
+
 def _configs(part: object) -> list[Mapping]:
     """List the configs in a data set or evaluator, of which there are none once it was built."""
     return [config for config in (part if isinstance(part, Sequence) else [part]) if isinstance(config, Mapping)]
@@ -176,15 +189,16 @@ def _holds_something(path: str) -> bool:
         return next(entries, None) is not None
 
 
-def _lacks_first_sample(dataset: object) -> bool:
+def _lacks_first_sample(dataset: object, seen: tuple[object, ...] = ()) -> bool:
     """Whether there is no first sample, or its pipeline will not find the files; of wrappers: of any inside."""
     if not isinstance(dataset, BaseDataset):
-        inner = [*getattr(dataset, "datasets", []), getattr(dataset, "dataset", None)]
-        return any(_lacks_first_sample(one) for one in inner if one is not None)
+        inner = getattr(dataset, "datasets", None)
+        parts = [*(inner if isinstance(inner, (list, tuple)) else ()), getattr(dataset, "dataset", None)]
+        return any(_lacks_first_sample(part, (*seen, dataset)) for part in parts if part not in (None, *seen, dataset))
     if not len(dataset):
         return True
     sample = dataset.get_data_info(0)
-    return any(_will_not_find_its_file(step, sample) for step in dataset.pipeline.transforms)
+    return any(_will_not_find_its_file(step, sample) for step in getattr(dataset.pipeline, "transforms", ()))
 
 
 def _will_not_find_its_file(step: object, sample: Mapping) -> bool:

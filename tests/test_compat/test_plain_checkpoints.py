@@ -167,8 +167,9 @@ def test_other_checkpoints_stay(other):
 
 
 class NumPyHook(Hook):
-    """Keeps NumPy values of its own, and takes them back, as hooks do that save the state of a generator."""
+    """Keeps NumPy values of its own, and takes them back, as hooks do that save the state of a generator; the last one."""
 
+    priority = "LOWEST"
     found = None
 
     def before_save_checkpoint(self, runner, checkpoint):

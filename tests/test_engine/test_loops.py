@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
@@ -238,3 +239,28 @@ def test_hint_is_that_of_the_data_set_in_use(tmp_path, changes, hint):
     assert hint in error
     assert "Synthetic" not in error
     assert error_of(coco, scope="mmdet", data_source="by post").endswith("How to get it: by post")
+
+
+@pytest.mark.parametrize("source", [None, 3, ["here"], {"ImageNet": None}, {"ImageNet": ["here"]}], ids=str)
+def test_data_source_that_is_no_sentence(source):
+    with pytest.raises(TypeError, match=r"data_source of the config is .*, expected a sentence that says how to get"):
+        build({"type": "CustomDataset", "data_root": "nowhere"}, data_source=source)
+
+
+class Odd(torch.utils.data.Dataset):
+    """Two samples, and attributes that other data sets have for something else."""
+
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+        self.dataset = self
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return torch.ones(1)
+
+
+@pytest.mark.parametrize("datasets", [None, 3])
+def test_data_sets_that_are_no_wrappers(datasets):
+    build({"type": Odd, "datasets": datasets})

@@ -52,10 +52,10 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
 
     def before_run(self, runner: Runner) -> None:
         """Make ``last_checkpoint`` name a whole file, before MMEngine reads it."""
-        # This hook is among the last, to see what others add, and these are to read it as they wrote it. A new list,
-        # since MMEngine is going through the old one.
+        # The last one sees what all others add, and the first one restores it before they read it. A new list, since
+        # MMEngine is going through the old one.
         if not any(isinstance(hook, _RestoreHook) for hook in runner._hooks):
-            runner._hooks = [_RestoreHook(), *runner._hooks]
+            runner._hooks = [_RestoreHook(), *runner._hooks, _PlainHook()]
         if runner._resume and runner._load_from is None:
             try:
                 if is_main_process():
@@ -105,7 +105,7 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
                     unfinished.unlink()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Make the checkpoint plain data."""
+        """Make the checkpoint plain data, where it is saved outside of a run."""
         make_plain(checkpoint)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -163,6 +163,15 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
         elif self.file_backend.isdir(path):  # DeepSpeed's checkpoints are folders
             # pyrefly: ignore[missing-attribute]: MMEngine's deprecated FileClient lacks it, as in its own hook
             self.file_backend.rmtree(path)
+
+
+class _PlainHook(Hook):
+    """Makes a checkpoint plain data, after all other hooks have added to it."""
+
+    priority = "LOWEST"
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        make_plain(checkpoint)
 
 
 class _RestoreHook(Hook):
