@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 # It imports these once, and nothing of this package; each process is a fork of it.
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["torchvision", "mmengine.runner", "matplotlib.pyplot"])
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torchvision", "mmengine.runner", "matplotlib.pyplot"])
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def run_code(code: str) -> Run:
 def _run(function, *arguments) -> Run:
     with TemporaryDirectory() as folder:
         output = Path(folder, "output.txt")
-        process = _SERVER.Process(target=_execute, args=(output, function, *arguments))
+        process = SERVER.Process(target=_execute, args=(output, function, *arguments))
         process.start()
         process.join()
         return Run(process.exitcode, output.read_text(errors="replace"))

@@ -14,12 +14,14 @@ from .linear import linear
 from .readers import branch_off, read_twice
 from .routes import ROUTES, Route
 from .scan import scan2d, selective_scan
+from .selection import Selection
 
 __all__ = [
     "BACKENDS",
     "ROUTES",
     "Activation",
     "Route",
+    "Selection",
     "branch_off",
     "depthwise_conv",
     "empty_cache",

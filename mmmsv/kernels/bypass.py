@@ -24,8 +24,13 @@ def may_carry_tangents() -> bool:
 
 
 def is_transformed() -> bool:
-    """Return whether a transform of torch.func, or a forward-mode derivative, is being computed."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or may_carry_tangents()
+    """Return whether a transform of torch.func, a forward-mode derivative or a batch of gradients is computed."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or may_carry_tangents()
+        # The vmap of torch.autograd.grad(is_grads_batched=True), which is not that of torch.func.
+        or torch._C._dispatch_tls_is_dispatch_key_included("VmapMode")
+    )
 
 
 def is_profiled() -> bool:

@@ -160,11 +160,17 @@ def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
     Raises:
         ValueError: There is no such backend.
     """
-    return _choosing(_known(name, "use_backend"))
+    return use_chosen_backend(_known(name, "use_backend"))
+
+
+def chosen_backend() -> str | None:
+    """Return the name that :func:`use_backend` was given, in whose ``with`` block this is; None outside of one."""
+    return _chosen
 
 
 @contextlib.contextmanager
-def _choosing(name: str) -> Iterator[None]:
+def use_chosen_backend(name: str | None) -> Iterator[None]:
+    """Make a result of :func:`chosen_backend` hold again while a ``with`` block runs."""
     global _chosen
     previous, _chosen = _chosen, name
     try:

@@ -43,17 +43,9 @@ def _as_own_layers(tool: str, count: str, table: _Hooks) -> _Hooks:
         count: Name of its count in a layer.
         table: Its hooks. What is inside a layer that is in the table, it leaves out.
     """
-    norm, linear, conv = table[nn.LayerNorm], table[nn.Linear], table[nn.Conv2d]
-
-    def channels_first_conv(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        conv(layer, (inputs[0].permute(0, 3, 1, 2),), output.permute(0, 3, 1, 2))
-
-    def two_norms(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        for each in inputs:
-            norm(layer, (each,), output)
 
     def scan(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        projected = inputs[0].numel() // inputs[0].shape[-1] * layer.x_proj.weight.numel()
+        projected = inputs[0].numel() * layer.sets * sum(layer.token_sizes)
         setattr(layer, count, getattr(layer, count) + projected + _scan_macs(layer, inputs[0]))
 
     def checked(hook: _Hook) -> _Hook:
@@ -68,14 +60,30 @@ def _as_own_layers(tool: str, count: str, table: _Hooks) -> _Hooks:
 
         return call
 
-    hooks = {
-        **dict.fromkeys(_NORMS, norm),
-        NormFirstFusion: two_norms,
-        **dict.fromkeys((Linear, HalvedLinear), linear),
-        **dict.fromkeys((ChannelsLastConv2d, DepthwiseConv2d), channels_first_conv),
-        S6: scan,
-    }
+    hooks: _Hooks = {S6: scan}
+    # What a tool does not count of torch's layers, it does not count of these.
+    if norm := table.get(nn.LayerNorm):
+        hooks |= {**dict.fromkeys(_NORMS, norm), NormFirstFusion: _of_each_input(norm)}
+    if linear := table.get(nn.Linear):
+        hooks |= dict.fromkeys((Linear, HalvedLinear), linear)
+    if conv := table.get(nn.Conv2d):
+        hooks |= dict.fromkeys((ChannelsLastConv2d, DepthwiseConv2d), _channels_first(conv))
     return {kind: checked(hook) for kind, hook in hooks.items()}
+
+
+def _of_each_input(norm: _Hook) -> _Hook:
+    def hook(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        for each in inputs:
+            norm(layer, (each,), output)
+
+    return hook
+
+
+def _channels_first(conv: _Hook) -> _Hook:
+    def hook(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        conv(layer, (inputs[0].permute(0, 3, 1, 2),), output.permute(0, 3, 1, 2))
+
+    return hook
 
 
 def _beside_functions(table: _Hooks) -> _Hooks:

@@ -1,21 +1,22 @@
 """Compute activations again in the backward pass instead of keeping them, whatever the layers compute."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 from functools import wraps
-from typing import Generic, TypeVar
+from types import FunctionType, MethodType
 
 from torch import Size, Tensor, is_grad_enabled, nn
-from torch.jit import is_tracing
+from torch.jit import ScriptModule, is_tracing
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from mmmsv.compat.torch_versions import is_compiling
-from mmmsv.kernels import is_transformed
+from mmmsv.kernels import Selection, is_transformed
 
-_Module = TypeVar("_Module", bound=nn.Module)
 _RECOMPUTED = ContextVar("_RECOMPUTED", default=False)  # whether the current code runs within a call of recompute
 
 
@@ -33,8 +34,8 @@ def recomputed(on_cpu: bool) -> Callable[[Callable[..., Tensor]], Callable[..., 
     """Call a method of a :class:`RecomputingModule` through :func:`recompute`.
 
     Args:
-        on_cpu: Whether that is the default on a CPU; not where a layer has forward hooks, which would run twice though
-            nobody has asked for that.
+        on_cpu: Whether that is the default on a CPU; not where a layer has forward hooks, say, which would run twice
+            though nobody has asked for that.
     """
 
     def decorate(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -42,7 +43,7 @@ def recomputed(on_cpu: bool) -> Callable[[Callable[..., Tensor]], Callable[..., 
         def call(module: RecomputingModule, x: Tensor, *others: Tensor | Size | None) -> Tensor:
             wanted = module.recompute
             if wanted is None:
-                wanted = on_cpu and x.device.type == "cpu" and not (is_compiling() or _is_observed(module))
+                wanted = on_cpu and x.device.type == "cpu" and not is_compiling() and _is_fit_by_default(module)
             return recompute(method, module, x, *others) if wanted else method(module, x, *others)
 
         return call
@@ -53,9 +54,9 @@ def recomputed(on_cpu: bool) -> Callable[[Callable[..., Tensor]], Callable[..., 
 def recompute(function: Callable[..., Tensor], module: nn.Module, *inputs: Tensor | Size | None) -> Tensor:
     """Call ``function(module, *inputs)``; keep the inputs for its backward pass, and compute the rest there again.
 
-    Recomputation stops at the last tensor that the backward pass needs; a final matrix product is not redone. It takes
-    the module as it was in the forward pass: what is frozen, switched to evaluation, hooked or replaced in between
-    changes nothing, nor does the end of a ``torch.func.functional_call``.
+    Recomputation stops at the last tensor that the backward pass needs; a final matrix product is not redone. While it
+    runs, the module is as it was in the forward pass (:class:`_Before`): what is frozen, switched to evaluation, hooked
+    or replaced in between changes nothing, nor does the end of a ``torch.func.functional_call``.
 
     Nested calls, ``torch.compile``, tracing, the transforms of ``torch.func`` and ``parametrize.cached()`` call the
     function as usual.
@@ -68,7 +69,7 @@ def recompute(function: Callable[..., Tensor], module: nn.Module, *inputs: Tenso
     Raises:
         RuntimeError: In the backward pass: a weight was changed in place after the forward pass.
     """
-    if not is_grad_enabled() or _RECOMPUTED.get() or _is_traced() or parametrize._cache_enabled:
+    if not is_grad_enabled() or _is_traced() or _RECOMPUTED.get() or parametrize._cache_enabled:
         return function(module, *inputs)
     # pyrefly: ignore[bad-return]: torch does not annotate what checkpoint returns, which is what the function returns
     return checkpoint(_Twice(function, module), *inputs, use_reentrant=False)
@@ -78,63 +79,158 @@ def _is_traced() -> bool:
     return is_compiling() or is_tracing() or is_transformed()
 
 
-class _Twice(Generic[_Module]):
-    """``function(module, *inputs)``, computed with the module the first time, and then with what it was before."""
+class _Twice:
+    """``function(module, *inputs)``, computed first as it is, and then with the module as it was."""
 
-    def __init__(self, function: Callable[..., Tensor], module: _Module) -> None:
+    def __init__(self, function: Callable[..., Tensor], module: nn.Module) -> None:
         self.function, self.module = function, module
-        self.before = _copied(module)
-        self.versions = _versions(self.before)
-        self.is_first = True
+        self.before: _Before | None = None
 
     def __call__(self, *inputs: Tensor | Size | None) -> Tensor:
-        module = self.module if self.is_first else self._unchanged()
-        self.is_first = False
         token = _RECOMPUTED.set(True)
         try:
-            return self.function(module, *inputs)
+            if self.before is not None:
+                with self.before.restored():
+                    return self.function(self.module, *inputs)
+            buffers = {layer: _Buffers(layer) for _, layer in _layers(self.module) if layer._buffers}
+            y = self.function(self.module, *inputs)
+            self.before = _Before(self.module, buffers)
+            return y
         finally:
             _RECOMPUTED.reset(token)
 
-    def _unchanged(self) -> _Module:
-        for name, version in _versions(self.before).items():
-            if version != self.versions[name]:
+
+class _Before:
+    """What decides what a module computes, at the end of its forward pass, and its buffers before it.
+
+    That is for each layer: its class, parameters, buffers, layers, hooks, mode, and attributes that are numbers,
+    strings or functions; hooks of all modules; which parameters ask for a gradient; what the kernels are chosen by. No
+    other attribute is held, since a layer may keep its output in one, and this lives as long as the graph of that.
+
+    Args:
+        module: The module.
+        buffers: Those of its layers before the forward pass.
+    """
+
+    def __init__(self, module: nn.Module, buffers: "dict[nn.Module, _Buffers]") -> None:
+        self.name = type(module).__name__
+        layers = list(_layers(module))
+        changed = {layer: before.copies for layer, before in buffers.items() if before.have_changed()}
+        self.layers = [(layer, type(layer), _held(layer), changed.get(layer, {})) for _, layer in layers]
+        self.weights = [
+            (path + name, weight, weight.requires_grad, _version(weight))
+            for path, layer in layers
+            for name, weight in layer._parameters.items()
+            if weight is not None
+        ]
+        self.global_hooks = [(hooks, hooks.copy()) for hooks in _GLOBAL_HOOKS]
+        self.kernels = Selection.current()
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Make the module what it was, while a ``with`` block runs."""
+        for name, weight, _, version in self.weights:
+            if _version(weight) != version:
                 raise RuntimeError(
-                    f"{type(self.module).__name__}: its {name} was changed in place between the forward pass and the "
-                    "backward pass, which computes part of the forward pass again; change weights after backward()"
+                    f"{self.name}: its {name} was changed in place between the forward pass and the backward pass, "
+                    "which computes part of the forward pass again; change weights after backward()"
                 )
-        return _copied(self.before)  # whose buffers a second backward pass finds as they were, too
+        layers = [(layer, type(layer), vars(layer).copy()) for layer, *_ in self.layers]
+        flags = [(weight, weight.requires_grad) for _, weight, flag, _ in self.weights if weight.requires_grad != flag]
+        hooks = [hooks.copy() for hooks in _GLOBAL_HOOKS]
+        try:
+            for layer, kind, held, buffers in self.layers:
+                _put(layer, kind, {name: _restored(layer, name, value) for name, value in held.items()})
+                layer._buffers.update({name: buffer.clone() for name, buffer in buffers.items()})
+            for weight, flag in flags:
+                weight.requires_grad_(not flag)
+            for current, before in self.global_hooks:
+                _replace(current, before)
+            with self.kernels.restored():
+                yield
+        finally:
+            for current, now in zip(_GLOBAL_HOOKS, hooks, strict=True):
+                _replace(current, now)
+            for weight, flag in flags:
+                weight.requires_grad_(flag)
+            for layer, kind, attributes in layers:
+                _put(layer, kind, attributes)
 
 
-def _copied(module: _Module) -> _Module:
-    """Copy a module and its layers: their settings and hooks, views of their weights, and copies of their buffers."""
-    copy: _Module = object.__new__(type(module))
-    # Not by setattr, which is the module's own: what it registers, parameters first, is in dicts.
-    for name, value in vars(module).items():
-        vars(copy)[name] = value.copy() if isinstance(value, dict) else value
-    for tensors, copied in ((vars(copy)["_parameters"], _frozen_view), (vars(copy)["_buffers"], Tensor.clone)):
-        tensors.update({name: copied(tensor) for name, tensor in tensors.items() if tensor is not None})
-    for name, layer in copy._modules.items():
-        if layer is not None and not _gathers_weights(layer):
-            copy._modules[name] = _copied(layer)
-    return copy
+# What a module registers in dicts and sets, by the names of these.
+_REGISTRIES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
+_GLOBAL_HOOKS = [
+    value for name, value in vars(torch_module).items() if name.startswith("_global_") and isinstance(value, dict)
+]
+_PLAIN = (bool, int, float, str, type(None), FunctionType, MethodType)
+_CURRENT = object()  # stands for the value that an attribute has when it is asked for
 
 
-def _frozen_view(weight: Tensor) -> Tensor:
-    """Return a view of a weight that goes on asking for a gradient if the weight does so now."""
-    return weight.detach().requires_grad_(weight.requires_grad)
+def _held(layer: nn.Module) -> dict[str, object]:
+    """Return the attributes of a layer that decide what it computes, and for the others that they are there."""
+    return {
+        name: copy(value) if name in _REGISTRIES else value if isinstance(value, _PLAIN) else _CURRENT
+        for name, value in vars(layer).items()
+    }
 
 
-def _gathers_weights(layer: nn.Module) -> bool:
-    """Return whether a layer has but a part of its weights until it is called: FSDP and DeepSpeed gather them."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # where nobody has imported it, it shards nothing
-    kinds = tuple(getattr(fsdp, kind) for kind in ("FullyShardedDataParallel", "FSDPModule") if hasattr(fsdp, kind))
-    return isinstance(layer, kinds) or any(hasattr(weight, "ds_id") for weight in layer._parameters.values())
+def _restored(layer: nn.Module, name: str, held: object) -> object:
+    if held is _CURRENT:
+        return vars(layer).get(name)
+    return copy(held) if name in _REGISTRIES else held
 
 
-def _versions(module: nn.Module) -> dict[str, int]:
+def _put(layer: nn.Module, kind: type[nn.Module], attributes: dict[str, object]) -> None:
+    layer.__class__ = kind
+    _replace(vars(layer), attributes)
+
+
+def _replace(content: dict, by: Mapping) -> None:
+    content.clear()
+    content.update(by)
+
+
+class _Buffers:
+    """The buffers of a layer, and copies of them, in case that a call of it changes them."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.buffers = {
+            name: (buffer, _version(buffer)) for name, buffer in layer._buffers.items() if buffer is not None
+        }
+        self.copies = {name: buffer.clone() for name, (buffer, _) in self.buffers.items()}
+
+    def have_changed(self) -> bool:
+        return any(
+            self.layer._buffers.get(name) is not buffer or _version(buffer) != version
+            for name, (buffer, version) in self.buffers.items()
+        )
+
+
+def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield a module and the layers in it, each once, with what the names of their parameters begin with.
+
+    Left out are programs, and what FSDP and DeepSpeed shard, which has a part of its weights until it is called.
+    """
+    # Where nobody has imported FSDP, it shards nothing.
+    fsdp = [sys.modules.get(f"torch.distributed.{place}") for place in ("fsdp", "_composable.fsdp")]
+    kinds = (getattr(place, kind, None) for place in fsdp for kind in ("FullyShardedDataParallel", "FSDPModule"))
+    left_out = (ScriptModule, *filter(None, kinds))
+    seen, waiting = {module}, [("", module)]
+    while waiting:
+        path, layer = waiting.pop()
+        yield path, layer
+        for name, inner in layer._modules.items():
+            if inner is None or inner in seen or isinstance(inner, left_out):
+                continue
+            if not any(hasattr(weight, "ds_id") for weight in inner._parameters.values()):
+                seen.add(inner)
+                waiting.append((f"{path}{name}.", inner))
+
+
+def _version(tensor: Tensor) -> int:
     # Tensors made in inference mode have no version; autograd does not allow in-place changes to them.
-    return {name: 0 if weight.is_inference() else weight._version for name, weight in module.named_parameters()}
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def is_every_call_observed() -> bool:
@@ -142,7 +238,9 @@ def is_every_call_observed() -> bool:
     return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
 
 
-def _is_observed(module: nn.Module) -> bool:
-    return is_every_call_observed() or any(
-        layer._forward_hooks or layer._forward_pre_hooks for layer in module.modules()
+def _is_fit_by_default(module: nn.Module) -> bool:
+    """Return whether no layer has forward hooks, which would run twice, or is a program, which cannot stop halfway."""
+    return not is_every_call_observed() and not any(
+        layer._forward_hooks or layer._forward_pre_hooks or isinstance(layer, ScriptModule)
+        for layer in module.modules()
     )

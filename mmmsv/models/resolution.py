@@ -126,6 +126,6 @@ def _convolve_and_norm(x: Tensor, conv: ChannelsLastConv2d, norm: LayerNorm) -> 
 def _channels_last(image: Tensor) -> Tensor:
     # A copy of three channels, where the image is not channels-last yet, saves one of the whole map after it.
     # Transforms such as vmap know no memory formats.
-    if not is_transformed():
+    if is_compiling() or not is_transformed():
         image = image.contiguous(memory_format=channels_last)
     return image.permute(0, 2, 3, 1)

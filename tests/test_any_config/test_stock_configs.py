@@ -74,7 +74,7 @@ def test_options_as_for_swin(tmp_path):
     assert all(torch.equal(model.backbone.state_dict()[name], value) for name, value in loaded.items())
 
     runs = []
-    model.backbone.stages[1].blocks[0].register_forward_pre_hook(lambda module, inputs: runs.append(module))
+    model.backbone.stages[1].blocks[0].ffn.register_forward_pre_hook(lambda module, inputs: runs.append(module))
     assert training_step(model, cfg).isfinite()
     assert len(runs) == 2  # with_cp: again in the backward pass
     assert not any(m.training for m in model.backbone.modules() if isinstance(m, nn.LayerNorm))

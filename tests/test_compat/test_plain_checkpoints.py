@@ -167,7 +167,7 @@ def test_other_checkpoints_stay(other):
 
 
 class NumPyHook(Hook):
-    """Keeps NumPy values of its own, and takes them back, as hooks do that save the state of a generator; the last one."""
+    """Keeps NumPy values of its own, and takes them back, as hooks do that save the state of a generator."""
 
     priority = "LOWEST"
     found = None
