@@ -7,7 +7,11 @@
 # make simulate    runs the tests of the Triton kernels on a simulated GPU: values, overruns and races
 # make bench       measures the selective scan against other implementations, to benchmarks/results/<machine>.md
 # make gpu         goes through one round on a GPU: tests, sanitizers, kernels, models; results to GPU_OUT
-# make setup       only the set-up; MMCV=compiled builds the real mmcv (5-10 minutes, needs a C++ compiler)
+# make setup       only the set-up; MMCV=compiled builds the real mmcv (5-10 minutes, needs a C++ compiler); LOCKED=1
+#                  installs the versions of packaging/locked, and no file whose hash is not there
+# make lock        renews packaging/locked: the newest versions that pyproject.toml and constraints.txt allow
+# make audit       asks for known vulnerabilities of what is locked
+# make release     builds wheel and source distribution in dist, with an SBOM and checksums
 
 PYTHON ?= python3
 # The environment, its pinned versions, what is installed in it beside torch and mmcv, and mmcv without its ops. The
@@ -26,8 +30,12 @@ PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 JOBS   ?= 2
 # Once the compiled mmcv is in place, later runs keep it.
 MMCV   ?= $(if $(wildcard $(VENV)/.done-mmcv-compiled),compiled,lite)
+# As it is with an environment that was locked.
+LOCKED ?= $(wildcard $(VENV)/.done-packages-locked)
+# Every package with its version and the hashes of its files.
+LOCK   := packaging/locked/environment.txt
 
-.PHONY: setup demo check test pytest test-fork test-oldest test-wheel simulate lint bench gpu clean
+.PHONY: setup demo check test pytest test-fork test-oldest test-wheel simulate lint bench gpu lock audit release release-tools clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -86,15 +94,43 @@ GPU_OUT ?= benchmarks/results/gpu
 gpu: setup
 	$(VENV)/bin/python -m benchmarks.gpu --out $(GPU_OUT)
 
+# The tools of the three targets below, locked as the environment is.
+RELEASE := .venv-release/bin
+release-tools:
+	$(MAKE) .venv-release/.done-locked VENV=.venv-release LOCK=packaging/locked/release.txt
+
+# For every Python and system that is supported. The files name packages and hashes, and no place to get them from.
+COMPILE := $(RELEASE)/uv pip compile --no-config --quiet --upgrade --generate-hashes --universal --python-version 3.10 \
+	--no-python-downloads --custom-compile-command 'make lock' -c constraints.txt
+lock: release-tools
+	echo opencv-python | $(COMPILE) --excludes /dev/stdin --extra det --extra seg --extra cls --extra dev \
+		-o packaging/locked/environment.txt pyproject.toml packaging/locked/environment.in
+	$(COMPILE) -o packaging/locked/release.txt packaging/locked/release.in
+
+audit: release-tools
+	$(RELEASE)/pip-audit --disable-pip --require-hashes --strict -r packaging/locked/environment.txt
+
+release: release-tools
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(RELEASE)/python -m build --no-isolation
+	$(RELEASE)/cyclonedx-py requirements --output-reproducible --mc-type library --pyproject pyproject.toml \
+		-o dist/mmmsv.cdx.json packaging/locked/environment.txt
+	cd dist && sha256sum mmmsv* > SHA256SUMS
+
 clean:
-	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis work_dirs build *.egg-info mmmsv/kernels/backends/cpu/_cpu_* packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
+	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis work_dirs build dist *.egg-info mmmsv/kernels/backends/cpu/_cpu_* packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
 
 ifeq ($(filter lite compiled,$(MMCV)),)
 $(error MMCV is '$(MMCV)', expected lite or compiled)
 endif
+ifneq ($(LOCKED),)
+ifneq ($(MMCV) $(CONSTRAINTS),lite constraints.txt)
+$(error LOCKED=1 goes with mmcv-lite and constraints.txt only, not with MMCV=$(MMCV) and $(CONSTRAINTS))
+endif
+endif
 
 # Each step leaves a stamp when it has ended: a set-up that was cut off goes on with the step that is missing.
-setup: $(VENV)/.done-mmcv-$(MMCV)
+setup: $(VENV)/.done-$(if $(LOCKED),packages-locked,mmcv-$(MMCV))
 
 $(VENV)/.done-venv:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "mmmsv needs Python 3.10 or newer, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/a/newer/python")'
@@ -106,7 +142,10 @@ $(VENV)/.done-torch: $(CONSTRAINTS) $(VENV)/.done-venv
 	$(PIP) install -c $(CONSTRAINTS) torch torchvision setuptools wheel
 	@touch $@
 
-$(VENV)/.done-packages: pyproject.toml setup.py $(wildcard mmmsv/kernels/backends/cpu/csrc/*) $(VENV)/.done-torch
+PROJECT := pyproject.toml setup.py $(wildcard mmmsv/kernels/backends/cpu/csrc/*)
+
+$(VENV)/.done-packages: $(PROJECT) $(VENV)/.done-torch
+	@rm -f $(VENV)/.done-packages-locked
 	$(PIP) install -c $(CONSTRAINTS) $(PACKAGES)
 # MMEngine asks for opencv-python, which needs libGL and glib from the system; the headless build needs neither.
 	$(PIP) uninstall -y opencv-python opencv-python-headless
@@ -128,4 +167,16 @@ $(VENV)/.done-mmcv-compiled: $(CONSTRAINTS) | $(VENV)/.done-packages
 	@rm -f $(VENV)/.done-mmcv-lite
 	$(PIP) uninstall -y mmcv-lite mmmsv-mmcv-ops
 	MMCV_WITH_OPS=1 CFLAGS=-g0 CXXFLAGS=-g0 $(PIP) install --no-build-isolation --no-cache-dir --no-deps -c $(CONSTRAINTS) mmcv
+	@touch $@
+
+# Wheels only: what builds a source distribution would be fetched without a hash.
+$(VENV)/.done-locked: $(LOCK) $(VENV)/.done-venv
+	$(PIP) install --require-hashes --no-deps --only-binary :all: -r $(LOCK)
+	@touch $@
+
+# What is built here is built with the setuptools that is locked.
+$(VENV)/.done-packages-locked: $(PROJECT) $(MMCV_OPS) $(VENV)/.done-locked
+	@rm -f $(VENV)/.done-torch $(VENV)/.done-packages $(VENV)/.done-mmcv-*
+	$(PIP) install --no-build-isolation --no-deps $(PACKAGES)
+	$(PIP) install --no-build-isolation --no-deps --force-reinstall ./packaging/mmcv_ops
 	@touch $@
