@@ -1,5 +1,6 @@
 """Read a checkpoint file, from a path or a URL, without running any code in it."""
 
+import errno
 import hashlib
 import os
 import pickle
@@ -23,6 +24,8 @@ from mmmsv.weight_names import find_weights, without_wrappers
 _MAGIC = (b"PK\x03\x04", b"\x80")
 # Of weights, and of counters beside them.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.int32, torch.int64)
+# Errors of a folder that cannot be written.
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 class Weights(NamedTuple):
@@ -183,9 +186,10 @@ def _fetch(url: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path))
     except (OSError, HTTPException, ValueError) as error:
-        raise ValueError(
-            f"{url} could not be downloaded ({_reason(error)}); fetch it by other means, and give its path"
-        ) from error
+        advice = "fetch it by other means, and give its path"
+        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+            advice = f"set TORCH_HOME to a folder that can be written, or {advice}"
+        raise ValueError(f"{url} could not be downloaded ({_reason(error)}); {advice}") from error
 
 
 def _reason(error: Exception) -> str:

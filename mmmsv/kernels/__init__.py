@@ -1,8 +1,22 @@
 """The selective scan (S6), the ops around it, and their backends; imports torch, never a package of OpenMMLab."""
 
+from pathlib import Path
+
 # The link in the root of a checkout, found by what looks for the package of that name.
 if __name__ == "kernels":
     raise ImportError("this folder is mmmsv.kernels; the package 'kernels' is not installed")
+if not Path(__file__).parent.is_dir():
+    raise ImportError(
+        f"mmmsv does not run out of an archive ({Path(__file__).parents[2]}), since its C++ library and configs must "
+        "be files: install it with pip, or unpack it"
+    )
+try:
+    __file__.encode()
+except UnicodeEncodeError as error:
+    raise ImportError(
+        f"mmmsv lies in a folder whose name Python cannot decode in this locale ({__file__!a}), and torch registers no "
+        "ops from there: set PYTHONUTF8=1, or a locale with UTF-8"
+    ) from error
 
 from . import backends, flops, whole_block  # noqa: F401  which registers the first two
 from .arguments import Activation

@@ -171,6 +171,15 @@ def test_nothing_whole_to_resume_from(tmp_path):
         CheckpointHook().before_run(runner)
 
 
+@pytest.mark.parametrize("given", ["out_dir", "work_dir"])
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_epoch(tmp_path, given):
+    (tmp_path / "file").touch()  # in the place of the folder: permissions do not bind root
+    folders = {"out_dir": str(tmp_path), "work_dir": str(tmp_path / "run"), given: str(tmp_path / "file/run")}
+    hook = CheckpointHook(out_dir=folders["out_dir"] if given == "out_dir" else None)
+    with pytest.raises(ValueError, match=r"cannot write to .*file/run.* \(Not a directory\); give another out_dir"):
+        hook.before_train(_runner(folders["work_dir"]))
+
+
 def test_other_folder(tmp_path):
     """``out_dir`` holds the checkpoints, in a folder with the name of the work_dir, which keeps ``last_checkpoint``."""
     work_dir, out_dir = tmp_path / "run", tmp_path / "elsewhere"

@@ -120,6 +120,15 @@ def test_a_library_of_other_sources(monkeypatch, asked_anew):
 
 
 @pytest.mark.skipif(native_library.why_not(CPU) is not None, reason="there is no C++ library here")
+def test_a_library_without_its_sources(monkeypatch, asked_anew):
+    def sources():
+        raise FileNotFoundError(2, "No such file or directory", "csrc")
+
+    monkeypatch.setattr(native_library, "sources", sources)
+    assert "cannot be compared with the sources beside it: [Errno 2]" in native_library.why_not(CPU)
+
+
+@pytest.mark.skipif(native_library.why_not(CPU) is not None, reason="there is no C++ library here")
 def test_a_library_of_older_sources_that_lack_an_op(monkeypatch, asked_anew):
     class Older:
         mmmsv_sources = staticmethod(lambda: 1)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -48,6 +49,7 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
 
     Raises:
         FileNotFoundError: There is a checkpoint to resume from, but none that is whole.
+        ValueError: The folder of the checkpoints cannot be written; before anything is trained.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -100,6 +102,8 @@ class CheckpointHook(mmengine_hooks.CheckpointHook):
                 self.backend_args = {"backend": _BACKEND}
         super().before_train(runner)
         if is_main_process():
+            if self.backend_args == {"backend": _BACKEND}:
+                _check_writable(self.out_dir)
             for folder in {str(runner.work_dir), str(self.out_dir)}:
                 for unfinished in Path(folder).glob(f"*{UNFINISHED}"):
                     unfinished.unlink()
@@ -181,6 +185,15 @@ class _RestoreHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         restore(checkpoint)
+def _check_writable(folder: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"CheckpointHook cannot write to {folder} ({error.strerror}); give another out_dir, or another work_dir"
+        ) from error
 
 
 def _is_whole(path: str | Path) -> bool:

@@ -125,7 +125,11 @@ def library() -> Library | str:
         built_from = loaded.mmmsv_sources()
     except (OSError, AttributeError) as error:
         return f"its C++ library does not load: {error}; on Linux it takes GCC to build it; {_REINSTALL}"
-    if built_from != sources():
+    try:
+        beside_it = sources()
+    except OSError as error:
+        return f"its C++ library cannot be compared with the sources beside it: {error}; {_REINSTALL}"
+    if built_from != beside_it:
         return f"its C++ library was built from other sources, {path.name}; {_REINSTALL}"
     let_malloc_keep_memory()
     return Library(
