@@ -110,12 +110,17 @@ lock: release-tools
 audit: release-tools
 	$(RELEASE)/pip-audit --disable-pip --require-hashes --strict -r packaging/locked/environment.txt
 
+# Of one commit, built twice by one compiler, the wheel and the SBOM are the same to the byte. For the SBOM the version
+# is written into pyproject.toml, which says that setuptools reads it from the code.
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' mmmsv/__init__.py)
+release: export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct)
 release: release-tools
 	rm -rf dist
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(RELEASE)/python -m build --no-isolation
-	$(RELEASE)/cyclonedx-py requirements --output-reproducible --mc-type library --pyproject pyproject.toml \
-		-o dist/mmmsv.cdx.json packaging/locked/environment.txt
-	cd dist && sha256sum mmmsv* > SHA256SUMS
+	$(RELEASE)/python -m build --no-isolation
+	sed 's/^dynamic = .*/version = "$(VERSION)"/' pyproject.toml | $(RELEASE)/cyclonedx-py requirements \
+		--output-reproducible --mc-type library --pyproject /dev/stdin -o dist/mmmsv-$(VERSION).cdx.json \
+		packaging/locked/environment.txt
+	cd dist && sha256sum mmmsv-$(VERSION)* > SHA256SUMS
 
 clean:
 	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis work_dirs build dist *.egg-info mmmsv/kernels/backends/cpu/_cpu_* packaging/mmcv_ops/build packaging/mmcv_ops/*.egg-info
