@@ -52,7 +52,7 @@ def gradients(case, tensors, read, trained=(True, True, True), plain=False):
 
 
 @pytest.mark.parametrize("read", READERS, ids="-".join)
-@pytest.mark.parametrize(("backend", "case"), cases())
+@pytest.mark.parametrize(("backend", "case"), list(cases()))
 def test_gradients(backend, case, read):
     tensors = [None if each is None else each.to(device_of(backend)) for each in case.tensors(torch.float64)]
     with use_backend(backend):
@@ -62,7 +62,7 @@ def test_gradients(backend, case, read):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("backend", "case"), cases())
+@pytest.mark.parametrize(("backend", "case"), list(cases()))
 def test_narrow_dtypes(backend, case, dtype):
     """What the kernels add is rounded once."""
     tensors = [None if each is None else each.to(device_of(backend)) for each in case.tensors(dtype)]
