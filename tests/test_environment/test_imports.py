@@ -1,12 +1,18 @@
 """The package itself: its version, and what its parts import."""
 
 import importlib.metadata
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 import mmmsv
+from mmmsv.kernels import BACKENDS
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_version():
@@ -15,11 +21,18 @@ def test_version():
 
 @pytest.mark.slow
 def test_kernels_import_nothing_of_openmmlab(tmp_path):
+    """And need no home folder, no locale, and no path of plain letters."""
+    place = tmp_path / "größerer Ordner"
+    place.symlink_to(ROOT)
     script = (
-        "import sys\n"
-        "import mmmsv.kernels\n"
-        "print(callable(mmmsv.kernels.selective_scan), {'mmengine', 'mmcv', 'mmdet'} & set(sys.modules))\n"
+        "import sys, torch, mmmsv.kernels\n"
+        "print(mmmsv.kernels.__file__)\n"
+        "print({'mmengine', 'mmcv', 'mmdet'} & set(sys.modules))\n"
+        "print(mmmsv.kernels.BACKENDS['cpu'].why_not(torch.device('cpu')))\n"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(place), "HOME": "/nonexistent", "LC_ALL": "C", "PYTHONUTF8": "1"}
+    line = [sys.executable, "-c", script]
+    run = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["True", "set()"]
+    reason = BACKENDS["cpu"].why_not(torch.device("cpu"))
+    assert run.stdout.splitlines() == [f"{place}/mmmsv/kernels/__init__.py", "set()", str(reason)]
