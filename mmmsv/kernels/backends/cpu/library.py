@@ -124,7 +124,10 @@ def library() -> Library | str:
         loaded = load(path)
         built_from = loaded.mmmsv_sources()
     except (OSError, AttributeError) as error:
-        return f"its C++ library does not load: {error}; on Linux it takes GCC to build it; {_REINSTALL}"
+        return (
+            f"its C++ library does not load: {error}; it must not lie on a file system mounted with noexec, and on "
+            f"Linux it takes GCC to build it; {_REINSTALL}"
+        )
     try:
         beside_it = sources()
     except OSError as error:
