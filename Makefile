@@ -183,5 +183,7 @@ $(VENV)/.done-locked: $(LOCK) $(VENV)/.done-venv
 $(VENV)/.done-packages-locked: $(PROJECT) $(MMCV_OPS) $(VENV)/.done-locked
 	@rm -f $(VENV)/.done-torch $(VENV)/.done-packages $(VENV)/.done-mmcv-*
 	$(PIP) install --no-build-isolation --no-deps $(PACKAGES)
+# By which mim finds mmmsv from the checkout; pip leaves it there only where it isolates the build.
+	$(VENV)/bin/python setup.py -q egg_info
 	$(PIP) install --no-build-isolation --no-deps --force-reinstall ./packaging/mmcv_ops
 	@touch $@
