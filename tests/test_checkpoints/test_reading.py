@@ -115,6 +115,7 @@ class TestDownload:
             model = authors.model()
             load_checkpoint(model, f"{served}/{name}")
             assert all((value == 0.5).all() for value in model.state_dict().values())
+
     def test_there_is_nowhere_to_keep_it(self, authors, served, tmp_path):
         (tmp_path / "hub").touch()  # a file: a folder without write permission is one that root can write
         authors.save({"model": authors.weights}, "msvmamba.pth")

@@ -185,6 +185,8 @@ class _RestoreHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         restore(checkpoint)
+
+
 def _check_writable(folder: str) -> None:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
