@@ -4,9 +4,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from copy import copy
 from functools import wraps
 from types import FunctionType, MethodType
+from typing import Any
 
 from torch import Size, Tensor, is_grad_enabled, nn
 from torch.jit import ScriptModule, is_tracing
@@ -140,7 +140,7 @@ class _Before:
         hooks = [hooks.copy() for hooks in _GLOBAL_HOOKS]
         try:
             for layer, kind, held, buffers in self.layers:
-                _put(layer, kind, {name: _restored(layer, name, value) for name, value in held.items()})
+                _put(layer, kind, _restored(layer, held))
                 layer._buffers.update({name: buffer.clone() for name, buffer in buffers.items()})
             for weight, flag in flags:
                 weight.requires_grad_(not flag)
@@ -162,22 +162,34 @@ _REGISTRIES = frozenset(name for name, value in vars(nn.Module()).items() if isi
 _GLOBAL_HOOKS = [
     value for name, value in vars(torch_module).items() if name.startswith("_global_") and isinstance(value, dict)
 ]
-_PLAIN = (bool, int, float, str, type(None), FunctionType, MethodType)
-_CURRENT = object()  # stands for the value that an attribute has when it is asked for
+# Of attributes that hold no tensor, in which there could be a graph.
+_PLAIN = frozenset((bool, int, float, str, type(None), FunctionType, MethodType))
+_CURRENT, _EMPTY = object(), object()  # stand for the value that an attribute has when it is asked for, and for none
 
 
-def _held(layer: nn.Module) -> dict[str, object]:
+def _held(layer: nn.Module) -> dict[str, Any]:
     """Return the attributes of a layer that decide what it computes, and for the others that they are there."""
-    return {
-        name: copy(value) if name in _REGISTRIES else value if isinstance(value, _PLAIN) else _CURRENT
-        for name, value in vars(layer).items()
-    }
+    held = {}
+    for name, value in vars(layer).items():  # a loop that takes as little time as it can: it is there for each layer
+        if type(value) in _PLAIN:
+            held[name] = value
+        elif name in _REGISTRIES:
+            held[name] = value.copy() if value else _EMPTY
+        else:
+            held[name] = _CURRENT
+    return held
 
 
-def _restored(layer: nn.Module, name: str, held: object) -> object:
-    if held is _CURRENT:
-        return vars(layer).get(name)
-    return copy(held) if name in _REGISTRIES else held
+def _restored(layer: nn.Module, held: dict[str, Any]) -> dict[str, Any]:
+    attributes, current = held.copy(), vars(layer)
+    for name, value in held.items():
+        if value is _CURRENT:
+            attributes[name] = current.get(name)
+        elif value is _EMPTY:
+            attributes[name] = type(current[name])()
+        elif name in _REGISTRIES:
+            attributes[name] = value.copy()
+    return attributes
 
 
 def _put(layer: nn.Module, kind: type[nn.Module], attributes: dict[str, object]) -> None:
