@@ -66,7 +66,7 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES)
 def test_values_come_back(value):
     checkpoint = {"meta": {"epoch": 1}, "of_a_hook": {"value": value, 3: "other"}}
     before = copy.deepcopy(checkpoint["of_a_hook"])
