@@ -1,54 +1,57 @@
 """Tell a file of adapters from a torn one, whichever library put the adapters into a backbone."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
+from itertools import zip_longest
 
 from torch import nn
 
 Shape = tuple[int, ...]
-# The segments of a name that no name had when the backbone was built, and its last one.
-_Kind = tuple[str, ...]
+
+# What peft stores once for a whole model, or not at all, though each layer has it in its state dict.
+_STORED_ELSEWHERE = {"vera_A", "vera_B", "randlora_A", "randlora_B", "vblora_vector_bank", "ranknum"}
 
 
 def list_torn(model: nn.Module, built: Mapping[str, Shape], given: Collection[str]) -> list[str]:
     """List what a file lacks of a backbone with adapters; empty if it holds all weights, or adapters alone and whole.
 
-    Libraries write adapters alone, or with some of the other weights: all biases, those of adapted layers, those that
-    are trained. What such a file holds of a kind (``weight``, ``base_layer.bias``, ``lora_A.default.weight``) it holds
-    whole. Of what was put into the backbone after it was built it may lack
+    What a file has to hold depends on where each tensor is from, and not on which of them are trained:
 
-    - what is frozen, or holds an original weight under a longer name, unless the file has its like in other layers;
-    - adapters of another name than those in the file (``lora_A.second.weight``).
+    - A file with a matrix or kernel that the backbone was built with, under the name that it has now, holds all.
+    - Another one holds all that was put into the backbone later, buffers too; but for adapters of another name than
+      those in the file (``lora_A.second.weight``), and what peft stores elsewhere (the matrices that VeRA's layers
+      share, the ranks of AdaLoRA).
+    - Libraries may write biases and norms of the backbone beside adapters. What such a file holds for one norm it holds
+      for all of them, and so for adapted layers, and for the other ones.
 
     Args:
         model: The backbone as it is.
         built: Names and shapes of the weights that it was built with.
         given: Names of the weights in the file.
     """
-    now = model.state_dict(keep_vars=True)
-    segments = {segment for name in built for segment in name.split(".")}
-    kinds: dict[tuple[_Kind, bool], list[str]] = defaultdict(list)
-    for name, value in now.items():
-        kinds[_kind(name, segments), value.requires_grad].append(name)
-    held = {kind for kind, names in kinds.items() if any(name in given for name in names)}
-    held_families = {_family(kind, segments) for kind, _ in held}
-
-    torn, originals = set(), set()
-    for (kind, is_trained), names in sorted(kinds.items(), key=lambda item: item[0][1]):  # the frozen ones first
-        lacking = [name for name in names if name not in given]
-        if len(lacking) < len(names):
-            torn.update(lacking)
-            continue
-        for name in lacking:
-            if name in built or _family(kind, segments) in held_families:
-                continue
-            original = _original(name, tuple(now[name].shape), built)
-            is_original = original is not None and original not in originals
-            if (is_original and (kind[-1:], False) in held) or (is_trained and not is_original):
-                torn.add(name)
-            originals.add(original)
-    put_in = now.keys() - built.keys()
-    return [name for name in now if name in torn or (name in put_in and put_in.isdisjoint(given))]
+    now = model.state_dict()
+    moved = _moved({name: tuple(value.shape) for name, value in now.items()}, built)
+    put_in = {name for name in now if name not in built and name not in moved}
+    adapters = _adapter_names(model, put_in)
+    held_adapters = {adapters[name] for name in adapters if name in given}
+    required = {
+        name
+        for name in put_in
+        if _STORED_ELSEWHERE.isdisjoint(name.split("."))
+        and (name not in adapters or not held_adapters or adapters[name] in held_adapters)
+    }
+    matrices = {name for name in now.keys() - put_in if now[name].dim() > 1 and "bias" not in name.rpartition(".")[2]}
+    if not required or not matrices.isdisjoint(given):
+        return [name for name in now if name not in given]
+    with_matrix = {name.rpartition(".")[0] for name in matrices}
+    alike = defaultdict(list)
+    for name in now.keys() - put_in:
+        layer, _, leaf = name.rpartition(".")
+        alike[leaf, layer in with_matrix, name in moved].append(name)
+    for names in alike.values():
+        if any(name in given for name in names):
+            required.update(names)
+    return [name for name in now if name in required and name not in given]
 
 
 def holds_adapters(built: Collection[str], given: Collection[str]) -> bool:
@@ -63,22 +66,56 @@ def holds_adapters(built: Collection[str], given: Collection[str]) -> bool:
     return any(module.startswith(tuple(f"{layer}." for layer in layers)) for module in modules)
 
 
-def _kind(name: str, segments: Collection[str]) -> _Kind:
-    *outer, last = name.split(".")
-    return *(segment for segment in outer if segment not in segments), last
+def _moved(now: Mapping[str, Shape], built: Mapping[str, Shape]) -> set[str]:
+    """Find the weights that adapters have moved: their names have all segments of the old ones, and others between.
+
+    Of several that could be the one, take what stands between in most of the other moved weights, and the shortest.
+    """
+    put_in = [(name, name.split(".")) for name in now if name not in built]
+    candidates: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
+    for old in built.keys() - now.keys():
+        for name, segments in put_in:
+            between = _between(old.split("."), segments) if now[name] == built[old] else None
+            if between is not None:
+                candidates[old][name] = between
+    numbers = Counter(between for each in candidates.values() for between in each.values())
+    return {min(each, key=lambda name: (-numbers[each[name]], len(each[name]))) for each in candidates.values()}
 
 
-def _family(kind: _Kind, segments: Collection[str]) -> tuple[str, str | None]:
-    """Name a kind without the name of its adapter."""
-    return kind[0], kind[-1] if kind[-1] in segments else None
+def _between(short: list[str], long: list[str]) -> tuple[str, ...] | None:
+    """List the segments that a long name has and a short one has not; None if it lacks one of those."""
+    rest, between = list(short), []
+    for segment in long:
+        if rest and segment == rest[0]:
+            del rest[0]
+        else:
+            between.append(segment)
+    return None if rest else tuple(between)
 
 
-def _original(name: str, shape: Shape, built: Mapping[str, Shape]) -> str | None:
-    """Find the weight that was built with this shape, and of whose name this one has all segments."""
-    longer = name.split(".")
-    return next((each for each in built if shape == built[each] and _is_within(each.split("."), longer)), None)
+def _adapter_names(model: nn.Module, put_in: Collection[str]) -> dict[str, str]:
+    """Give the names of the adapters that weights are of, where layers have adapters by name: in dicts of like ones."""
+    dicts = [
+        f"{path}."
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleDict | nn.ParameterDict) and _are_alike(module)
+    ]
+    return {
+        name: name.removeprefix(path).partition(".")[0] for path in dicts for name in put_in if name.startswith(path)
+    }
 
 
-def _is_within(short: list[str], long: list[str]) -> bool:
-    rest = iter(long)
-    return all(segment in rest for segment in short)
+def _are_alike(parts: nn.ModuleDict | nn.ParameterDict) -> bool:
+    """Whether the tensors of all parts have the same shapes, but for one side: the rank."""
+    first, *others = [
+        [value.shape for value in (part.parameters() if isinstance(part, nn.Module) else [part])]
+        for part in parts.values()
+    ] or [[]]
+    return all(
+        len(shapes) == len(first) and all(_differ_in(a, b) <= 1 for a, b in zip(shapes, first, strict=True))
+        for shapes in others
+    )
+
+
+def _differ_in(one: Shape, other: Shape) -> int:
+    return sum(a != b for a, b in zip_longest(one, other))

@@ -8,7 +8,7 @@ import torch
 from mmengine.runner import load_checkpoint
 from mmpretrain.registry import MODELS
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from mmmsv.engine.hooks.checkpoint_fit import list_loading_mismatches
 from mmmsv.models import MSVMamba
@@ -89,10 +89,12 @@ def test_adapters_alone(way, by_mmengine, tmp_path):
     model.load_state_dict(before)  # and all of it
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("way", WAYS)
-def test_torn(way):
-    """Each tensor of the file, and of one with all weights, is missed."""
+def test_torn(way, frozen):
+    """Each tensor of the file, and of one with all weights, is missed; also in a frozen copy."""
     model, stored = adapted(way)
+    model.requires_grad_(not frozen)
     whole = {name: value for name, value in model.state_dict().items() if "out_norms" not in name}
     for weights in (stored, whole):
         for lost in weights:
@@ -125,9 +127,74 @@ def test_what_is_trained_beside_adapters():
             load()
 
 
+class Keyed(nn.Module):
+    """An adapter whose two parts have names in a dict, which are no names of adapters."""
+
+    def __init__(self, layer):
+        super().__init__()
+        down, up = nn.Linear(layer.in_features, 2, bias=False), nn.Linear(2, layer.out_features, bias=False)
+        self.layer, self.parts = layer, nn.ModuleDict({"down": down, "up": up})
+
+
+class Statistics(nn.Module):
+    """An adapter beside a block, with buffers."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.norm = layer, nn.BatchNorm1d(4)
+
+
+def pruned(layer):
+    prune.l1_unstructured(layer, "weight", 0.5)
+    return layer
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize("wrap", [NamedLowRank, LowRank, Statistics, pruned, parametrized])
+def test_whole_kinds_are_lost(wrap, frozen):
+    """No file of all weights may lack all that have one name: A_log, masks of pruning, statistics, ..."""
+    model = adapt(MSVMamba(SMALL), wrap, LAYERS)
+    model.requires_grad_(not frozen)
+    whole = model.state_dict()
+    leaves = {name.rpartition(".")[2] for name in whole}
+    assert {"A_log", "dt_bias", "skip"} < leaves
+    for lost in leaves:
+        rest = {name: value for name, value in whole.items() if not name.endswith(f".{lost}")}
+        with pytest.raises(ValueError, match=rf" missing: .*\.{lost}.*{HAS_TO_HOLD}"):
+            model.load_state_dict(rest, strict=False)
+    model.load_state_dict(whole)
+
+
+@pytest.mark.parametrize("wrap", [Statistics, pruned])
+def test_parameters_without_buffers(wrap):
+    model = adapt(MSVMamba(SMALL), wrap, LAYERS)
+    added = model.state_dict().keys() - model.built.keys()
+    for names in (dict(model.named_parameters()).keys(), added & dict(model.named_parameters()).keys()):
+        with pytest.raises(ValueError, match=f" missing: .*{HAS_TO_HOLD}"):
+            model.load_state_dict({name: model.state_dict()[name] for name in names}, strict=False)
+
+
+def test_half_of_parts_in_a_dict():
+    model = adapt(MSVMamba(SMALL), Keyed, LAYERS)
+    stored = {name: value for name, value in model.state_dict().items() if ".parts." in name}
+    model.load_state_dict(stored, strict=False)
+    with pytest.raises(ValueError, match=rf"9 missing: .*parts.up.*{HAS_TO_HOLD}"):
+        model.load_state_dict({name: value for name, value in stored.items() if ".down." in name}, strict=False)
+
+
+def test_parts_that_a_subclass_adds():
+    model = MSVMamba(SMALL)
+    model.extra = nn.Linear(4, 4)
+    for lost in ("A_log", "dt_bias", "skip"):
+        with pytest.raises(ValueError, match=f" missing: .*{lost}"):
+            model.load_state_dict({n: v for n, v in model.state_dict().items() if not n.endswith(lost)}, strict=False)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("lost", ["lora_A", "lora_B"])
-def test_half_of_each_adapter(lost):
+def test_half_of_each_adapter(lost, frozen):
     model, stored = adapted("as peft")
+    model.requires_grad_(not frozen)
     with pytest.raises(ValueError, match=rf"9 missing: stages.0.blocks.0.scan.in_proj.{lost}.default.weight, .*whole"):
         model.load_state_dict({name: value for name, value in stored.items() if lost not in name}, strict=False)
 
@@ -208,7 +275,7 @@ class TestLoRAModel:
 
 
 class TestPeft:
-    """The library itself, where it is installed."""
+    """The library itself, which no requirement of this repository has: these run only where it is installed."""
 
     CONFIGS: ClassVar = {
         "LoRA": ("LoraConfig", {"r": 2}),
