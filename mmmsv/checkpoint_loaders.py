@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader, checkpoint
 from torch import Tensor
 
-from .weight_names import find_weights, has_our_blocks, without_wrappers
+from .weight_names import find_weights, has_our_blocks, list_places, without_wrappers
 
 _MapLocation = str | torch.device | Callable | None
 
@@ -60,8 +60,6 @@ def arrange(content: object) -> object:
     if not isinstance(content, Mapping) or ("state_dict" in content and "meta" in content):
         return content
     found = {part: weights for part, weights in find_weights(content).items() if has_our_blocks(weights)}
-    if "state_dict" in content:
-        found = {"state_dict": content["state_dict"]} if "state_dict" in found else {}
     if len(found) != 1:
         return content
     ((part, weights),) = found.items()
@@ -69,7 +67,9 @@ def arrange(content: object) -> object:
     if names is weights and part in ("", "state_dict"):
         return content
     if part not in ("", "state_dict"):
-        print_log(f"of the checkpoint, {part} is loaded", "current")
+        others = [place for place in list_places(names) if place not in ("", "backbone.")]
+        where = f", with a backbone at {' and '.join(others)}" if others else ""
+        print_log(f"of the checkpoint, {part} is loaded{where}", "current")
     return {**(content if part else {}), "state_dict": names}
 
 

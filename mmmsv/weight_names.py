@@ -1,6 +1,7 @@
 """Find the weights of a backbone in a checkpoint of whatever program, and take off what wrappers add to their names."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -39,8 +40,16 @@ def has_their_blocks(names: Iterable[object]) -> bool:
     return any(isinstance(name, str) and _THEIR_BLOCK.search(name) for name in names)
 
 
+def list_places(names: Iterable[str]) -> list[str]:
+    """List what is before the names of backbones of this package: ``''``, ``'backbone.'``, ``'model.backbone.'``."""
+    return sorted({name.partition("stages.")[0] for name in names if has_our_blocks([name])})
+
+
 def find_weights(checkpoint: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
     """Find weights in a checkpoint: those of one model, if it holds them in one of :data:`ENTRIES` or in one other.
+
+    The first of :data:`ENTRIES` counts, and within it the first of those again (``model.state_dict``); in files of
+    MMEngine's, which hold ``meta`` or ``ema_state_dict`` beside it, ``state_dict``. The states of optimizers do not.
 
     Args:
         checkpoint: Names and tensors, or a dict with such dicts in it, at any depth.
@@ -49,12 +58,17 @@ def find_weights(checkpoint: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
         By the names of the entries, joined with dots: one, or several among which no order is known, or none. The name
         of the checkpoint itself is empty.
     """
-    holders = {".".join(path): entry for path, entry in _walk(checkpoint, ())}
+    holders = dict(_walk(checkpoint, (), set()))
     ours = {path: entry for path, entry in holders.items() if has_our_blocks(entry) or has_their_blocks(entry)}
     # Weights of something else are found, too, so that an error can say what they are of.
-    candidates = ours or {path: entry for path, entry in holders.items() if path in ("", *ENTRIES)}
-    best = min(map(_rank, candidates), default=0)
-    return {path: entry for path, entry in candidates.items() if _rank(path) == best}
+    places = {(), *((name,) for name in ENTRIES)}
+    found = ours or {path: entry for path, entry in holders.items() if path in places}
+    known = {path: entry for path, entry in found.items() if path and all(name in ENTRIES for name in path)}
+    if not known:
+        return {".".join(path): entry for path, entry in found.items()}
+    is_of_mmengine = ("state_dict",) in known and not checkpoint.keys().isdisjoint(("meta", "ema_state_dict"))
+    first = ("state_dict",) if is_of_mmengine else min(known, key=lambda path: [ENTRIES.index(name) for name in path])
+    return {".".join(first): known[first]}
 
 
 def without_wrappers(weights: Mapping[str, T], only_torch: bool = False) -> Mapping[str, T]:
@@ -65,54 +79,86 @@ def without_wrappers(weights: Mapping[str, T], only_torch: bool = False) -> Mapp
         only_torch: Leave what comes before all names, if it is not from torch's own wrappers.
 
     Returns:
-        The same, if there is nothing to take off.
+        The same object, if there is nothing to take off.
+
+    Raises:
+        ValueError: Two names become one.
     """
-    if not all(isinstance(name, str) for name in weights):
-        return weights
-    names = {
-        name: ".".join(segment for segment in name.split(".") if segment not in _IN_NAMES)
-        for name in weights
-        if name not in _COUNTERS
-    }
-    wrapper = _wrapper(names.values())
-    if only_torch and wrapper.replace("module.", ""):
-        wrapper = ""
-    if not wrapper and all(name == inner for name, inner in names.items()):
-        return weights
-    return {inner.removeprefix(wrapper): weights[name] for name, inner in names.items()}
+    return rename(weights, (), only_torch)
 
 
-def rename(weights: Mapping[str, T], names: Iterable[str]) -> Mapping[str, T]:
+def rename(weights: Mapping[str, T], names: Iterable[str], only_torch: bool = False) -> Mapping[str, T]:
     """Give weights the names that a model has for them, whatever wrappers have added to either.
 
     Args:
-        weights: By name; the same are returned, if the model has all of these names.
+        weights: By name.
         names: Those of the model.
+        only_torch: Leave what comes before all names, if it is not from torch's own wrappers.
+
+    Returns:
+        The same object, if no name changes. Otherwise with the versions of the modules that wrote it, which PyTorch
+        keeps as ``_metadata`` of a state dict.
+
+    Raises:
+        ValueError: Two names become one.
     """
-    own = without_wrappers({name: name for name in names})
-    if weights.keys() <= {*own.values()}:
+    names = set(names)
+    if not all(isinstance(name, str) for name in weights) or (names and weights.keys() <= names):
         return weights
-    return {own.get(name, name): value for name, value in without_wrappers(weights).items()}
+    own_wrapper, wrapper = _wrapper(names, only_torch), _wrapper(weights, only_torch)
+    own = {_inner(name, own_wrapper): name for name in names}
+    new = {name: own.get(inner, inner) for name in weights for inner in [_inner(name, wrapper)]}
+    if all(name == each for name, each in new.items()):
+        return weights
+    renamed: OrderedDict[str, T] = OrderedDict()
+    olds: dict[str, str] = {}
+    for name, value in weights.items():
+        if name in _COUNTERS and name not in names:
+            continue
+        if new[name] in renamed:
+            raise ValueError(
+                f"the checkpoint holds {olds[new[name]]} and {name}, which are one weight without what wrappers add to "
+                "names; nothing was loaded. Save the weights of one model"
+            )
+        renamed[new[name]], olds[new[name]] = value, name
+    versions = {_inner(path, wrapper): version for path, version in getattr(weights, "_metadata", {}).items()}
+    paths = {path: path for path in versions} | {_inner(path, own_wrapper): path for path in sorted(_modules(names))}
+    # pyrefly: ignore[missing-attribute]: torch sets it on an OrderedDict, too
+    renamed._metadata = OrderedDict((paths[path], version) for path, version in versions.items())
+    return renamed
 
 
-def _walk(entry: object, path: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    if isinstance(entry, Mapping):
+def _walk(
+    entry: object, path: tuple[str, ...], around: Collection[int]
+) -> Iterable[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+    """Walk over what holds tensors, but for the states of optimizers, and for a dict inside itself."""
+    if isinstance(entry, Mapping) and id(entry) not in around:
         if any(isinstance(value, Tensor) for value in entry.values()):
             yield path, entry
         for name, value in entry.items():
-            yield from _walk(value, (*path, str(name)))
+            if not str(name).startswith("optim"):
+                yield from _walk(value, (*path, str(name)), {*around, id(entry)})
 
 
-def _rank(path: str) -> int:
-    places = [ENTRIES.index(name) for name in path.split(".") if name in ENTRIES]
-    return min(places, default=len(ENTRIES))
+def _inner(name: str, wrapper: str) -> str:
+    """Take off what wrappers have put before or into the name of a weight or of a module."""
+    inner = "".join(f"{segment}." for segment in name.split(".") if segment not in _IN_NAMES)
+    return inner.removeprefix(wrapper).removesuffix(".")
 
 
-def _wrapper(names: Collection[str]) -> str:
-    """Return what comes before the name of a part of a model in all of these names."""
-    for name in names:
+def _modules(names: Iterable[str]) -> set[str]:
+    """Name the modules that hold weights of these names, the outer ones too."""
+    segments = [name.split(".")[:-1] for name in names]
+    return {".".join(each[:depth]) for each in segments for depth in range(len(each) + 1)}
+
+
+def _wrapper(names: Iterable[str], only_torch: bool) -> str:
+    """Return what comes before the name of a part of a model in all of these names, without what is inside them."""
+    inner = [_inner(name, "") for name in names if name not in _COUNTERS]
+    for name in inner:
         segments = name.split(".")
         if depth := next((i for i, segment in enumerate(segments) if segment in _BEGINNINGS), None):
             wrapper = "".join(f"{segment}." for segment in segments[:depth])
-            return wrapper if all(each.startswith(wrapper) for each in names) else ""
+            is_wrapper = all(each.startswith(wrapper) for each in inner)
+            return wrapper if is_wrapper and not (only_torch and wrapper.replace("module.", "")) else ""
     return ""

@@ -65,12 +65,15 @@ def advise_on_channels(expected: Mapping[str, Tensor], given: Mapping[str, Any],
     if name not in expected or list_mismatches(_without(name, expected), _without(name, given)):
         return None
     if name not in given:
-        return "It lacks the first weight alone: adapt_in_channels='init' leaves that of the model as initialised"
+        return (
+            "It lacks the first weight alone; to begin with the others, adapt_in_channels='init' leaves that of the "
+            "model as initialised"
+        )
     if not _differs_in_channels(given[name], expected[name]):
         return None
     return (
-        f"It was made with in_channels={given[name].shape[1]}: give the model the same, or adapt_in_channels='repeat', "
-        "'average' or 'init'"
+        f"It was made with in_channels={given[name].shape[1]}: give the model the same; to begin with its weights, "
+        "adapt_in_channels='repeat', 'average' or 'init'"
     )
 
 

@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmmsv.messages import first_of, list_mismatches
-from mmmsv.weight_names import find_weights, has_our_blocks, has_their_blocks, rename, without_wrappers
+from mmmsv.weight_names import find_weights, has_their_blocks, list_places, rename, without_wrappers
 
 from .adapters import holds_adapters, list_torn
 from .input_channels import FIRST_WEIGHTS, adapt_in_channels, advise_on_channels
@@ -43,6 +43,7 @@ def refuse_mismatches(
     name, first = type(model).__name__, FIRST_WEIGHTS[model.arch.stem]
     adapted = not without_wrappers(ours).keys() <= model.built.keys()
     theirs, done = _find(state_dict, prefix, ours), None
+    _refuse_other_numbers(theirs, ours, name)
     if first in ours and (first in theirs or not adapted):
         theirs, done = adapt_in_channels(theirs, first, ours[first], model.adapt_in_channels)
     output_norms = [name for name in ours.keys() ^ theirs.keys() if name.startswith("out_norms.")]
@@ -53,7 +54,7 @@ def refuse_mismatches(
         torn = list_torn(model, model.built, given)
         expected = {name: value for name, value in expected.items() if name in given or name in torn}
     if mismatches := list_mismatches(expected, given):
-        advice = _ADAPTED if adapted else _advice(expected, given, first)
+        advice = _ADAPTED if adapted else _advice(expected, given, first, prefix)
         raise ValueError(
             f"the checkpoint does not fit {name} with embed_dims {model.arch.embed_dims} and depths "
             f"{model.arch.depths}; nothing was loaded. {'; '.join(mismatches)}. {advice}"
@@ -62,22 +63,41 @@ def refuse_mismatches(
         del state_dict[key]
     state_dict.update({prefix + key: value for key, value in theirs.items()})
     if done:
-        print_log(f"{name}: {done}", "current")
+        _log(f"{name}: {done}", ours)
     kept = ours.keys() - theirs.keys()
     if adapted and kept.difference(output_norms):
         # Loaded anew, since strict loaders would miss them.
         state_dict.update({prefix + key: ours[key] for key in kept})
-        print_log(f"{name}: adapters loaded, the other {len(kept)} weights stay as they are", "current")
+        _log(f"{name}: adapters loaded, the other {len(kept)} weights stay as they are", ours)
     elif output_norms:
         names = ", ".join(sorted(output_norms))
-        message = f"{name}: not in both the checkpoint and the model, so left alone: {names}"
-        print_log(message, "current", logging.WARNING)
+        _log(f"{name}: not in both the checkpoint and the model, so left alone: {names}", ours, logging.WARNING)
 
 
 _ADAPTED = (
     "The backbone has adapters, so the file has to hold all of its weights, or those of the adapters, whole; weights "
     "of a backbone without adapters are loaded before the adapters are put in"
 )
+
+
+def _log(message: str, ours: Mapping[str, Tensor], level: int = logging.INFO) -> None:
+    """Log what was done, unless it was on trial: to a copy of the model without storage."""
+    if not all(value.is_meta for value in ours.values()):
+        print_log(message, "current", level)
+
+
+def _refuse_other_numbers(theirs: Mapping[str, Any], ours: Mapping[str, Tensor], name: str) -> None:
+    """Refuse integers, booleans and complex numbers as weights, which torch would convert without a word."""
+    others = [
+        key
+        for key, value in theirs.items()
+        if isinstance(value, Tensor) and key in ours and ours[key].is_floating_point() and not value.is_floating_point()
+    ]
+    if others:
+        raise ValueError(
+            f"the checkpoint holds {theirs[others[0]].dtype} in {first_of(others)}, where {name} has floating point; "
+            "nothing was loaded. Give the weights as they were before they were quantized or converted"
+        )
 
 
 def _find(state_dict: Mapping[str, Any], prefix: str, ours: Collection[str]) -> Mapping[str, Tensor]:
@@ -96,7 +116,7 @@ def _find(state_dict: Mapping[str, Any], prefix: str, ours: Collection[str]) -> 
     return rename(theirs, ours)
 
 
-def _advice(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], first: str) -> str:
+def _advice(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], first: str, prefix: str) -> str:
     """Say what weights are that do not fit, and what to do."""
     authors = (
         "load it with init_cfg=dict(type='mmmsv.AuthorsCheckpoint', checkpoint=...), or convert it with "
@@ -105,12 +125,18 @@ def _advice(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], first: 
     if has_their_blocks(given):
         return f"It has the names of the authors of MSVMamba and VMamba: {authors}"
     if not given:
-        return f"It holds nothing for this backbone. If it is a file of the authors of MSVMamba or VMamba, {authors}"
+        nothing = "It holds nothing for this backbone"
+        if prefix:
+            nothing = (
+                f"It holds nothing at {prefix!r}: if it has the backbone at another place, such as model.backbone., "
+                "load that with the backbone's init_cfg=dict(type='Pretrained', checkpoint=..., prefix='model.backbone.')"
+            )
+        return f"{nothing}. If it is a file of the authors of MSVMamba or VMamba, {authors}"
     if not any(isinstance(value, Tensor) for value in given.values()):
         return f"It holds no weights, but {first_of(given)}: give a file that holds the model's state_dict()"
-    outer = {name.partition("stages.")[0] for name in given if has_our_blocks([name])}
+    outer = list_places(given)
     if outer and "" not in outer:
-        places = " or ".join(f"prefix={place!r}" for place in sorted(outer))
+        places = " or ".join(f"prefix={place!r}" for place in outer)
         return f"It holds a whole model: load its backbone with {places}"
     if holds_adapters(expected, given):
         return (

@@ -101,7 +101,7 @@ def test_without_the_first_weight(authors, how, log):
         initialize(other, path)
         assert torch.equal(other.stem.conv1.bias, authors.weights["patch_embed.0.bias"].float())
     else:
-        advice = "It lacks the first weight alone: adapt_in_channels='init' leaves that of the model as initialised$"
+        advice = "It lacks the first weight alone; to begin with the others, adapt_in_channels='init' leaves that"
         with pytest.raises(ValueError, match=rf"nothing was loaded. 1 missing: stem.conv.weight. {advice}"):
             model.load_state_dict(rest)
         with pytest.raises(ValueError, match=rf"nothing of it was taken. 1 missing: patch_embed.0.weight. {advice}"):
@@ -111,7 +111,8 @@ def test_without_the_first_weight(authors, how, log):
 def test_refusal_names_in_channels():
     model = MSVMamba(SMALL, in_channels=4)
     advice = (
-        "It was made with in_channels=3: give the model the same, or adapt_in_channels='repeat', 'average' or 'init'$"
+        "It was made with in_channels=3: give the model the same; to begin with its weights, "
+        "adapt_in_channels='repeat', 'average' or 'init'$"
     )
     with pytest.raises(ValueError, match=rf"1 of another shape: stem.conv.weight .*\. {advice}"):
         model.load_state_dict(MSVMamba(SMALL).state_dict(), strict=False)
@@ -119,16 +120,22 @@ def test_refusal_names_in_channels():
         model.load_state_dict(MSVMamba({**SMALL, "embed_dims": (16, 32)}).state_dict(), strict=False)
 
 
-def test_the_check_of_whole_models_agrees():
-    """What CheckpointFitHook tries on a copy of the model."""
+def test_the_check_of_whole_models_does_not_adapt(log):
+    """What CheckpointFitHook tries on a copy of the model, when testing and resuming."""
     rgb = MSVMamba(SMALL).state_dict()
-    for how in HOW:
+    for how in (*HOW, None):
         model = MSVMamba(SMALL, in_channels=2, adapt_in_channels=how)
-        own = model.stem.conv.weight.detach().clone()
-        assert list_loading_mismatches(model, rgb) == []
-        assert torch.equal(model.stem.conv.weight, own)
-    with pytest.raises(ValueError, match="It was made with in_channels=3"):
-        list_loading_mismatches(MSVMamba(SMALL, in_channels=2), rgb)
+        with pytest.raises(ValueError, match="It was made with in_channels=3"):
+            list_loading_mismatches(model, rgb)
+        assert model.adapt_in_channels == how
+    assert list_loading_mismatches(MSVMamba(SMALL, out_indices=(1,)), rgb)
+    assert log == []  # by the copy, which has other output norms
+
+
+def test_the_rest_has_to_be_whole():
+    rest = {name: value for name, value in MSVMamba(SMALL).state_dict().items() if not name.startswith("stem.conv.")}
+    with pytest.raises(ValueError, match=r"1 missing: stem.conv.bias\. It is incomplete"):
+        MSVMamba(SMALL, adapt_in_channels="init").load_state_dict(rest, strict=False)
 
 
 @pytest.mark.parametrize("value", ["sum", True, ["init"], 3])

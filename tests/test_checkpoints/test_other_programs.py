@@ -121,6 +121,63 @@ def test_models_with_a_compiled_part(weights):
     assert all((value == 1.5).all() for value in part.state_dict().values())
 
 
+# Files with several sets of weights, of which the first that are given are meant.
+SEVERAL = {
+    "timm": lambda right, wrong: {"state_dict": wrong, "state_dict_ema": right, "epoch": 3},
+    "torchvision": lambda right, wrong: {"model": wrong, "model_ema": averaged(right)},
+    "MMEngine": lambda right, wrong: {"state_dict": right, "ema_state_dict": wrong, "meta": {}},
+    "MMEngine, published": lambda right, wrong: {"state_dict": right, "ema_state_dict": wrong},
+    "MMEngine with another entry": lambda right, wrong: {"state_dict": right, "model_ema": wrong, "meta": {}},
+    "best": lambda right, wrong: {"model_state_dict": right, "best": {"model": wrong}},
+    "within model": lambda right, wrong: {"model": {"state_dict": right}, "teacher": {"model_ema": wrong}},
+    "within ema": lambda right, wrong: {"ema": {"module": right}, "model": wrong},
+    "moments": lambda right, wrong: {"net": right, "optimizer": {"model": wrong}, "optim_g": {"exp_avg": wrong}},
+}
+
+
+@pytest.mark.parametrize("form", SEVERAL.values(), ids=SEVERAL)
+class TestSeveral:
+    """All ways to load take the same of several."""
+
+    def test_plain(self, weights, form):
+        model = MSVMamba(SMALL)
+        model.load_state_dict(form(weights, {name: value + 1 for name, value in weights.items()}))
+        assert_loaded(model, weights)
+
+    def test_file(self, weights, form, tmp_path):
+        torch.save(form(weights, {name: value + 1 for name, value in weights.items()}), tmp_path / "file.pth")
+        model = MSVMamba(SMALL)
+        load_checkpoint(model, str(tmp_path / "file.pth"))
+        assert_loaded(model, weights)
+
+    def test_authors(self, authors, form):
+        wrong = {name: value + 1 for name, value in authors.weights.items()}
+        model = initialize(authors.model(out_indices=(3,)), authors.save(form(authors.weights, wrong)))
+        assert loaded(model, authors.weights) == model.state_dict().keys()
+
+
+def test_a_dict_inside_itself(weights):
+    content = {"net": weights}
+    content["me"] = content
+    assert arrange(content)["state_dict"] is weights
+    foreign = {"w": torch.ones(1)}
+    foreign["me"] = foreign
+    assert arrange(foreign) is foreign
+
+
+def test_a_backbone_elsewhere(weights, tmp_path, log):
+    """In a file with a whole model under another name; the log names it, and the message how to load it."""
+    torch.save({"model": put_before("model.backbone.")(weights)}, tmp_path / "file.pth")
+    model = nn.ModuleDict({"backbone": MSVMamba(SMALL)})
+    with pytest.raises(ValueError, match=r"It holds nothing at 'backbone\.': .* prefix='model\.backbone\.'\)"):
+        load_checkpoint(model, str(tmp_path / "file.pth"))
+    assert "of the checkpoint, model is loaded, with a backbone at model.backbone." in log
+    init_cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "file.pth"), "prefix": "model.backbone."}
+    model = MSVMamba(SMALL, init_cfg=init_cfg)
+    model.init_weights()
+    assert_loaded(model, weights)
+
+
 def test_the_log_says_which_entry(weights, tmp_path, log):
     content = {"model": weights, "model_ema": weights}
     MSVMamba(SMALL).load_state_dict(content)
@@ -139,7 +196,6 @@ def test_what_others_wrote_is_left_alone():
         {"state_dict": put_before("architecture.")(weights)},
         put_before("architecture.")(weights),
         weights,
-        {"state_dict": nn.Linear(2, 2).state_dict(), "model": weights},
         {"student": weights, "teacher": weights},
     ):
         assert arrange(content) is content
@@ -211,6 +267,14 @@ ADVICE = {
         lambda weights: {"student": weights, "teacher": weights},
         r"^the checkpoint holds the weights of 2 models \(student, teacher\), and nothing was loaded: load those of",
     ),
+    "two entries, one of them in another": (
+        lambda weights: {"student": weights, "teacher": {"model": weights}},
+        r"^the checkpoint holds the weights of 2 models \(student, teacher\.model\), and nothing was loaded: load",
+    ),
+    "moments": (
+        lambda weights: {"optimizer": {"exp_avg": weights}, "epoch": 3},
+        r"It holds no weights, but optimizer, epoch: give a file that holds the model's state_dict\(\)$",
+    ),
     "Lightning with a loss": (
         lambda weights: {"state_dict": {**put_before("net.")(weights), "loss.weight": torch.ones(1)}},
         r"It holds a whole model: load its backbone with prefix='net\.'$",
@@ -270,6 +334,24 @@ def test_advice(weights, change, message):
     with pytest.raises(ValueError, match=message):
         model.load_state_dict(change(weights), strict=False)
     assert_loaded(model, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("how", [None, "average"])
+def test_numbers_that_are_no_weights(weights, dtype, how):
+    model = MSVMamba(SMALL, in_channels=5 if how else 3, adapt_in_channels=how)
+    with pytest.raises(ValueError, match=f"^the checkpoint holds {dtype} in stem.conv.weight, .* has floating point; "):
+        model.load_state_dict({name: value.to(dtype) for name, value in weights.items()})
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_two_names_that_are_one(weights, turned):
+    files = [weights, put_before("_orig_mod.")(weights)]
+    both = {name: value for file in (files[::-1] if turned else files) for name, value in file.items()}
+    message = r"^the checkpoint holds .*stem.conv.weight and .*stem.conv.weight, which are one weight without what wrap"
+    for load in (MSVMamba(SMALL).load_state_dict, arrange):
+        with pytest.raises(ValueError, match=message):
+            load(both)
 
 
 def test_authors_checkpoint_of_several_models(authors):

@@ -7,6 +7,7 @@ import torch
 from mmpretrain.models import AverageClsScoreTTA
 from torch import nn
 
+from mmmsv.engine import CheckpointFitHook
 from mmmsv.engine.hooks.checkpoint_fit import list_loading_mismatches
 
 from .small_runs import small_classifier
@@ -75,6 +76,85 @@ def test_mismatches_are_counted_and_their_names_shortened():
     ]
     (error,) = list_loading_mismatches(model, {**model.state_dict(), "0.bias": "no tensor"})
     assert "0.bias" in error
+
+
+class Renaming(nn.Module):
+    """Had another name for a layer in its first version, as mmdet's heads do."""
+
+    _version = 2
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *arguments):
+        if local_metadata.get("version", 1) < 2:
+            state_dict[f"{prefix}fc.weight"] = state_dict.pop(f"{prefix}old.weight")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
+
+
+@pytest.mark.parametrize("wrappers", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("own", [False, True], ids=["", "a part named module"])
+def test_versions_of_modules_are_kept(tmp_path, wrappers, own):
+    runner = small_classifier(tmp_path)
+    runner.model, written = (nn.ModuleDict({"backbone": Renaming()}) for _ in range(2))
+    if own:
+        runner.model, written = nn.ModuleDict({"module": runner.model}), nn.ModuleDict({"module": written})
+    for wrapper in reversed(wrappers.split(".")[:-1]):
+        written = nn.ModuleDict({wrapper: written})
+    torch.save({"state_dict": written.state_dict(), "meta": {}}, tmp_path / "file.pth")
+    runner.load_checkpoint(str(tmp_path / "file.pth"), strict=True)
+    weights = written.state_dict().values()
+    assert all(torch.equal(*pair) for pair in zip(runner.model.state_dict().values(), weights, strict=True))
+
+
+@pytest.mark.parametrize("other", ["teacher.", "gan.discriminator.", "model.", ""])
+def test_only_wrappers_of_torch_are_taken_off(tmp_path, other):
+    """A part of another name is another part."""
+    runner = small_classifier(tmp_path)
+    runner.model = nn.ModuleDict({"student": nn.ModuleDict({"backbone": nn.Linear(2, 2)})})
+    torch.save({"state_dict": {f"{other}backbone.weight": torch.ones(2, 2)}, "meta": {}}, tmp_path / "file.pth")
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner._resume = True
+    with pytest.raises(ValueError, match=f"2 missing: student.backbone.weight, .*\n.*unexpected: {other}backbone"):
+        runner.load_checkpoint(str(tmp_path / "file.pth"))
+
+
+def test_the_log_says_what_was_taken_off(tmp_path, caplog):
+    runner = small_classifier(tmp_path)
+    weights = {f"_orig_mod.{name}": value for name, value in runner.model.state_dict().items()}
+    checkpoint = {"state_dict": weights, "meta": {}}
+    lines = []
+    runner.logger.handlers[0].addFilter(lambda record: lines.append(record.getMessage()) or True)
+    CheckpointFitHook().after_load_checkpoint(runner, checkpoint)
+    assert any(
+        line.startswith("what wrappers add to names is not as in the model, and changed: _orig") for line in lines
+    )
+    same = {"state_dict": runner.model.state_dict(), "meta": {}}
+    expected = same["state_dict"]
+    CheckpointFitHook().after_load_checkpoint(runner, same)
+    assert same["state_dict"] is expected
+
+
+@pytest.mark.parametrize("how", ["init", "repeat", "average", None])
+@pytest.mark.parametrize("resume", [False, True], ids=["test", "resume"])
+def test_in_channels_are_not_adapted(tmp_path, how, resume):
+    """Neither when testing nor when resuming, and a first weight is not left as initialised."""
+    options = {"model.backbone.adapt_in_channels": how}
+    weights = small_classifier(tmp_path).model.state_dict()
+    torch.save({"state_dict": weights, "meta": {}}, tmp_path / "rgb.pth")
+    lacking = {name: value for name, value in weights.items() if not name.endswith("stem.conv.weight")}
+    torch.save({"state_dict": lacking, "meta": {}}, tmp_path / "lacking.pth")
+    for file, channels, message in (
+        ("rgb", 5, "It was made with in_channels=3: give the model the same; to begin with its weights, adapt_in_"),
+        ("lacking", 3, "It lacks the first weight alone; to begin with the others, adapt_in_channels='init'"),
+    ):
+        runner = small_classifier(tmp_path, **options, **{"model.backbone.in_channels": channels})
+        if resume:
+            runner._train_loop = runner.build_train_loop(runner._train_loop)
+            runner._resume = True
+        with pytest.raises(ValueError, match=message):
+            runner.load_checkpoint(str(tmp_path / f"{file}.pth"))
 
 
 class Converting(nn.Linear):

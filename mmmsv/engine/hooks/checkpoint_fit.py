@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
-from mmmsv.messages import list_mismatches
+from mmmsv.messages import first_of, list_mismatches
 from mmmsv.registry import HOOKS
 from mmmsv.weight_names import rename
 
@@ -20,10 +21,11 @@ from .unwrap import unwrap
 class CheckpointFitHook(Hook):
     """Refuse a checkpoint that does not fit the model, when testing and when resuming.
 
-    MMEngine logs a warning and goes on with random weights. What wrappers have added to the names (``module.``,
-    ``_orig_mod.``) is taken off first, or put on, as the model has it. Fine-tuning (``load_from`` without ``resume``)
-    is left to MMEngine, because there heads may differ. It has to come before hooks that load weights themselves, as
-    ``EMAHook`` does: ``priority='HIGH'``.
+    MMEngine logs a warning and goes on with random weights. What wrappers of torch have added to the names
+    (``module.``, ``_orig_mod.``) is taken off first, or put on, as the model has it, and the log says so. Fine-tuning
+    (``load_from`` without ``resume``) is left to MMEngine, because there heads may differ; there alone the backbone's
+    ``adapt_in_channels`` acts. It has to come before hooks that load weights themselves, as ``EMAHook`` does:
+    ``priority='HIGH'``.
 
     Raises:
         ValueError: Tensors are missing, unexpected or of another shape; the model is as it was.
@@ -35,10 +37,13 @@ class CheckpointFitHook(Hook):
         weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
         if not isinstance(weights, Mapping):
             raise ValueError(f"this checkpoint holds a {type(weights).__name__}, expected weights by name")
-        weights = rename(weights, names)
+        given, weights = weights, rename(weights, names, only_torch="pytorch-lightning_version" not in checkpoint)
+        if weights is not given:
+            changed = [name for name in given if name not in weights]
+            print_log(f"what wrappers add to names is not as in the model, and changed: {first_of(changed)}", "current")
         # MMEngine takes one "module." off each name, which may be the name of a part of the model.
         if any(name.startswith("module.") for name in names):
-            weights = {f"module.{name}" if name in names else name: value for name, value in weights.items()}
+            weights = _like(weights, {f"module.{n}" if n in names else n: value for n, value in weights.items()})
         if weights is not checkpoint:
             checkpoint["state_dict"] = weights
         # Both loops are configs until train() or test() builds the one that it runs.
@@ -63,7 +68,7 @@ def list_loading_mismatches(model: nn.Module, state_dict: Mapping[str, Tensor]) 
     """List why weights would not load into a model; the model is not changed.
 
     The weights are loaded into a copy of the model without storage, so that whatever the model itself converts at
-    loading is converted here too.
+    loading is converted here too; but for a backbone's ``adapt_in_channels``, which is for models that begin.
 
     Args:
         model: The model.
@@ -78,13 +83,16 @@ def list_loading_mismatches(model: nn.Module, state_dict: Mapping[str, Tensor]) 
         for tensor in tensors.values()
     }
     trial = copy.deepcopy(model, dict(storageless))
-    weights = OrderedDict(
-        (name.removeprefix("module."), value.to("meta") if isinstance(value, Tensor) else value)
-        for name, value in state_dict.items()
+    for module in trial.modules():
+        if "adapt_in_channels" in vars(module):
+            vars(module)["adapt_in_channels"] = None
+    weights = _like(
+        state_dict,
+        {
+            name.removeprefix("module."): value.to("meta") if isinstance(value, Tensor) else value
+            for name, value in state_dict.items()
+        },
     )
-    # The versions of the modules that wrote it, by which some of them rename what they find.
-    # pyrefly: ignore[missing-attribute]: torch sets it on an OrderedDict, too
-    weights._metadata = getattr(state_dict, "_metadata", {})
     names = []
     trial.register_load_state_dict_post_hook(lambda _, missing_and_unexpected: names.append(missing_and_unexpected))
     try:
@@ -103,3 +111,11 @@ def list_loading_mismatches(model: nn.Module, state_dict: Mapping[str, Tensor]) 
         given = {name: weights.get(name, none) for name in (*unexpected, *refused)}
         return list_mismatches(expected, given) or [str(error)]
     return []
+
+
+def _like(state_dict: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Give weights the versions of the modules that wrote a state dict, by which some of them rename what they find."""
+    versioned = OrderedDict(weights)
+    # pyrefly: ignore[missing-attribute]: torch sets it on an OrderedDict, too
+    versioned._metadata = getattr(state_dict, "_metadata", {})
+    return versioned
