@@ -5,44 +5,44 @@ MMEngine looks for weights in ``state_dict`` or at the top of a file, under the 
 (``load_from``, ``init_cfg=dict(type='Pretrained')``, inferencers) pass through the loaders that are registered here.
 """
 
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from functools import wraps
 
 import torch
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader, checkpoint
+from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from .weight_names import find_weights, has_our_blocks, list_places, without_wrappers
 
-_MapLocation = str | torch.device | Callable | None
+_MapLocation = str | torch.device | dict[str, str] | Callable | None
+_Loader = Callable[[str, _MapLocation], object]
 
 
 def register_loaders() -> None:
-    """Register the loaders below with MMEngine, in the place of its own for files and URLs."""
-    CheckpointLoader.register_scheme("", load_from_local, force=True)
-    CheckpointLoader.register_scheme(["http://", "https://"], load_from_http, force=True)
+    """Put :func:`around` the loaders that are registered with MMEngine for files and URLs, its own or another's."""
+    for scheme in ("", "http://", "https://"):
+        CheckpointLoader.register_scheme(scheme, around(CheckpointLoader._schemes[scheme]), force=True)
 
 
-# MMEngine logs what these are called after "load_from_".
-def load_from_local(filename: str, map_location: _MapLocation = None) -> object:
-    """Load a file as MMEngine does, a ``.safetensors`` file too, and put our weights where MMEngine looks for them.
+def around(loader: _Loader) -> _Loader:
+    """Make a loader read safetensors files too, and put our weights where MMEngine looks for them.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A ``.safetensors`` file cannot be read.
+        ValueError: By the loader that is made, where a safetensors file cannot be read, or is one of several.
     """
-    if filename.endswith(".safetensors") and Path(filename).expanduser().is_file():
-        return _load_safetensors(filename, map_location)
-    return arrange(checkpoint.load_from_local(filename, map_location))
 
+    @wraps(loader)  # MMEngine logs its name
+    def load(filename: str, map_location: _MapLocation = None) -> object:
+        # Not above: it needs the models, and those need the registry, which registers the loaders.
+        from .checkpoints.reading import is_of_safetensors, read_checkpoint
 
-def load_from_http(filename: str, map_location: _MapLocation = None) -> object:
-    """Load from a URL as :func:`load_from_local` does from a file."""
-    if filename.partition("?")[0].endswith(".safetensors"):
-        return _load_safetensors(filename, map_location)
-    return arrange(checkpoint.load_from_http(filename, map_location))
+        if is_of_safetensors(filename):
+            weights = read_checkpoint(filename)
+            return arrange({name: _moved(value, map_location) for name, value in weights.items()})
+        return arrange(loader(filename, map_location))
+
+    return load
 
 
 def arrange(content: object) -> object:
@@ -56,6 +56,9 @@ def arrange(content: object) -> object:
 
     Returns:
         The same object, or a dict with the weights as ``state_dict``.
+
+    Raises:
+        ValueError: Two names of weights become one.
     """
     if not isinstance(content, Mapping) or ("state_dict" in content and "meta" in content):
         return content
@@ -73,11 +76,13 @@ def arrange(content: object) -> object:
     return {**(content if part else {}), "state_dict": names}
 
 
-def _load_safetensors(source: str | os.PathLike, map_location: _MapLocation) -> object:
-    # Not above: it needs the models, and those need the registry, which registers the loaders.
-    from .checkpoints.reading import read_checkpoint
-
-    weights = read_checkpoint(source)
+def _moved(value: object, map_location: _MapLocation) -> object:
+    """Move a tensor from the CPU as ``torch.load`` would."""
+    if not isinstance(value, Tensor) or map_location is None:
+        return value
+    if isinstance(map_location, dict):
+        return value.to(map_location.get("cpu", "cpu"))
     if isinstance(map_location, str | torch.device):
-        return arrange({name: v.to(map_location) for name, v in weights.items() if isinstance(v, Tensor)})
-    return arrange(weights)
+        return value.to(map_location)
+    storage = map_location(value.untyped_storage(), "cpu")
+    return value if storage is None else value.to(storage.device)

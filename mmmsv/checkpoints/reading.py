@@ -22,6 +22,9 @@ from mmmsv.weight_names import find_weights, without_wrappers
 
 # First bytes of what torch.save writes: a zip archive, or a pickle of protocol 2 and later.
 _MAGIC = (b"PK\x03\x04", b"\x80")
+# How names end that are of safetensors; there is an index where a checkpoint was cut into several files.
+_INDEX = ".index.json"
+_SAFETENSORS = (".safetensors", f".safetensors{_INDEX}")
 # Of weights, and of counters beside them.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.int32, torch.int64)
 # Errors of a folder that cannot be written.
@@ -60,6 +63,17 @@ def read_checkpoint(source: str | os.PathLike) -> Mapping[str, object]:
         raise
 
 
+def is_of_safetensors(source: str) -> bool:
+    """Whether a file is of safetensors by its content, or a URL or a file that is none of PyTorch's is by its name."""
+    if source.startswith(("http://", "https://")):
+        return urlparse(source).path.lower().endswith(_SAFETENSORS)
+    path = os.path.expanduser(source)
+    if not os.path.isfile(path):
+        return False
+    start = _start_of(Path(path))
+    return _holds_safetensors(start) or (not start.startswith(_MAGIC) and path.lower().endswith(_SAFETENSORS))
+
+
 def _read(path: Path) -> Mapping[str, object]:
     try:
         path = path.expanduser()
@@ -69,9 +83,15 @@ def _read(path: Path) -> Mapping[str, object]:
     if not is_file:
         what = "a folder" if is_folder else "not there"
         raise ValueError(f"the checkpoint {path} is {what}; give the path of a file, or its URL")
+    shard = re.search(r"-\d{5}-of-(\d{5})\.", path.name)
+    if path.name.lower().endswith(_INDEX) or (shard and int(shard[1]) > 1):
+        what = "is one of the files" if shard else "lists the files"
+        raise ValueError(
+            f"{path} {what} that a checkpoint was cut into: read them with the program that wrote them, and save the "
+            "weights as one file"
+        )
     start = _start_of(path)
-    # The length of a header, and a JSON object.
-    if start[6:9] == b"\0\0{":
+    if _holds_safetensors(start):
         return _read_safetensors(path)
     if not start.startswith(_MAGIC):
         fault = f"begins with {start!r}" if start else "is empty"
@@ -105,6 +125,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is cut off or damaged ({_reason(error)}); get it again") from error
+
+
+def _holds_safetensors(start: bytes) -> bool:
+    """Whether a file begins as safetensors does: with the length of a header, and a JSON object."""
+    return start[6:9] == b"\0\0{"
 
 
 def _start_of(path: Path) -> bytes:

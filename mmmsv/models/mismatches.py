@@ -128,8 +128,8 @@ def _advice(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], first: 
         nothing = "It holds nothing for this backbone"
         if prefix:
             nothing = (
-                f"It holds nothing at {prefix!r}: if it has the backbone at another place, such as model.backbone., "
-                "load that with the backbone's init_cfg=dict(type='Pretrained', checkpoint=..., prefix='model.backbone.')"
+                f"It holds nothing at {prefix!r}: if it has the backbone at another place, as in model.backbone., load "
+                "that with the backbone's init_cfg=dict(type='Pretrained', checkpoint=..., prefix='model.backbone.')"
             )
         return f"{nothing}. If it is a file of the authors of MSVMamba or VMamba, {authors}"
     if not any(isinstance(value, Tensor) for value in given.values()):

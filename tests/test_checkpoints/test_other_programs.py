@@ -1,14 +1,12 @@
 """Weights of ours in files of other programs: under other entries, with wrappers in their names, as safetensors."""
 
-import sys
-
 import pytest
 import torch
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from mmmsv.checkpoint_loaders import arrange
+from mmmsv.checkpoint_loaders import arrange, register_loaders
 from mmmsv.checkpoints.conversion import from_authors_file, to_authors_file
 from mmmsv.engine import CheckpointFitHook
 from mmmsv.models import MSVMamba
@@ -201,6 +199,20 @@ def test_what_others_wrote_is_left_alone():
         assert arrange(content) is content
 
 
+def test_a_loader_of_somebody_else(weights, monkeypatch):
+    """It is still asked where this package comes after it, and for what it gives our weights are found."""
+    monkeypatch.setattr(CheckpointLoader, "_schemes", dict(CheckpointLoader._schemes))
+
+    @CheckpointLoader.register_scheme("", force=True)
+    def load_from_mine(filename, map_location=None):
+        return {"model": weights, "given": (filename, map_location)}
+
+    register_loaders()
+    loaded = CheckpointLoader.load_checkpoint("somewhere", map_location="cpu")
+    assert loaded["state_dict"] is weights
+    assert loaded["given"] == ("somewhere", "cpu")
+
+
 def test_names():
     assert without_wrappers({"n_averaged": 0, "module._orig_mod.stem.x": 1}) == {"stem.x": 1}
     for names in ({"steps": 0, "stem.x": 1}, {"model.stem.x": 1, "loss.x": 2}, {"stages.0.x": 1}, {3: 4}, {}):
@@ -360,51 +372,3 @@ def test_authors_checkpoint_of_several_models(authors):
         ValueError, match=r"holds the weights of 2 models \(student, teacher\); save those of one in a file"
     ):
         initialize(authors.model(), path)
-
-
-class TestSafetensors:
-    @pytest.fixture
-    def save(self, tmp_path):
-        safetensors = pytest.importorskip("safetensors.torch")
-
-        def save(weights):
-            safetensors.save_file(weights, tmp_path / "model.safetensors")
-            return str(tmp_path / "model.safetensors")
-
-        return save
-
-    def test_pretrained(self, weights, save):
-        path = save({**put_before("_orig_mod.backbone.")(weights), "_orig_mod.head.weight": torch.ones(1)})
-        model = MSVMamba(SMALL, init_cfg={"type": "Pretrained", "checkpoint": path, "prefix": "backbone."})
-        model.init_weights()
-        assert_loaded(model, weights)
-
-    def test_run(self, tmp_path, save):
-        weights = {n: torch.full_like(v, 0.5) for n, v in small_classifier(tmp_path).model.state_dict().items()}
-        runner = small_classifier(tmp_path, load_from=save(weights))
-        runner.load_or_resume()
-        assert_loaded(runner.model, weights)
-
-    def test_authors(self, authors, save):
-        model = initialize(authors.model(out_indices=(3,)), save(authors.weights))
-        assert loaded(model, authors.weights) == model.state_dict().keys()
-        ours, _ = from_authors_file(save(authors.weights))
-        assert len(ours["state_dict"]) >= len(authors.weights)
-
-    def test_truncated(self, tmp_path, save, weights):
-        path = tmp_path / "torn.safetensors"
-        with open(save(weights), "rb") as file:
-            path.write_bytes(file.read()[:-100])
-        with pytest.raises(ValueError, match=r"torn.safetensors is cut off or damaged \(.*\); get it again"):
-            from_authors_file(path)
-        model = MSVMamba(SMALL, init_cfg={"type": "Pretrained", "checkpoint": str(path)})
-        with pytest.raises(ValueError, match=r"torn.safetensors is cut off or damaged"):
-            model.init_weights()
-
-    def test_library_is_missing(self, tmp_path, monkeypatch):
-        monkeypatch.setitem(sys.modules, "safetensors", None)
-        path = tmp_path / "model.safetensors"
-        path.write_bytes((2).to_bytes(8, "little") + b"{}" + b"\0" * 8)
-        for read in (from_authors_file, lambda path: load_checkpoint(MSVMamba(SMALL), str(path))):
-            with pytest.raises(ValueError, match="is read by a library that is not installed: pip install safetensors"):
-                read(path)
