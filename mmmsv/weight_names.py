@@ -161,4 +161,5 @@ def _wrapper(names: Iterable[str], only_torch: bool) -> str:
             wrapper = "".join(f"{segment}." for segment in segments[:depth])
             is_wrapper = all(each.startswith(wrapper) for each in inner)
             return wrapper if is_wrapper and not (only_torch and wrapper.replace("module.", "")) else ""
-    return ""
+    # Of a model whose parts have other names, torch's own.
+    return "module." if inner and all(name.startswith("module.") for name in inner) else ""

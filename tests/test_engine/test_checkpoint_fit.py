@@ -95,9 +95,10 @@ class Renaming(nn.Module):
 
 @pytest.mark.parametrize("wrappers", ["", "module.", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("own", [False, True], ids=["", "a part named module"])
-def test_versions_of_modules_are_kept(tmp_path, wrappers, own):
+@pytest.mark.parametrize("part", ["backbone", "bbox_head"])
+def test_versions_of_modules_are_kept(tmp_path, wrappers, own, part):
     runner = small_classifier(tmp_path)
-    runner.model, written = (nn.ModuleDict({"backbone": Renaming()}) for _ in range(2))
+    runner.model, written = (nn.ModuleDict({part: Renaming()}) for _ in range(2))
     if own:
         runner.model, written = nn.ModuleDict({"module": runner.model}), nn.ModuleDict({"module": written})
     for wrapper in reversed(wrappers.split(".")[:-1]):
