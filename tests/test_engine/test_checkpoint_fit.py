@@ -1,14 +1,19 @@
 """A checkpoint that does not fit is refused for testing and resuming, with the model as it was."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from mmpretrain.models import AverageClsScoreTTA
 from torch import nn
 
 from mmmsv.engine import CheckpointFitHook
+from mmmsv.engine.hooks import checkpoint_fit
 from mmmsv.engine.hooks.checkpoint_fit import list_loading_mismatches
+from mmmsv.models import MSVMamba
 
 from .small_runs import small_classifier
 
@@ -93,69 +98,66 @@ class Renaming(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
 
 
+def load(model, checkpoint, resume=False):
+    """Load a checkpoint as a runner does that has the hook."""
+    loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop) if resume else {}
+    runner = SimpleNamespace(model=model, _train_loop=loop, _resume=resume)
+    CheckpointFitHook().after_load_checkpoint(runner, checkpoint)
+    _load_checkpoint_to_model(model, checkpoint, strict=True)
+
+
 @pytest.mark.parametrize("wrappers", ["", "module.", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("own", [False, True], ids=["", "a part named module"])
 @pytest.mark.parametrize("part", ["backbone", "bbox_head"])
-def test_versions_of_modules_are_kept(tmp_path, wrappers, own, part):
-    runner = small_classifier(tmp_path)
-    runner.model, written = (nn.ModuleDict({part: Renaming()}) for _ in range(2))
+def test_versions_of_modules_are_kept(wrappers, own, part):
+    model, written = (nn.ModuleDict({part: Renaming()}) for _ in range(2))
     if own:
-        runner.model, written = nn.ModuleDict({"module": runner.model}), nn.ModuleDict({"module": written})
+        model, written = nn.ModuleDict({"module": model}), nn.ModuleDict({"module": written})
     for wrapper in reversed(wrappers.split(".")[:-1]):
         written = nn.ModuleDict({wrapper: written})
-    torch.save({"state_dict": written.state_dict(), "meta": {}}, tmp_path / "file.pth")
-    runner.load_checkpoint(str(tmp_path / "file.pth"), strict=True)
+    load(model, {"state_dict": written.state_dict(), "meta": {}})
     weights = written.state_dict().values()
-    assert all(torch.equal(*pair) for pair in zip(runner.model.state_dict().values(), weights, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(model.state_dict().values(), weights, strict=True))
 
 
+@pytest.mark.parametrize("resume", [False, True], ids=["test", "resume"])
 @pytest.mark.parametrize("other", ["teacher.", "gan.discriminator.", "model.", ""])
-def test_only_wrappers_of_torch_are_taken_off(tmp_path, other):
+def test_only_wrappers_of_torch_are_taken_off(other, resume):
     """A part of another name is another part."""
-    runner = small_classifier(tmp_path)
-    runner.model = nn.ModuleDict({"student": nn.ModuleDict({"backbone": nn.Linear(2, 2)})})
-    torch.save({"state_dict": {f"{other}backbone.weight": torch.ones(2, 2)}, "meta": {}}, tmp_path / "file.pth")
-    runner._train_loop = runner.build_train_loop(runner._train_loop)
-    runner._resume = True
+    model = nn.ModuleDict({"student": nn.ModuleDict({"backbone": nn.Linear(2, 2)})})
+    checkpoint = {"state_dict": {f"{other}backbone.weight": torch.ones(2, 2)}, "meta": {}}
     with pytest.raises(ValueError, match=f"2 missing: student.backbone.weight, .*\n.*unexpected: {other}backbone"):
-        runner.load_checkpoint(str(tmp_path / "file.pth"))
+        load(model, checkpoint, resume)
 
 
-def test_the_log_says_what_was_taken_off(tmp_path, caplog):
-    runner = small_classifier(tmp_path)
-    weights = {f"_orig_mod.{name}": value for name, value in runner.model.state_dict().items()}
-    checkpoint = {"state_dict": weights, "meta": {}}
+def test_the_log_says_what_was_taken_off(monkeypatch):
     lines = []
-    runner.logger.handlers[0].addFilter(lambda record: lines.append(record.getMessage()) or True)
-    CheckpointFitHook().after_load_checkpoint(runner, checkpoint)
-    assert any(
-        line.startswith("what wrappers add to names is not as in the model, and changed: _orig") for line in lines
-    )
-    same = {"state_dict": runner.model.state_dict(), "meta": {}}
-    expected = same["state_dict"]
-    CheckpointFitHook().after_load_checkpoint(runner, same)
-    assert same["state_dict"] is expected
+    monkeypatch.setattr(checkpoint_fit, "print_log", lambda message, _: lines.append(message))
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2, bias=False)})
+    load(model, {"state_dict": {"_orig_mod.backbone.weight": torch.ones(2, 2)}, "meta": {}})
+    assert lines == ["what wrappers add to names is not as in the model, and changed: _orig_mod.backbone.weight"]
+    checkpoint = {"state_dict": (same := model.state_dict()), "meta": {}}
+    load(model, checkpoint)
+    assert checkpoint["state_dict"] is same
+    assert len(lines) == 1
 
 
 @pytest.mark.parametrize("how", ["init", "repeat", "average", None])
 @pytest.mark.parametrize("resume", [False, True], ids=["test", "resume"])
-def test_in_channels_are_not_adapted(tmp_path, how, resume):
+def test_in_channels_are_not_adapted(how, resume):
     """Neither when testing nor when resuming, and a first weight is not left as initialised."""
-    options = {"model.backbone.adapt_in_channels": how}
-    weights = small_classifier(tmp_path).model.state_dict()
-    torch.save({"state_dict": weights, "meta": {}}, tmp_path / "rgb.pth")
+
+    def model(**options):
+        return nn.ModuleDict({"backbone": MSVMamba({"embed_dims": (8, 16), "depths": (1, 1)}, **options)})
+
+    weights = model().state_dict()
     lacking = {name: value for name, value in weights.items() if not name.endswith("stem.conv.weight")}
-    torch.save({"state_dict": lacking, "meta": {}}, tmp_path / "lacking.pth")
     for file, channels, message in (
-        ("rgb", 5, "It was made with in_channels=3: give the model the same; to begin with its weights, adapt_in_"),
-        ("lacking", 3, "It lacks the first weight alone; to begin with the others, adapt_in_channels='init'"),
+        (weights, 5, "It was made with in_channels=3: give the model the same; to begin with its weights, adapt_in_"),
+        (lacking, 3, "It lacks the first weight alone; to begin with the others, adapt_in_channels='init'"),
     ):
-        runner = small_classifier(tmp_path, **options, **{"model.backbone.in_channels": channels})
-        if resume:
-            runner._train_loop = runner.build_train_loop(runner._train_loop)
-            runner._resume = True
         with pytest.raises(ValueError, match=message):
-            runner.load_checkpoint(str(tmp_path / f"{file}.pth"))
+            load(model(in_channels=channels, adapt_in_channels=how), {"state_dict": file, "meta": {}}, resume)
 
 
 class Converting(nn.Linear):
