@@ -135,21 +135,22 @@ class _Before:
                     f"{self.name}: its {name} was changed in place between the forward pass and the backward pass, "
                     "which computes part of the forward pass again; change weights after backward()"
                 )
-        layers = [(layer, type(layer), vars(layer).copy()) for layer, *_ in self.layers]
+        changed = [each for each in self.layers if not _is_unchanged(*each)]
+        layers = [(layer, type(layer), vars(layer).copy()) for layer, *_ in changed]
         flags = [(weight, weight.requires_grad) for _, weight, flag, _ in self.weights if weight.requires_grad != flag]
-        hooks = [hooks.copy() for hooks in _GLOBAL_HOOKS]
+        hooks = [(current, current.copy(), before) for current, before in self.global_hooks if current != before]
         try:
-            for layer, kind, held, buffers in self.layers:
+            for layer, kind, held, buffers in changed:
                 _put(layer, kind, _restored(layer, held))
                 layer._buffers.update({name: buffer.clone() for name, buffer in buffers.items()})
             for weight, flag in flags:
                 weight.requires_grad_(not flag)
-            for current, before in self.global_hooks:
+            for current, _, before in hooks:
                 _replace(current, before)
             with self.kernels.restored():
                 yield
         finally:
-            for current, now in zip(_GLOBAL_HOOKS, hooks, strict=True):
+            for current, now, _ in hooks:
                 _replace(current, now)
             for weight, flag in flags:
                 weight.requires_grad_(flag)
@@ -178,6 +179,26 @@ def _held(layer: nn.Module) -> dict[str, Any]:
         else:
             held[name] = _CURRENT
     return held
+
+
+def _is_unchanged(layer: nn.Module, kind: type[nn.Module], held: dict[str, Any], buffers: dict[str, Tensor]) -> bool:
+    """Return whether a layer is as it was; then nothing is put back, and other threads may use it at the same time."""
+    current = vars(layer)
+    if buffers or type(layer) is not kind or current.keys() != held.keys():
+        return False
+    for name, value in held.items():
+        now = current[name]
+        if value is now or value is _CURRENT:
+            continue
+        if value is _EMPTY:
+            if now:
+                return False
+        elif isinstance(value, dict):
+            if now.keys() != value.keys() or any(now[key] is not each for key, each in value.items()):
+                return False
+        elif type(now) is not type(value) or now != value:
+            return False
+    return True
 
 
 def _restored(layer: nn.Module, held: dict[str, Any]) -> dict[str, Any]:
