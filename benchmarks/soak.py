@@ -153,8 +153,9 @@ def _draw(readings: list[Reading], path: Path) -> None:
         of_phase = [reading for reading in readings if reading.phase == phase]
         for row, (name, title) in enumerate(titles.items()):
             axis = axes[row][column]
-            axis.plot([each.step for each in of_phase], [getattr(each, name) for each in of_phase], color="#0072B2")
-            axis.set_ylim(bottom=0)
+            held = [getattr(each, name) for each in of_phase]
+            axis.plot([each.step for each in of_phase], held, color="#0072B2")
+            axis.set_ylim(0, 1.2 * max(held))
             axis.grid(True, alpha=0.3)
             axis.set_title(f"{phase}: {title}", fontsize=9)
             axis.tick_params(labelsize=8)
