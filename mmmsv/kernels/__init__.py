@@ -21,7 +21,7 @@ except UnicodeEncodeError as error:
 from . import backends, flops, whole_block  # noqa: F401  which registers the first two
 from .arguments import Activation
 from .backends.cpu.memory import empty_cache
-from .bypass import is_transformed
+from .bypass import is_transformed, share_memory
 from .dispatch import BACKENDS, use_backend
 from .fused import depthwise_conv, gate, layer_norm, merge_scales, upsample
 from .linear import linear
@@ -47,6 +47,7 @@ __all__ = [
     "read_twice",
     "scan2d",
     "selective_scan",
+    "share_memory",
     "upsample",
     "use_backend",
     "whole_block",

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from mmmsv.compat.torch_versions import is_compiling
-from mmmsv.kernels import Selection, is_transformed
+from mmmsv.kernels import Selection, is_transformed, share_memory
 
 _RECOMPUTED = ContextVar("_RECOMPUTED", default=False)  # whether the current code runs within a call of recompute
 
@@ -118,7 +118,7 @@ class _Before:
         changed = {layer: before.copies for layer, before in buffers.items() if before.have_changed()}
         self.layers = [(layer, type(layer), _held(layer), changed.get(layer, {})) for _, layer in layers]
         self.weights = [
-            (path + name, weight, weight.requires_grad, _version(weight))
+            (path + name, weight, weight.requires_grad, _version(weight), weight.detach())
             for path, layer in layers
             for name, weight in layer._parameters.items()
             if weight is not None
@@ -129,7 +129,7 @@ class _Before:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Make the module what it was, while a ``with`` block runs."""
-        for name, weight, _, version in self.weights:
+        for name, weight, _, version, _ in self.weights:
             if _version(weight) != version:
                 raise RuntimeError(
                     f"{self.name}: its {name} was changed in place between the forward pass and the backward pass, "
@@ -137,7 +137,11 @@ class _Before:
                 )
         changed = [each for each in self.layers if not _is_unchanged(*each)]
         layers = [(layer, type(layer), vars(layer).copy()) for layer, *_ in changed]
-        flags = [(weight, weight.requires_grad) for _, weight, flag, _ in self.weights if weight.requires_grad != flag]
+        flags = [(weight, not flag) for _, weight, flag, *_ in self.weights if weight.requires_grad != flag]
+        # Others that were put in the place of the numbers themselves, as moving averages are.
+        swapped = [
+            (weight, weight.data, data) for _, weight, *_, data in self.weights if not share_memory(weight, data)
+        ]
         hooks = [(current, current.copy(), before) for current, before in self.global_hooks if current != before]
         try:
             for layer, kind, held, buffers in changed:
@@ -145,6 +149,8 @@ class _Before:
                 layer._buffers.update({name: buffer.clone() for name, buffer in buffers.items()})
             for weight, flag in flags:
                 weight.requires_grad_(not flag)
+            for weight, _, data in swapped:
+                weight.data = data
             for current, _, before in hooks:
                 _replace(current, before)
             with self.kernels.restored():
@@ -152,6 +158,8 @@ class _Before:
         finally:
             for current, now, _ in hooks:
                 _replace(current, now)
+            for weight, data, _ in swapped:
+                weight.data = data
             for weight, flag in flags:
                 weight.requires_grad_(flag)
             for layer, kind, attributes in layers:
