@@ -17,9 +17,13 @@ custom_hooks = [
     dict(type='mmmsv.SeedEpochHook'),
 ]
 
-# Parts of parameter names, for paramwise_cfg: no weight decay on norms, decay rates and skip weights.
-no_decay = {
+# Parts of parameter names, for paramwise_cfg: what decays is what decays in the authors' recipes. Those of detectors and
+# segmentors spare what has `norm` in its name. In the authors' code the norms of the stem have no such names, so they
+# decay; and so do those of the convolutions between stages, which v3 and VMamba of 2024 have.
+dense_decay = {
     'norm': dict(decay_mult=0.0),
-    'A_log': dict(decay_mult=0.0),
-    '.skip': dict(decay_mult=0.0),
+    'stem.': dict(decay_mult=1.0),
 }
+conv_downsample_decay = {'downsample.norm': dict(decay_mult=1.0)}
+# Those of classifiers spare norms, biases and whatever has one axis, as the authors' skip weights have.
+classifier_decay = {'.skip': dict(decay_mult=0.0)}

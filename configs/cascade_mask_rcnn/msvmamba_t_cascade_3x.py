@@ -7,12 +7,12 @@ _base_ = [
 ]
 # The recipe imports mmpretrain, for the sake of ConvNeXt.
 custom_imports = None
-model = dict(backbone=dict(_delete_=True, type='mmmsv.MSVMamba', arch='tiny', drop_path_rate=0.1))
+model = dict(backbone=dict(_delete_=True, type='mmmsv.MSVMamba', arch='tiny', drop_path_rate=0.2))
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(custom_keys=_base_.no_decay))
+    paramwise_cfg=dict(custom_keys=_base_.dense_decay))
 
 # Stock loops that say what is missing of the data, and where to get it.
 train_cfg = dict(type='mmmsv.EpochBasedTrainLoop')

@@ -2,3 +2,4 @@
 _base_ = './msvmamba_t_cascade_3x.py'
 
 model = dict(backbone=dict(arch='v3_small'))
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.conv_downsample_decay))

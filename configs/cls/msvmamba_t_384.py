@@ -11,7 +11,7 @@ model = dict(
 # Batch 16 x 64. Next to nothing decays, and what never does is as in training at 224.
 optim_wrapper = dict(
     optimizer=dict(lr=1e-5, weight_decay=1e-8),
-    paramwise_cfg=dict(custom_keys=dict(_delete_=True, dt_bias=dict(decay_mult=0.0), **_base_.no_decay)))
+    paramwise_cfg=dict(custom_keys=dict(_delete_=True, **_base_.classifier_decay)))
 # The learning rate is constant.
 param_scheduler = []
 

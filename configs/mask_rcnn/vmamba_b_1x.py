@@ -1,4 +1,4 @@
 # Mask R-CNN with VMamba-Base (s2l15) on COCO, 12 epochs.
 _base_ = './vmamba_t_1x.py'
 
-model = dict(backbone=dict(arch='v2_base_s2l15'), neck=dict(in_channels=[128, 256, 512, 1024]))
+model = dict(backbone=dict(arch='v2_base_s2l15', drop_path_rate=0.6), neck=dict(in_channels=[128, 256, 512, 1024]))

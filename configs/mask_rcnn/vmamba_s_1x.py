@@ -1,4 +1,4 @@
 # Mask R-CNN with VMamba-Small (s2l15) on COCO, 12 epochs.
 _base_ = './vmamba_t_1x.py'
 
-model = dict(backbone=dict(arch='v2_small_s2l15'))
+model = dict(backbone=dict(arch='v2_small_s2l15', drop_path_rate=0.3))

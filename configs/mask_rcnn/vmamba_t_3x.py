@@ -1,4 +1,5 @@
 # Mask R-CNN with VMamba-Tiny (s1l8) on COCO, 36 epochs with multi-scale crops.
-_base_ = './msvmamba_t_3x.py'
+_base_ = './vmamba_v1_t_3x.py'
 
-model = dict(backbone=dict(type='mmmsv.VMamba', arch='v2_tiny_s1l8'))
+model = dict(backbone=dict(arch='v2_tiny_s1l8'))
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.conv_downsample_decay))

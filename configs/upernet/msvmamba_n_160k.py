@@ -2,6 +2,6 @@
 _base_ = './msvmamba_t_160k.py'
 
 model = dict(
-    backbone=dict(arch='nano', drop_path_rate=0.1),
+    backbone=dict(arch='nano', drop_path_rate=0.3),
     decode_head=dict(in_channels=[48, 96, 192, 384]),
     auxiliary_head=dict(in_channels=192))

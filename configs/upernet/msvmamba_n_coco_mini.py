@@ -18,7 +18,7 @@ test_cfg = dict(type='mmmsv.TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.01),
-    paramwise_cfg=dict(custom_keys=_base_.no_decay),
+    paramwise_cfg=dict(custom_keys=_base_.dense_decay),
     clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=30),

@@ -7,7 +7,7 @@ data_source = dict(
     ADE20KDataset='ADE20K from http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip: unpack it in '
     'data/ade')
 model = dict(backbone=dict(_delete_=True, type='mmmsv.MSVMamba', arch='tiny', drop_path_rate=0.2))
-optim_wrapper = dict(paramwise_cfg=dict(_delete_=True, custom_keys=_base_.no_decay))
+optim_wrapper = dict(paramwise_cfg=dict(_delete_=True, custom_keys=_base_.dense_decay))
 # mmseg's recipe does not say that its learning rate is for 8 GPUs with 2 images each.
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 

@@ -15,7 +15,7 @@ model = dict(
     auxiliary_head=dict(in_channels=384))
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
-    paramwise_cfg=dict(custom_keys=_base_.no_decay))
+    paramwise_cfg=dict(custom_keys=_base_.dense_decay))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type='PolyLR', eta_min=0.0, power=1.0, begin=1500, end=80000, by_epoch=False),

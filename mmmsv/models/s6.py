@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmmsv.kernels import Route, read_twice, scan2d
 
-from .layers import projection
+from .layers import Linear
 
 
 class S6(nn.Module):
@@ -36,7 +36,7 @@ class S6(nn.Module):
         self.routes, self.carry = routes, carry
         self.sets = sets = 1 if carry else len(routes)
         self.token_sizes = (dt_rank, state_size, state_size)
-        self.x_proj = projection(dim, sets * sum(self.token_sizes))
+        self.x_proj = Linear(dim, sets * sum(self.token_sizes), bias=False)
         # Plain parameters, no nn.Linear: an init_cfg that draws all linear layers again, as those of many classifiers
         # do, would set b_dt to 0, and with it every step to 0.69.
         self.dt_weight = nn.Parameter(torch.empty(sets, dim, dt_rank))
@@ -46,7 +46,10 @@ class S6(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the initial values: steps log-uniform in [1e-3, 0.1], A = -(1, ..., N), skip weight 1."""
+        """Draw the initial values: steps log-uniform in [1e-3, 0.1], A = -(1, ..., N), skip weight 1.
+
+        ``x_proj`` keeps what :class:`torch.nn.Linear` draws, uniform in ``+-D^-0.5``, as in the authors' code.
+        """
         bound = self.dt_weight.shape[-1] ** -0.5
         nn.init.uniform_(self.dt_weight, -bound, bound)
         with torch.no_grad():

@@ -21,8 +21,9 @@ class VMamba(VisionMamba):
     """VMamba; options are those of :class:`~mmmsv.models.backbone.VisionMamba`.
 
     ``tiny``, ``small``, ``base`` are those of the first arXiv version (state size 16, no FFN); ``v2_tiny_s1l8``,
-    ``v2_small_s2l15``, ``v2_base_s2l15`` those of the release of 2024, named after their ssm_ratio (s) and the depth of
-    their third stage (l). The published classifiers were trained with ``drop_path_rate`` 0.2, 0.3 and 0.6.
+    ``v2_tiny_s2l5`` and so on those of the release of 2024, named after their ssm_ratio (s) and the depth of their third
+    stage (l). The published classifiers were trained with ``drop_path_rate`` 0.2, 0.3 and 0.6 (tiny, small, base); of
+    ``v2_tiny_s2l5``, ``v2_small_s1l20`` and ``v2_base_s1l20`` that is inferred from the other arch of their size.
 
     Source:
         Liu et al.: VMamba: Visual State Space Model, arXiv 2401.10166.
@@ -33,6 +34,9 @@ class VMamba(VisionMamba):
         "small": Arch((96, 192, 384, 768), (2, 2, 27, 2), _ARXIV),
         "base": Arch((128, 256, 512, 1024), (2, 2, 27, 2), _ARXIV),
         "v2_tiny_s1l8": Arch((96, 192, 384, 768), (2, 2, 8, 2), _v2(1.0), stem="conv", downsample="conv"),
+        "v2_tiny_s2l5": Arch((96, 192, 384, 768), (2, 2, 5, 2), _v2(2.0), stem="conv", downsample="conv"),
         "v2_small_s2l15": Arch((96, 192, 384, 768), (2, 2, 15, 2), _v2(2.0), stem="conv", downsample="conv"),
+        "v2_small_s1l20": Arch((96, 192, 384, 768), (2, 2, 20, 2), _v2(1.0), stem="conv", downsample="conv"),
         "v2_base_s2l15": Arch((128, 256, 512, 1024), (2, 2, 15, 2), _v2(2.0), stem="conv", downsample="conv"),
+        "v2_base_s1l20": Arch((128, 256, 512, 1024), (2, 2, 20, 2), _v2(1.0), stem="conv", downsample="conv"),
     }

@@ -61,7 +61,7 @@ def test_bfloat16_follows_float32():
 
 
 def test_initial_values():
-    """Steps between 1e-3 and 0.1, A = -1, ..., -N, skip 1, narrow linear weights (but in the ConvFFN)."""
+    """Steps between 1e-3 and 0.1, A = -1, ..., -N, skip 1, narrow linear weights (but in the ConvFFN and x_proj)."""
     model = MSVMamba({**SMALL, "state_size": 4})
     scan = model.stages[0].blocks[0].scan.half_scan
     step = nn.functional.softplus(scan.dt_bias)
@@ -74,7 +74,11 @@ def test_initial_values():
     assert len(linear) == 6 * 5 + 3  # in, out, two of SE, two scans in each block; the patch mergings
     for name, module in linear.items():
         assert module.bias is None
-        assert 0.015 < module.weight.std() < 0.025, name
+        if name.endswith(".x_proj"):  # uniform in +-D^-0.5
+            bound = module.in_features**-0.5
+            assert 0.95 * bound < module.weight.abs().max() <= bound, name
+        else:
+            assert 0.015 < module.weight.std() < 0.025, name
 
 
 def test_a_half_resolution_token_is_projected_once():

@@ -1,0 +1,4 @@
+# VMamba-Tiny (s2l5) on ImageNet, 300 epochs. Drop path is that of VMamba-Tiny (s1l8); the authors' was not at hand.
+_base_ = './vmamba_t_300e.py'
+
+model = dict(backbone=dict(arch='v2_tiny_s2l5'))

@@ -1,0 +1,5 @@
+# Mask R-CNN with VMamba-Base of the first version (arXiv, January 2024) on COCO, 12 epochs.
+# The authors train it on 16 GPUs with 1 image each.
+_base_ = './vmamba_v1_t_1x.py'
+
+model = dict(backbone=dict(arch='base'), neck=dict(in_channels=[128, 256, 512, 1024]))

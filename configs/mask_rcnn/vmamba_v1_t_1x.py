@@ -1,0 +1,7 @@
+# Mask R-CNN with VMamba-Tiny of the first version (arXiv, January 2024) on COCO, 12 epochs: 8 GPUs with 2
+# images each.
+_base_ = './msvmamba_t_1x.py'
+
+model = dict(backbone=dict(type='mmmsv.VMamba', arch='tiny'))
+train_dataloader = dict(batch_size=2)
+auto_scale_lr = dict(base_batch_size=16)
