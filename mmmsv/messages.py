@@ -36,3 +36,9 @@ def list_mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor],
         ],
     }
     return [f"{len(names)} {kind}: {_shortened(names, shown)}" for kind, names in mismatches.items() if names]
+
+
+def first_sentence(error: Exception) -> str:
+    """Return the first sentence of an error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].split(". ")[0][:200] if lines else type(error).__name__

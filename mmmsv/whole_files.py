@@ -3,6 +3,7 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import IO
 
 # What the name of an unfinished file ends in.
 UNFINISHED = ".mmmsv-unfinished"
@@ -22,12 +23,24 @@ def write_whole(path: str | Path, content: bytes) -> None:
     try:
         with unfinished.open("wb") as file:
             file.write(content)
-            file.flush()
-            # Else the name could reach the disk before the content does, and a power cut leave an empty file.
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+            flush(file)
+        put_in_place(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def flush(file: IO[bytes]) -> None:
+    """Bring what was written to a file to the disk.
+
+    Else its name could get there before its content does, and a power cut leave an empty file.
+    """
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def put_in_place(unfinished: Path, path: Path) -> None:
+    """Give a finished file, which was flushed, its name in the same folder, in the place of what is there."""
+    unfinished.replace(path)
     if hasattr(os, "O_DIRECTORY"):  # Windows opens no folders.
         folder = os.open(path.parent, os.O_DIRECTORY)
         # The file is in place; some network file systems cannot flush a folder.

@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -19,15 +20,16 @@ from mmmsv.whole_files import write_whole
 from .infer_arch import infer_arch, name_of
 from .matching import BACKBONE_NAMES, Match, has_our_names, is_classifier, match, of_backbone
 from .reading import read_checkpoint, weights_of
+from .released import SCHEME
 from .releases import CURRENT, Release, check_release, from_current, release_of, to_current
 from .translation import to_authors
 
 
-def from_authors_file(source: str | os.PathLike) -> tuple[dict[str, object], str]:
+def from_authors_file(source: str | os.PathLike) -> tuple[dict[str, Any], str]:
     """Make a checkpoint of MMEngine's out of one of the authors'.
 
     Args:
-        source: Path or URL of a file of a classifier, detector or segmentor.
+        source: Path or URL of a file of a classifier, detector or segmentor, or ``authors://NAME``.
 
     Returns:
         ``{"meta": ..., "state_dict": ...}``, for a whole model (``backbone.*``, and the head of a classifier as
@@ -46,7 +48,7 @@ def from_authors_file(source: str | os.PathLike) -> tuple[dict[str, object], str
         "source": f"{_file_name(source)} ({part})",
         **_dataset_meta(checkpoint),
     }
-    converted: dict[str, object] = {"meta": meta, "state_dict": _copied(matched.weights)}
+    converted = {"meta": meta, "state_dict": _copied(matched.weights)}
     return converted, f"{source} ({part}): {name_of(arch)}, {matched.summary()}"
 
 
@@ -127,7 +129,10 @@ def _match_alone(
 ) -> tuple[Match, Arch]:
     """Translate the authors' weights for the model that their names and shapes imply."""
     if has_our_names(weights):
-        raise ValueError(f"{source} has the names of this package already; --to-authors converts it back")
+        raise ValueError(
+            f"{source} has the names of this package already: load it without {SCHEME} and without converting it; "
+            "--to-authors converts it back"
+        )
     arch = _arch_of(weights, source)
     if is_classifier(weights):
         head = {name: value for name, value in weights.items() if name.startswith("classifier.head.")}
@@ -161,7 +166,7 @@ _FIRST_CONVOLUTIONS = ("patch_embed.0.weight", "stem.conv.weight", "stem.conv1.w
 
 
 def _file_name(source: str | os.PathLike) -> str:
-    return Path(urlparse(source).path if isinstance(source, str) else source).name
+    return Path(urlparse(source.removeprefix(SCHEME)).path if isinstance(source, str) else source).name
 
 
 def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

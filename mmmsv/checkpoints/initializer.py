@@ -21,7 +21,8 @@ from .releases import release_of, to_current
 class AuthorsCheckpoint:
     """Initialise a backbone, or a model with one, from a file of the authors of MSVMamba or VMamba, as they publish it.
 
-    ``init_cfg=dict(type='mmmsv.AuthorsCheckpoint', checkpoint=PATH_OR_URL)``, of the backbone or of the whole model.
+    ``init_cfg=dict(type='mmmsv.AuthorsCheckpoint', checkpoint='authors://NAME')``, of the backbone or of the whole
+    model.
 
     Files of classifiers, detectors and segmentors are understood: ``{"model": ...}``, ``{"model_ema": ...}`` (which is
     preferred), ``{"state_dict": {"backbone....": ...}}``, or the weights alone; with the current names, those of
@@ -36,7 +37,8 @@ class AuthorsCheckpoint:
     In a list of initialisations it comes last.
 
     Args:
-        checkpoint: Path or URL of the file.
+        checkpoint: ``authors://NAME``, for the file that the authors released for the config of that name; or the path
+            or URL of a file.
 
     Raises:
         TypeError: The model has no such backbone, or ``checkpoint`` is neither a path nor a URL.

@@ -1,24 +1,24 @@
-"""Read a checkpoint file, from a path or a URL, without running any code in it."""
+"""Read a checkpoint file, from a path, a URL or by its name, without running any code in it."""
 
-import errno
-import hashlib
 import os
 import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlparse
 
 import torch
-from mmengine.dist import barrier, is_main_process
 from torch import Tensor
 
 from mmmsv.compat.weights_only import load_weights_only
-from mmmsv.messages import first_of
+from mmmsv.messages import first_of, first_sentence
 from mmmsv.weight_names import find_weights, without_wrappers
+
+from .checksums import note
+from .downloads import fetch, is_url
+from .released import locate
 
 # First bytes of what torch.save writes: a zip archive, or a pickle of protocol 2 and later.
 _MAGIC = (b"PK\x03\x04", b"\x80")
@@ -27,8 +27,6 @@ _INDEX = ".index.json"
 _SAFETENSORS = (".safetensors", f".safetensors{_INDEX}")
 # Of weights, and of counters beside them.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.int32, torch.int64)
-# Errors of a folder that cannot be written.
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 class Weights(NamedTuple):
@@ -42,7 +40,8 @@ def read_checkpoint(source: str | os.PathLike) -> Mapping[str, object]:
     """Read a checkpoint, from a file or over HTTP; nothing in it is run.
 
     Args:
-        source: A path, or a URL (``http://``, ``https://``), whose file is kept in torch.hub's folder.
+        source: A path; a URL (``http://``, ``https://``), whose file is kept in torch.hub's folder; ``authors://NAME``,
+            for the file that the authors released for the config of that name; or ``authors://PATH_OR_URL``.
 
     Returns:
         What the file holds, on the CPU.
@@ -52,20 +51,24 @@ def read_checkpoint(source: str | os.PathLike) -> Mapping[str, object]:
         ValueError: There is no such file, it is no whole checkpoint, or it holds more than plain data; in one line.
     """
     if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"checkpoint is a {type(source).__name__}, expected a path or a URL")
-    if not str(source).startswith(("http://", "https://")):
-        return _read(Path(source))
-    path = _downloaded(str(source))
+        raise TypeError(f"checkpoint is a {type(source).__name__}, expected a path, a URL or authors://NAME")
+    address = locate(str(source))
+    if not is_url(address):
+        return _read(Path(address))
+    path, is_new = fetch(address)
     try:
-        return _read(path)
+        checkpoint = _read(path)
     except ValueError:
-        path.unlink(missing_ok=True)  # a download that was cut short is fetched again next time
+        if is_new:
+            path.unlink(missing_ok=True)  # what cannot be read is fetched again next time
         raise
+    note(path)
+    return checkpoint
 
 
 def is_of_safetensors(source: str) -> bool:
     """Whether a file is of safetensors by its content, or a URL or a file that is none of PyTorch's is by its name."""
-    if source.startswith(("http://", "https://")):
+    if is_url(source):
         return urlparse(source).path.lower().endswith(_SAFETENSORS)
     path = os.path.expanduser(source)
     if not os.path.isfile(path):
@@ -79,7 +82,7 @@ def _read(path: Path) -> Mapping[str, object]:
         path = path.expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, RuntimeError) as error:  # a name that is too long, the home of an unknown user
-        raise ValueError(f"the checkpoint {path} cannot be looked for ({_reason(error)})") from error
+        raise ValueError(f"the checkpoint {path} cannot be looked for ({first_sentence(error)})") from error
     if not is_file:
         what = "a folder" if is_folder else "not there"
         raise ValueError(f"the checkpoint {path} is {what}; give the path of a file, or its URL")
@@ -109,7 +112,7 @@ def _read(path: Path) -> Mapping[str, object]:
     except Exception as error:
         # What torch raises on bytes that are cut off or changed depends on where: anything, AssertionError included.
         what = "is a TorchScript archive, not weights" if "TorchScript" in str(error) else "is cut off or damaged"
-        raise ValueError(f"{path} {what} ({_reason(error)}); get it again") from error
+        raise ValueError(f"{path} {what} ({first_sentence(error)}); get it again") from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, expected a dict with weights in it")
     return checkpoint
@@ -124,7 +127,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut off or damaged ({_reason(error)}); get it again") from error
+        raise ValueError(f"{path} is cut off or damaged ({first_sentence(error)}); get it again") from error
 
 
 def _holds_safetensors(start: bytes) -> bool:
@@ -137,7 +140,7 @@ def _start_of(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(16)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({_reason(error)})") from error
+        raise ValueError(f"{path} cannot be read ({first_sentence(error)})") from error
 
 
 def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> Weights:
@@ -182,42 +185,3 @@ def weights_of(checkpoint: Mapping[str, object], source: str | os.PathLike) -> W
 def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor holds numbers that torch can calculate with: it is not sparse, nested, quantized or on meta."""
     return tensor.dtype in _DTYPES and tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
-
-
-def _downloaded(url: str) -> Path:
-    """Fetch a file, and keep it where torch.hub keeps its own."""
-    try:
-        name = Path(urlparse(url).path)
-    except ValueError as error:
-        raise ValueError(f"{url} is no URL of a file ({error})") from error
-    if not name.name:
-        raise ValueError(f"{url} is no URL of a file: it names none")
-    # Files of one name from two places are two files.
-    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
-    path = Path(torch.hub.get_dir(), "checkpoints", f"{name.stem}-{digest}{name.suffix}")
-    try:
-        if is_main_process():
-            _fetch(url, path)
-    finally:
-        barrier()  # also when it failed: the others would wait for ever
-    _fetch(url, path)  # on another machine
-    return path
-
-
-def _fetch(url: str, path: Path) -> None:
-    if path.is_file():
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path))
-    except (OSError, HTTPException, ValueError) as error:
-        advice = "fetch it by other means, and give its path"
-        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
-            advice = f"set TORCH_HOME to a folder that can be written, or {advice}"
-        raise ValueError(f"{url} could not be downloaded ({_reason(error)}); {advice}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Give the first sentence of an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].split(". ")[0][:200] if lines else type(error).__name__

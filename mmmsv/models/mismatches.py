@@ -119,8 +119,8 @@ def _find(state_dict: Mapping[str, Any], prefix: str, ours: Collection[str]) -> 
 def _advice(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], first: str, prefix: str) -> str:
     """Say what weights are that do not fit, and what to do."""
     authors = (
-        "load it with init_cfg=dict(type='mmmsv.AuthorsCheckpoint', checkpoint=...), or convert it with "
-        "tools/convert_checkpoint.py"
+        "give it as authors://PATH, as in --checkpoint authors://PATH, load it with "
+        "init_cfg=dict(type='mmmsv.AuthorsCheckpoint', checkpoint=...), or convert it with tools/convert_checkpoint.py"
     )
     if has_their_blocks(given):
         return f"It has the names of the authors of MSVMamba and VMamba: {authors}"

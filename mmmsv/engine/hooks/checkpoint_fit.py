@@ -50,7 +50,7 @@ class CheckpointFitHook(Hook):
         training = isinstance(runner._train_loop, BaseLoop)
         if training and not runner._resume:
             return
-        if training and "meta" not in checkpoint:
+        if training and "epoch" not in checkpoint.get("meta", {}):
             raise ValueError(
                 "this checkpoint holds weights and not the state of a run, so none can be resumed from it; nothing was "
                 "loaded. load_from without resume begins a new run with its weights"
