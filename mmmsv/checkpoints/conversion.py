@@ -130,8 +130,8 @@ def _match_alone(
     """Translate the authors' weights for the model that their names and shapes imply."""
     if has_our_names(weights):
         raise ValueError(
-            f"{source} has the names of this package already: load it without {SCHEME} and without converting it; "
-            "--to-authors converts it back"
+            f"{source} has the names of this package already; --to-authors converts it back, and without {SCHEME} it "
+            "loads as it is"
         )
     arch = _arch_of(weights, source)
     if is_classifier(weights):

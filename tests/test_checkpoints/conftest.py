@@ -1,11 +1,16 @@
+import io
+import json
 import logging
 
 import pytest
 import torch
 from mmengine.logging import MMLogger
 
+from mmmsv.checkpoints import downloads, released
 from mmmsv.models import MSVMamba
 from tests.test_models.golden import arch_of, load_golden
+
+from .server import serving
 
 
 class Authors:
@@ -46,3 +51,32 @@ def log():
     logger.addHandler(handler)
     yield lines
     logger.removeHandler(handler)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A server on this machine, also for the URLs of GitHub and Hugging Face, and an empty folder for the cache."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(downloads, "_PAUSE", 0)
+    (tmp_path / "served").mkdir()
+    with serving(tmp_path / "served") as server:
+        monkeypatch.setenv("MMMSV_MIRROR", f"{server.url}/")
+        yield server
+
+
+@pytest.fixture
+def release(server, tmp_path, monkeypatch):
+    """A function that releases a file under a name in place of those that there are; it returns the file's URL."""
+    monkeypatch.setattr(released, "MODEL_INDEX", tmp_path / "model-index.yml")
+
+    def put(name, content):
+        url = f"https://github.com/authors/repository/releases/download/%23v2/{name}.pth"
+        models = [{"Name": name, "Converted From": {"Weights": url}}]
+        (tmp_path / "metafile.yml").write_text(json.dumps({"Models": models}))
+        released.MODEL_INDEX.write_text(json.dumps({"Import": ["metafile.yml"]}))
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        server.put(url, buffer.getvalue())
+        return url
+
+    return put

@@ -179,7 +179,7 @@ def test_other_backbones_are_refused(authors):
     resnet = {"type": "ImageClassifier", "_scope_": "mmpretrain", "backbone": {"type": "ResNet", "depth": 18}}
     with pytest.raises(TypeError, match="not a ImageClassifier with a ResNet"):
         initialize(MMPRETRAIN_MODELS.build(resnet), authors.save(authors.weights))
-    with pytest.raises(TypeError, match="checkpoint is a int, expected a path or a URL"):
+    with pytest.raises(TypeError, match="checkpoint is a int, expected a path, a URL or authors://NAME"):
         WEIGHT_INITIALIZERS.build({"type": "mmmsv.AuthorsCheckpoint", "checkpoint": 3})(authors.model())
 
 

@@ -1,11 +1,8 @@
-"""Reading and downloading checkpoint files, whatever is in them."""
+"""Reading checkpoint files, whatever is in them, also over HTTP."""
 
-import functools
-import http.server
 import importlib
 import pickle
 import sys
-import threading
 import types
 from importlib.util import find_spec
 from random import Random
@@ -61,22 +58,9 @@ def test_bytes_lost_or_changed_anywhere(authors, zipped):
 
 class TestDownload:
     @pytest.fixture
-    def served(self, authors, tmp_path, monkeypatch):
-        """A server on this machine, and an empty folder for what torch.hub keeps."""
-
-        class Handler(http.server.SimpleHTTPRequestHandler):
-            def log_message(self, *_):
-                """Say nothing."""
-
-        folder = tmp_path / "served"
-        folder.mkdir()
-        authors.folder = folder
-        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        server.server_close()
+    def served(self, authors, server):
+        authors.folder = server.folder
+        return server.url
 
     def test_is_kept(self, authors, served):
         path = authors.save({"model": authors.weights}, "msvmamba.pth")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -57,10 +58,18 @@ TASKS = [
 MMDET, MMSEG, MMPRETRAIN = TASKS
 
 
-def mim(command: str, task: Task, work_dir: Path, *arguments: object, config: Path | None = None) -> Run:
+def mim(
+    command: str,
+    task: Task,
+    work_dir: Path,
+    *arguments: object,
+    config: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Run:
     """Run ``mim train`` or ``mim test`` on a config, if none is given on the small one of ``task``."""
     program = Path(sys.executable).with_name("mim")
-    return _run(program, command, task.name, config or task.config, *arguments, "--work-dir", work_dir)
+    line = [program, command, task.name, config or task.config, *arguments, "--work-dir", work_dir]
+    return _run(*line, environment=environment)
 
 
 def script(command: str, task: Task, work_dir: Path, *arguments: object, config: Path | None = None) -> Run:
@@ -69,6 +78,7 @@ def script(command: str, task: Task, work_dir: Path, *arguments: object, config:
     return run_script([program, config or task.config, *arguments, "--work-dir", work_dir], ENVIRONMENT)
 
 
-def _run(*line: object) -> Run:
-    run = subprocess.run([str(part) for part in line], env=ENVIRONMENT, capture_output=True, text=True)
+def _run(*line: object, environment: Mapping[str, str] | None = None) -> Run:
+    environment = {**ENVIRONMENT, **(environment or {})}
+    run = subprocess.run([str(part) for part in line], env=environment, capture_output=True, text=True)
     return Run(run.returncode, run.stdout + run.stderr)
