@@ -2,6 +2,9 @@
 
 What comes out loads like any checkpoint of mmpretrain, mmdet or mmseg: with --checkpoint, load_from, or
 init_cfg=dict(type='Pretrained', checkpoint=DST, prefix='backbone.'). The arch is inferred from the weights.
+
+A file that the authors released has the name of the config that it is of: authors://vmamba_t_1x. The same address, given
+in the place of a checkpoint, loads it without converting it first.
 """
 
 import argparse
@@ -12,7 +15,7 @@ from mmmsv.checkpoints.releases import Release
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("src", metavar="SRC", help="path or URL of the checkpoint")
+    parser.add_argument("src", metavar="SRC", help="path or URL of the checkpoint, or authors://NAME")
     parser.add_argument(
         "dst",
         metavar="DST",

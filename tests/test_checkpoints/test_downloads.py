@@ -59,8 +59,8 @@ def test_goes_on_in_another_call(server, path):
     server.cuts = [3000, 0]
     with refused(
         rf"^{URL} could not be downloaded through {server.url}/huggingface.co/authors/file.pth \(the connection "
-        r"broke off after 3000 of 10240 bytes\); 3000 bytes are kept, with which the next attempt begins; or fetch it by "
-        rf"other means, and give its path, or put it at {path}$"
+        r"broke off after 3000 of 10240 bytes\); 3000 bytes are kept, with which the next attempt begins; or fetch it "
+        rf"by other means, and give its path, or put it at {path}$"
     ):
         fetch(URL)
     assert left() == [f"{path.name}.part", f"{path.name}.part.json"]

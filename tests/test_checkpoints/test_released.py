@@ -149,7 +149,7 @@ def test_model_without_a_backbone_of_ours(small):
 class TestErrors:
     def test_unknown_name(self, small):
         with refused(
-            r"^authors://smal is no file that the authors released \(did you mean small\?\); there are small. A path has"
+            r"^authors://smal is no file that the authors released \(did you mean small\?\); there are small. A path "
         ):
             locate("authors://smal")
 
@@ -175,8 +175,8 @@ class TestErrors:
         """What was fetched by hand is found where the message says to put it."""
         path = cache_folder() / "msvmamba_t_300e.pth"
         with refused(
-            r"^the file of msvmamba_t_300e has no direct link: fetch it with a browser from https://drive.google.com/.* "
-            rf"and put it at {path}, where authors://msvmamba_t_300e finds it$"
+            r"^the file of msvmamba_t_300e has no direct link: fetch it with a browser from https://drive.google.com/.*"
+            rf" and put it at {path}, where authors://msvmamba_t_300e finds it$"
         ):
             locate("authors://msvmamba_t_300e")
         path.parent.mkdir(parents=True)
