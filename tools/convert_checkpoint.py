@@ -3,8 +3,8 @@
 What comes out loads like any checkpoint of mmpretrain, mmdet or mmseg: with --checkpoint, load_from, or
 init_cfg=dict(type='Pretrained', checkpoint=DST, prefix='backbone.'). The arch is inferred from the weights.
 
-A file that the authors released has the name of the config that it is of: authors://vmamba_t_1x. The same address, given
-in the place of a checkpoint, loads it without converting it first.
+A file that the authors released has the name of the config that it is of: authors://vmamba_t_1x. The same address in
+the place of a checkpoint loads it without converting it first.
 """
 
 import argparse

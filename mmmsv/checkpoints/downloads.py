@@ -130,7 +130,7 @@ def _locked(path: Path) -> Iterator[None]:
     """Wait until no other process of this machine downloads a file."""
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=0)
     except Timeout:
         print_log(f"waiting for another process that downloads {path}", "current")
         lock.acquire()

@@ -20,6 +20,7 @@ class Server:
         ranges: Whether it sends parts of files.
         if_range: Whether it heeds ``If-Range``, or sends a part of any version.
         etag: What it tells a version by.
+        weak: Whether its ETags may be the same for files that are not the same byte by byte.
         last_modified: The same.
         lengths: Whether it says how long a file is.
         cuts: After how many bytes it breaks off the next answers.
@@ -32,6 +33,7 @@ class Server:
     ranges: bool = True
     if_range: bool = True
     etag: bool = True
+    weak: bool = False
     last_modified: bool = False
     lengths: bool = True
     cuts: list[int] = field(default_factory=list)
@@ -61,7 +63,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         content, start = path.read_bytes(), 0
         validators = {
-            **({"ETag": f'"{hashlib.sha256(content).hexdigest()[:8]}"'} if server.etag else {}),
+            **(
+                {"ETag": f'{"W/" if server.weak else ""}"{hashlib.sha256(content).hexdigest()[:8]}"'}
+                if server.etag
+                else {}
+            ),
             **({"Last-Modified": self.date_time_string(len(content))} if server.last_modified else {}),
         }
         asked, known = self.headers.get("Range"), self.headers.get("If-Range")

@@ -70,9 +70,12 @@ def test_goes_on_in_another_call(server, path):
     assert left() == [path.name]
 
 
-@pytest.mark.parametrize("lacking", ["ranges", "etag", "lengths"])
+@pytest.mark.parametrize("lacking", ["ranges", "etag", "strong etag", "lengths"])
 def test_nothing_is_kept_where_it_could_not_go_on(server, path, lacking):
-    setattr(server, lacking, False)
+    if lacking == "strong etag":
+        server.weak = True
+    else:
+        setattr(server, lacking, False)
     server.cuts = [3000, 3000]
     if lacking == "lengths":  # and without a length a file that broke off looks whole
         server.cuts, server.status = [], 503
@@ -126,6 +129,20 @@ def test_errors_of_a_server(server, path, status):
         fetch(URL)
     assert left() == []
     assert len(server.requests) == 1
+
+
+def test_answers_that_are_no_answers(server, path, monkeypatch):
+    server.status = 206
+    with refused(
+        r"could not be downloaded .* \(the server sent a part of the file where all was asked for\); fetch it"
+    ):
+        fetch(URL)
+    monkeypatch.setattr(downloads, "_TIMEOUT", 0.05)
+    server.hold.clear()
+    with refused(r"could not be downloaded .* \(timed out\); fetch it"):
+        fetch(URL)
+    server.hold.set()
+    assert left() == []
 
 
 def test_no_server(server, path, monkeypatch):

@@ -334,7 +334,7 @@ ADVICE = {
     "nothing": (lambda _: {}, "It holds nothing for this backbone. If it is a file of the authors of .*convert_check"),
     "authors, in an entry": (
         lambda _: {"model": {"layers.0.blocks.0.op.Ds": torch.ones(1)}},
-        "It has the names of the authors of MSVMamba and VMamba: load it with init_cfg=dict",
+        "It has the names of the authors of MSVMamba and VMamba: give it as authors://PATH, as in --check",
     ),
 }
 

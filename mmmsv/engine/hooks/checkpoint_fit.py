@@ -50,17 +50,17 @@ class CheckpointFitHook(Hook):
         training = isinstance(runner._train_loop, BaseLoop)
         if training and not runner._resume:
             return
-        if training and "epoch" not in checkpoint.get("meta", {}):
-            raise ValueError(
-                "this checkpoint holds weights and not the state of a run, so none can be resumed from it; nothing was "
-                "loaded. load_from without resume begins a new run with its weights"
-            )
         if mismatches := list_loading_mismatches(model, weights):
             task = "resumed from" if training else "tested"
             raise ValueError(
                 f"this checkpoint does not fit {type(model).__name__} and cannot be {task}; nothing was loaded:\n"
                 + "\n".join(f"  {mismatch}" for mismatch in mismatches)
                 + "\nGive the config that the checkpoint was trained with (arch, channels, number of classes)."
+            )
+        if training and "epoch" not in (checkpoint.get("meta") or {}):
+            raise ValueError(
+                "this checkpoint holds weights and not the state of a run, so none can be resumed from it; nothing was "
+                "loaded. load_from without resume begins a new run with its weights"
             )
 
 
