@@ -8,31 +8,30 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from importlib.util import find_spec
-from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.fileio import load
 from mmengine.infer import BaseInferencer
 
-# Where mim looks for the configs and metafiles of a package.
-_MIM = Path(__file__).parent / ".mim"
+from .checkpoints.released import MODEL_INDEX, SCHEME
+
 _Lookup = Callable[[BaseInferencer, str], tuple[Config, str | None]]
 _lock = threading.Lock()
 
 
 def register_model_names() -> None:
-    """Make mmpretrain and MMEngine's inferencers take the names of our models, those that ``mim search mmmsv`` lists.
+    """Make mmpretrain and the inferencers of MMEngine take the names of our models (``mim search mmmsv``).
 
-    - ``mmpretrain.get_model``, ``list_models`` and ``ImageClassificationInferencer`` take the classifiers, if mmpretrain
+    - ``get_model``, ``list_models`` and ``ImageClassificationInferencer`` of mmpretrain take the classifiers, where it
       is installed; this imports it. ``pretrained=True`` asks for the authors' file, ``authors://NAME``.
     - ``DetInferencer``, ``MMSegInferencer`` and other inferencers of MMEngine take the models of their library. Without
-      ``weights`` they load the authors' file if it has a direct link. If not, MMEngine warns that the model is random.
+      ``weights`` they ask for the authors' file. If they released none, MMEngine warns that the model is random.
 
     Capital letters in names do not matter, as in these libraries. Names that are not ours are looked up as before. A
     second call changes nothing.
 
     Raises:
-        ValueError: mmpretrain's table has a model of one of these names already.
+        ValueError: mmpretrain's table has a model of one of these names already, or the metafiles are not there.
     """
     with _lock:
         _register()
@@ -40,47 +39,45 @@ def register_model_names() -> None:
 
 @cache  # so that each library is told once
 def _register() -> None:
+    models = _read_models()
     if find_spec("mmpretrain"):
         _register_classifiers()
     # pyrefly: ignore[bad-assignment]: MMEngine annotates weights as a string, and takes None
-    BaseInferencer._load_model_from_metafile = _looks_here_first(BaseInferencer._load_model_from_metafile)
+    BaseInferencer._load_model_from_metafile = _looks_first_in(models, BaseInferencer._load_model_from_metafile)
+
+
+def _read_models() -> dict[str, Mapping]:
+    """Read the entries of all metafiles, by the names of their models."""
+    index = load(MODEL_INDEX) if MODEL_INDEX.is_file() else None
+    if not isinstance(index, Mapping):
+        raise ValueError(f"the models are listed by {MODEL_INDEX}, which lists none: install mmmsv again")
+    metafiles = [load(MODEL_INDEX.parent / metafile) for metafile in index["Import"]]
+    return {model["Name"]: model for metafile in metafiles for model in metafile["Models"]}
 
 
 def _register_classifiers() -> None:
     from mmpretrain.apis.model import ModelHub
 
-    for metafile in _metafiles():
-        if metafile.is_relative_to(_MIM / "configs/cls"):
-            ModelHub.register_model_index(metafile, config_prefix=_MIM)
-            for model in load(metafile)["Models"]:
-                ModelHub._models_dict[model["Name"]].weights = f"authors://{model['Name']}"
+    metafile = MODEL_INDEX.parent / "configs/cls/metafile.yml"
+    ModelHub.register_model_index(metafile, config_prefix=MODEL_INDEX.parent)
+    for model in load(metafile)["Models"]:
+        ModelHub._models_dict[model["Name"]].weights = SCHEME + model["Name"]
 
 
-def _looks_here_first(stock: _Lookup) -> _Lookup:
-    """Make an inferencer look a name up here, and elsewhere if there is none."""
+def _looks_first_in(models: Mapping[str, Mapping], stock: _Lookup) -> _Lookup:
+    """Make an inferencer look a name up in our metafiles, and elsewhere if it is not there."""
 
     @wraps(stock)
     def load_model(inferencer: BaseInferencer, name: str) -> tuple[Config, str | None]:
-        model = _models().get(name.lower())
+        model = models.get(name.lower())
         if model is None:
             return stock(inferencer, name)
-        cfg = Config.fromfile(_MIM / model["Config"])
+        cfg = Config.fromfile(MODEL_INDEX.parent / model["Config"])
         if cfg.default_scope != inferencer.scope:
             raise ValueError(
                 f"{name} is a model of {cfg.default_scope}, and this {type(inferencer).__name__} runs models of "
                 f"{inferencer.scope}; take an inferencer of {cfg.default_scope}"
             )
-        has_link = "Weights" in model.get("Converted From", {})
-        return cfg, f"authors://{model['Name']}" if has_link else None
+        return cfg, SCHEME + model["Name"] if "Converted From" in model else None
 
     return load_model
-
-
-@cache
-def _models() -> Mapping[str, Mapping]:
-    """Read the entries of all metafiles, by the names of their models."""
-    return {model["Name"]: model for metafile in _metafiles() for model in load(metafile)["Models"]}
-
-
-def _metafiles() -> list[Path]:
-    return [_MIM / metafile for metafile in load(_MIM / "model-index.yml")["Import"]]
