@@ -64,6 +64,8 @@ def small(path):
     for part, channels in (("neck", SMALL["embed_dims"]), ("decode_head", SMALL["embed_dims"]), ("auxiliary_head", 24)):
         if part in cfg.model:
             cfg.model[part]["in_channels"] = list(channels) if isinstance(channels, tuple) else channels
+        if part.endswith("head") and part in cfg.model:
+            cfg.model[part].channels = 16
     for step in cfg.test_dataloader.dataset.pipeline:
         if "scale" in step:
             step.scale = (64, 64)
@@ -174,8 +176,11 @@ class TestSegmentors:
         names = {"classes": get_classes("ade20k"), "palette": [[i, 0, 0] for i in range(150)]}
         torch.save({"state_dict": model.state_dict(), "meta": {"dataset_meta": names}}, tmp_path / "named.pth")
         torch.save({"state_dict": model.state_dict(), "meta": {}}, tmp_path / "plain.pth")
-        inferencer = MMSegInferencer(small(SEGMENTOR), weights=str(tmp_path / "named.pth"), device="cpu")
-        assert same(inferencer.model, model)
+        torch.save(to_authors_file(tmp_path / "named.pth")[0], tmp_path / "theirs.pth")
+        for weights in (str(tmp_path / "named.pth"), f"authors://{tmp_path / 'theirs.pth'}"):
+            inferencer = MMSegInferencer(small(SEGMENTOR), weights=weights, device="cpu")
+            assert same(inferencer.model, model)
+            assert inferencer.model.dataset_meta == names
         found = inferencer(PICTURE, return_vis=True)
         assert found["predictions"].shape == found["visualization"].shape[:2] == (64, 64)
         assert list(inferencer.visualizer.dataset_meta["classes"]) == names["classes"]
