@@ -10,10 +10,10 @@ from functools import cache, wraps
 from importlib.util import find_spec
 
 from mmengine.config import Config
-from mmengine.fileio import load
 from mmengine.infer import BaseInferencer
 
-from .checkpoints.released import MODEL_INDEX, SCHEME
+from .checkpoints.released import SCHEME
+from .metafiles import MODEL_INDEX, read_models
 
 _Lookup = Callable[[BaseInferencer, str], tuple[Config, str | None]]
 _lock = threading.Lock()
@@ -39,29 +39,23 @@ def register_model_names() -> None:
 
 @cache  # so that each library is told once
 def _register() -> None:
-    models = _read_models()
+    models = read_models(MODEL_INDEX)
+    if not models:
+        raise ValueError(f"the models are listed by {MODEL_INDEX}, which lists none: install mmmsv again")
     if find_spec("mmpretrain"):
         _register_classifiers()
     # pyrefly: ignore[bad-assignment]: MMEngine annotates weights as a string, and takes None
     BaseInferencer._load_model_from_metafile = _looks_first_in(models, BaseInferencer._load_model_from_metafile)
 
 
-def _read_models() -> dict[str, Mapping]:
-    """Read the entries of all metafiles, by the names of their models."""
-    index = load(MODEL_INDEX) if MODEL_INDEX.is_file() else None
-    if not isinstance(index, Mapping):
-        raise ValueError(f"the models are listed by {MODEL_INDEX}, which lists none: install mmmsv again")
-    metafiles = [load(MODEL_INDEX.parent / metafile) for metafile in index["Import"]]
-    return {model["Name"]: model for metafile in metafiles for model in metafile["Models"]}
-
-
 def _register_classifiers() -> None:
     from mmpretrain.apis.model import ModelHub
 
-    metafile = MODEL_INDEX.parent / "configs/cls/metafile.yml"
-    ModelHub.register_model_index(metafile, config_prefix=MODEL_INDEX.parent)
-    for model in load(metafile)["Models"]:
-        ModelHub._models_dict[model["Name"]].weights = SCHEME + model["Name"]
+    for metafile in sorted((MODEL_INDEX.parent / "configs/cls").rglob("metafile.yml")):
+        ModelHub.register_model_index(metafile, config_prefix=MODEL_INDEX.parent)
+    for name, model in read_models(MODEL_INDEX).items():
+        if model["Config"].startswith("configs/cls/"):
+            ModelHub._models_dict[name].weights = SCHEME + name
 
 
 def _looks_first_in(models: Mapping[str, Mapping], stock: _Lookup) -> _Lookup:

@@ -1,20 +1,17 @@
 """Find the files that the authors released, by the names of the configs that they are of."""
 
 import difflib
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from mmengine.fileio import load
 from mmengine.logging import print_log
+
+from mmmsv.metafiles import MODEL_INDEX, read_models
 
 from .downloads import cache_folder, is_url
 
 # What stands before a name, a path or a URL where MMEngine takes a checkpoint.
 SCHEME = "authors://"
-# The metafiles of the configs are listed in it; mim finds it at the same place.
-MODEL_INDEX = Path(__file__).parents[1] / ".mim/model-index.yml"
 
 
 class Released(NamedTuple):
@@ -70,16 +67,12 @@ def is_released(url: str) -> bool:
     return is_url(url) and any(url == file.url for file in read_index(MODEL_INDEX).values())
 
 
-@cache
 def read_index(path: Path) -> dict[str, Released]:
     """Read which files were released, and where each is, by the names of the configs that they are of.
 
     Args:
-        path: Of a model index; the metafiles that it lists have entries ``Converted From``. Where symbolic links are
-            lost it holds no list, and nothing is found.
+        path: Of a model index; the metafiles that it lists have entries ``Converted From``.
     """
-    index = load(path) if path.is_file() else None
-    metafiles = index["Import"] if isinstance(index, Mapping) else []
-    models = [model for metafile in metafiles for model in load(path.parent / metafile)["Models"]]
-    places = {model["Name"]: model["Converted From"] for model in models if "Converted From" in model}
+    models = read_models(path).items()
+    places = {name: model["Converted From"] for name, model in models if "Converted From" in model}
     return {name: Released(place.get("Weights"), place.get("Folder")) for name, place in places.items()}

@@ -20,10 +20,10 @@ def _v2(ssm_ratio: float) -> tuple[BlockArch, ...]:
 class VMamba(VisionMamba):
     """VMamba; options are those of :class:`~mmmsv.models.backbone.VisionMamba`.
 
-    ``tiny``, ``small``, ``base`` are those of the first arXiv version (state size 16, no FFN); ``v2_tiny_s1l8``,
-    ``v2_tiny_s2l5`` and so on those of the release of 2024, named after their ssm_ratio (s) and the depth of their third
-    stage (l). The published classifiers were trained with ``drop_path_rate`` 0.2, 0.3 and 0.6 (tiny, small, base); of
-    ``v2_tiny_s2l5``, ``v2_small_s1l20`` and ``v2_base_s1l20`` that is inferred from the other arch of their size.
+    ``tiny``, ``small``, ``base`` are those of the first arXiv version (state size 16, no FFN); the others, ``v2_*``,
+    those of the release of 2024, named after their ssm_ratio (s) and the depth of their third stage (l). The published
+    classifiers were trained with ``drop_path_rate`` 0.2, 0.3 and 0.6 (tiny, small, base); of ``v2_tiny_s2l5``,
+    ``v2_small_s1l20`` and ``v2_base_s1l20`` that is inferred from the other arch of their size.
 
     Source:
         Liu et al.: VMamba: Visual State Space Model, arXiv 2401.10166.
