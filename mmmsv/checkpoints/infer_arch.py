@@ -127,6 +127,7 @@ def _infer_block(shapes: _Shapes, convolutional: bool) -> BlockArch:
         ssm_ratio=inner / dim,
         full_routes=_FULL[:full_routes] if full else (),
         half_routes=_HALF[half_routes] if full and half else _FULL[:sets] if half else (),
+        half_kernel=shapes.side("scan.half_conv.weight", 2) if half else BlockArch.half_kernel,
         fusion="norm_last" if convolutional and full and half else "norm_first",
         conv_bias=any(f"scan.{size}_conv.bias" in shapes for size in ("full", "half")),
         se="scan.se.reduce.weight" in shapes,

@@ -25,7 +25,8 @@ class BlockArch:
         half_routes: Routes over the map of lower resolution, one sequence with one parameter set. Without
             ``half_routes`` the scan is SS2D; without ``full_routes`` it is SS2D on the map of lower resolution, each
             route with its own parameter set.
-        half_stride: How much lower that resolution is, 1 to 7 (the kernel of the convolution that makes it).
+        half_kernel: Side of the kernel of the convolution that makes the map of lower resolution, 3 or 7.
+        half_stride: How much lower that resolution is, 1 to ``half_kernel``.
         fusion: How the two resolutions meet in MS2D: ``'norm_first'``, each through the norm, the lower one then
             upsampled bilinearly (arXiv); or ``'norm_last'``, the lower one upsampled to nearest neighbours, and one
             norm over the sum (NeurIPS).
@@ -45,6 +46,7 @@ class BlockArch:
     ssm_ratio: float = 2.0
     full_routes: tuple[Route, ...] = ("row",)
     half_routes: tuple[Route, ...] = ("row_rev", "col", "col_rev")
+    half_kernel: int = 7
     half_stride: int = 2
     fusion: Fusion = "norm_first"
     conv_bias: bool = True
@@ -63,8 +65,13 @@ class BlockArch:
             raise ValueError("arch: full_routes and half_routes are both empty, expected one route at least")
         if not _is_whole(self.state_size):
             raise ValueError(f"arch: state_size is {self.state_size!r}, expected a whole number of at least 1")
-        if not _is_whole(self.half_stride) or self.half_stride > 7:
-            raise ValueError(f"arch: half_stride is {self.half_stride!r}, expected a whole number in 1..7")
+        if type(self.half_kernel) is not int or self.half_kernel not in (3, 7):
+            raise ValueError(f"arch: half_kernel is {self.half_kernel!r}, expected 3 or 7")
+        if not _is_whole(self.half_stride) or self.half_stride > self.half_kernel:
+            raise ValueError(
+                f"arch: half_stride is {self.half_stride!r}, expected a whole number in 1..{self.half_kernel}, the "
+                "half_kernel"
+            )
         for name in ("ssm_ratio", "ffn_ratio"):
             ratio = getattr(self, name)
             if type(ratio) not in (int, float) or not 0 < ratio < math.inf:

@@ -91,7 +91,7 @@ class Scan2D(RecomputingModule):
 
     def _half(self, arch: BlockArch, carry: bool) -> tuple[DepthwiseConv2d, S6]:
         """Make the convolution that lowers the resolution, odd sides rounded up, and the scan of its map."""
-        conv = DepthwiseConv2d(self.inner, 7, arch.half_stride, bias=arch.conv_bias, activation="silu")
+        conv = DepthwiseConv2d(self.inner, arch.half_kernel, arch.half_stride, bias=arch.conv_bias, activation="silu")
         return conv, S6(self.inner, arch.state_size, self.dt_rank, arch.half_routes, carry)
 
 
@@ -119,11 +119,11 @@ class HalfSS2D(Scan2D):
     r"""SS2D over a map of lower resolution, (F, H) = (0, 4) of MSVMamba's ablation.
 
     .. math:: y = \mathrm{upsample}\Big(\mathrm{LN}\Big(\sum_{routes}
-        \mathrm{S6}(\mathrm{SiLU}(\mathrm{DWConv}_{7\times7,\,stride}(x)))\Big)\Big)
+        \mathrm{S6}(\mathrm{SiLU}(\mathrm{DWConv}_{kernel,\,stride}(x)))\Big)\Big)
 
     Source:
-        MSVMamba, arXiv 2405.14174, Table 5. Each route has a parameter set of its own; the norm is where SS2D's is,
-        which makes no difference to nearest neighbours.
+        MSVMamba, arXiv 2405.14174, Table 5, with ``half_kernel=3``, which makes it SS2D with a stride. Each route has a
+        parameter set of its own; the norm is where SS2D's is, which makes no difference to nearest neighbours.
     """
 
     def __init__(self, dim: int, arch: BlockArch) -> None:

@@ -40,7 +40,7 @@ def test_there_and_back_from_the_authors_files(name):
     [
         {},
         {"full_routes": ("row", "col", "row_rev"), "half_routes": ("col_rev",)},
-        {"full_routes": (), "half_routes": ("row", "col", "row_rev", "col_rev"), "ffn": "mlp"},
+        {"full_routes": (), "half_routes": ("row", "col", "row_rev", "col_rev"), "half_kernel": 3, "ffn": "mlp"},
         {"half_routes": (), "gate": False, "conv_bias": False, "state_size": 3},
         {"fusion": "norm_last", "ffn_norm": "post", "stem": "conv", "downsample": "conv", "ffn": "none", "se": False},
         {"stages": [{"ffn": "mlp"}, {"half_routes": ()}, {}, {"full_routes": ("row", "col")}]},
@@ -89,6 +89,14 @@ def test_arch_is_told_from_weights(model, name):
 def test_arch_is_told_from_golden_files(name):
     golden = load_golden(name)
     assert infer_arch(golden["model"]) == MSVMamba(arch_of(golden["meta"])).arch
+
+
+@pytest.mark.parametrize("routes", [{}, {"full_routes": (), "half_routes": ("row", "col", "row_rev", "col_rev")}])
+def test_kernel_of_the_half_map_is_told_from_weights(routes):
+    with torch.device("meta"):
+        model = MSVMamba({"base": "nano", "half_kernel": 3, **routes})
+    assert infer_arch(model.state_dict()) == model.arch
+    assert "half_kernel=3" in name_of(model.arch)
 
 
 def test_other_archs_are_told_as_a_config_has_them():

@@ -52,6 +52,7 @@ class BlockCase:
     full_carry: bool = False
     half_routes: tuple[Route, ...] = ("row_rev", "col", "col_rev")
     half_carry: bool = True
+    kernel: int = 7  # of the convolution that makes the half map
     stride: int = 2
     norm_first: bool = True
     squeezed: int | None = 4  # None: no squeeze-and-excitation
@@ -79,7 +80,7 @@ class BlockCase:
             F = self.hidden
             conv = make.conv(F, 3, 1, "gelu", residual=True) if self.ffn == "conv" else None
             ffn = FeedForward(make.norm(C), self.post_norm, make.projection(C, F), conv, make.projection(F, C))
-        half = make.conv(D, 7, self.stride, "silu"), self._scan(make, self.half_routes, self.half_carry)
+        half = make.conv(D, self.kernel, self.stride, "silu"), self._scan(make, self.half_routes, self.half_carry)
         return Block(
             norm1=make.norm(C),
             in_proj=make.projection(C, 2 * D if self.gated else D),
@@ -152,6 +153,7 @@ def draw_case(draw: random.Random) -> BlockCase:
         hidden=draw.choice(widths),
         post_norm=draw.random() < 0.5,
         biases=draw.random() < 0.5,
+        kernel=draw.choice([3, 7]),
     )
 
 

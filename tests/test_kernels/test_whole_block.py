@@ -49,6 +49,7 @@ CASES = [
     BlockCase(size=(1, 1), batch=1),
     BlockCase(size=(1, 1), batch=5, stride=4),
     BlockCase(size=(1, 9), stride=3, norm_first=False),
+    BlockCase(size=(7, 8), kernel=3),
     BlockCase(channels=1, inner=1, hidden=1, squeezed=1),
     BlockCase(channels=17, inner=33, hidden=50, squeezed=5, batch=3),
     BlockCase(channels=96, inner=192, hidden=200, rank=6, size=(7, 7), batch=1),

@@ -30,16 +30,19 @@ def s6(tokens, scan, index):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kernel", [3, 7])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(("fusion", "mode"), [("norm_first", "bilinear"), ("norm_last", "nearest")])
-def test_half_ss2d(fusion, mode, stride):
+def test_half_ss2d(fusion, mode, stride, kernel):
     torch.manual_seed(0)
-    arch = BlockArch(state_size=2, full_routes=(), half_routes=ROUTES, half_stride=stride, fusion=fusion, se=False)
+    routes = {"full_routes": (), "half_routes": ROUTES}
+    arch = BlockArch(state_size=2, **routes, half_kernel=kernel, half_stride=stride, fusion=fusion, se=False)
     scan = build_scan(8, arch).double()
     x = torch.randn(1, 5, 8, 8, dtype=torch.float64)
     inner, gate = (x @ scan.in_proj.weight.T).chunk(2, -1)
     conv = scan.half_conv
-    half = silu(conv2d(inner.permute(0, 3, 1, 2), conv.weight, conv.bias, stride=stride, padding=3, groups=16))[0]
+    padding = kernel // 2
+    half = silu(conv2d(inner.permute(0, 3, 1, 2), conv.weight, conv.bias, stride, padding, groups=16))[0]
     assert half.shape[1:] == (-(-5 // stride), -(-8 // stride))
     total = torch.zeros_like(half)
     for index, route in enumerate(ROUTES):
