@@ -28,8 +28,11 @@ PARAMETERS = {
     (VMamba, "small"): 44.417416,
     (VMamba, "base"): 76.254056,
     (VMamba, "v2_tiny_s1l8"): 30.249064,
+    (VMamba, "v2_tiny_s2l5"): 30.705832,
     (VMamba, "v2_small_s2l15"): 50.147752,
+    (VMamba, "v2_small_s1l20"): 49.012840,
     (VMamba, "v2_base_s2l15"): 88.557800,
+    (VMamba, "v2_base_s1l20"): 86.614504,
 }
 PUBLISHED = {"v2_tiny_s1l8": 30, "v2_small_s2l15": 50, "v2_base_s2l15": 89}
 
@@ -195,7 +198,7 @@ ARRAY = np.array(["row", "col"])
         (
             {**SMALL, "stages": [{}, {"half_stride": 0}]},
             ValueError,
-            "half_stride is 0, expected a whole number in 1..7",
+            "half_stride is 0, expected .* in 1..7, the half_kernel",
         ),
         ({**SMALL, "stages": [{}, {"ssm_ratio": 1.01}]}, ValueError, "ssm_ratio is 1.01, expected a number that makes"),
         ({**SMALL, "half_routes": (), "stages": [{}, {"full_routes": ()}]}, ValueError, "are both empty"),
@@ -219,10 +222,23 @@ ARRAY = np.array(["row", "col"])
         ({**SMALL, "fusion": ARRAY}, ValueError, "fusion is .*expected 'norm_first' or 'norm_last'"),
         ({**SMALL, "stem": ARRAY}, ValueError, "stem is .*expected 'patch' or 'conv'"),
         # Numbers and switches
-        ({**SMALL, "half_stride": 8}, ValueError, "half_stride is 8, expected a whole number in 1..7"),
-        ({**SMALL, "half_stride": 0}, ValueError, "half_stride is 0, expected a whole number in 1..7"),
-        ({**SMALL, "half_stride": 2.0}, ValueError, "half_stride is 2.0, expected a whole number in 1..7"),
-        ({**SMALL, "half_stride": (2, 2)}, ValueError, r"half_stride is \(2, 2\), expected a whole number in 1..7"),
+        ({**SMALL, "half_stride": 8}, ValueError, "half_stride is 8, expected .* in 1..7, the half_kernel"),
+        ({**SMALL, "half_stride": 0}, ValueError, "half_stride is 0, expected .* in 1..7, the half_kernel"),
+        ({**SMALL, "half_stride": 2.0}, ValueError, "half_stride is 2.0, expected .* in 1..7, the half_kernel"),
+        (
+            {**SMALL, "half_stride": (2, 2)},
+            ValueError,
+            r"half_stride is \(2, 2\), expected .* in 1..7, the half_kernel",
+        ),
+        (
+            {**SMALL, "half_kernel": 3, "half_stride": 4},
+            ValueError,
+            "half_stride is 4, expected a whole number in 1..3, the half_kernel",
+        ),
+        ({**SMALL, "half_kernel": 5}, ValueError, "half_kernel is 5, expected 3 or 7"),
+        ({**SMALL, "half_kernel": 1, "half_stride": 1}, ValueError, "half_kernel is 1, expected 3 or 7"),
+        ({**SMALL, "half_kernel": 7.0}, ValueError, "half_kernel is 7.0, expected 3 or 7"),
+        ({**SMALL, "half_kernel": (3, 3)}, ValueError, r"half_kernel is \(3, 3\), expected 3 or 7"),
         ({**SMALL, "state_size": "4"}, ValueError, "state_size is '4', expected .* at least 1"),
         ({**SMALL, "state_size": True}, ValueError, "state_size is True, expected .* at least 1"),
         ({**SMALL, "state_size": None}, ValueError, "state_size is None, expected .* at least 1"),
