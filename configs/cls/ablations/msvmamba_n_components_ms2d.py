@@ -1,5 +1,7 @@
-# Components: + MS2D. N = 16, no squeeze-and-excitation, no FFN.
-# top-1: see Table 4 of the paper (not copied here)
-_base_ = '../msvmamba_n_300e.py'
+# Components: + MS2D. Routes: (F, H) = (1, 3). Scan patterns: MS2D. Three blocks more.
+# Figures: arXiv 2405.14174, Table 4; arXiv 2405.14174, Table 5; slides of MSVMamba.
+_base_ = './msvmamba_n_100e.py'
 
-model = dict(backbone=dict(arch=dict(_delete_=True, base='nano', state_size=16, se=False, ffn='none')))
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, base='nano', depths=(2, 2, 6, 2), state_size=8, se=False, ffn='none')))

@@ -1,5 +1,5 @@
-# Components: + SE. MS2D with N = 16 and squeeze-and-excitation, no FFN.
-# top-1: see Table 4 of the paper (not copied here)
-_base_ = '../msvmamba_n_300e.py'
+# Components: + SE. No FFN yet.
+# Figures: arXiv 2405.14174, Table 4; slides of MSVMamba.
+_base_ = './msvmamba_n_100e.py'
 
-model = dict(backbone=dict(arch=dict(_delete_=True, base='nano', state_size=16, ffn='none')))
+model = dict(backbone=dict(arch=dict(_delete_=True, base='nano', depths=(2, 2, 6, 2), state_size=8, ffn='none')))

@@ -1,5 +1,5 @@
-# Components: + ConvFFN. All of Nano but for N. Settings: N = 16.
-# top-1: see Table 4 of the paper (not copied here)
-_base_ = '../msvmamba_n_300e.py'
+# Components: + ConvFFN. The blocks of VMamba-Nano again.
+# Figures: arXiv 2405.14174, Table 4; slides of MSVMamba.
+_base_ = './msvmamba_n_100e.py'
 
-model = dict(backbone=dict(arch=dict(_delete_=True, base='nano', state_size=16)))
+model = dict(backbone=dict(arch=dict(_delete_=True, base='nano', depths=(1, 2, 4, 2), state_size=8)))

@@ -1,7 +1,9 @@
-# Components: VMamba. At Nano's size: SS2D with four routes, N = 16, no squeeze-and-excitation, no FFN.
-# top-1: see Table 4 of the paper (not copied here)
-_base_ = '../msvmamba_n_300e.py'
+# Components: VMamba-Nano. Scan patterns: CrossScan. SS2D with N = 8, no squeeze-and-excitation, no FFN.
+# Figures: arXiv 2405.14174, Table 4; slides of MSVMamba.
+_base_ = './msvmamba_n_100e.py'
 
 model = dict(
     backbone=dict(
-        type='mmmsv.VMamba', arch=dict(_delete_=True, base='tiny', embed_dims=(48, 96, 192, 384), depths=(1, 2, 5, 2))))
+        arch=dict(
+            _delete_=True, base='nano', depths=(1, 2, 4, 2), state_size=8, se=False, ffn='none',
+            full_routes=('row', 'col', 'row_rev', 'col_rev'), half_routes=())))

@@ -1,5 +1,4 @@
-# Settings: MLP. In place of the ConvFFN.
-# Not a published row.
-_base_ = '../msvmamba_n_300e.py'
+# Not published: MLP. In place of the ConvFFN.
+_base_ = './msvmamba_n_100e.py'
 
 model = dict(backbone=dict(arch=dict(_delete_=True, base='nano', ffn='mlp')))

@@ -1,6 +1,5 @@
-# Directions: row and row_rev on the full map. The others on the half map.
-# Not a published row.
-_base_ = '../msvmamba_n_300e.py'
+# Not published: row and row_rev on the full map. The others on the half map.
+_base_ = './msvmamba_n_100e.py'
 
 model = dict(
     backbone=dict(

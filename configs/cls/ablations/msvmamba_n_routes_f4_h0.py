@@ -1,7 +1,9 @@
-# Routes: (F, H) = (4, 0). All on the full map: SS2D. Scan patterns: CrossScan.
-# top-1: see Table 5 of the paper (not copied here)
-_base_ = '../msvmamba_n_300e.py'
+# Routes: (F, H) = (4, 0). All on the full map: SS2D.
+# Figures: arXiv 2405.14174, Table 5.
+_base_ = './msvmamba_n_100e.py'
 
 model = dict(
     backbone=dict(
-        arch=dict(_delete_=True, base='nano', full_routes=('row', 'col', 'row_rev', 'col_rev'), half_routes=())))
+        arch=dict(
+            _delete_=True, base='nano', depths=(2, 2, 6, 2), state_size=8, se=False, ffn='none',
+            full_routes=('row', 'col', 'row_rev', 'col_rev'), half_routes=())))

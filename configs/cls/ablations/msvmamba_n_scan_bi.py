@@ -1,5 +1,9 @@
-# Scan patterns: Bi-Scan. A route and its reversal, on the full map.
-# top-1: see the authors' slides (not copied here)
-_base_ = '../msvmamba_n_300e.py'
+# Scan patterns: Bi-Scan. Two scans along a route and two along its reversal.
+# Figures: slides of MSVMamba.
+_base_ = './msvmamba_n_100e.py'
 
-model = dict(backbone=dict(arch=dict(_delete_=True, base='nano', full_routes=('row', 'row_rev'), half_routes=())))
+model = dict(
+    backbone=dict(
+        arch=dict(
+            _delete_=True, base='nano', depths=(1, 2, 4, 2), state_size=8, se=False, ffn='none',
+            full_routes=('row', 'row', 'row_rev', 'row_rev'), half_routes=())))

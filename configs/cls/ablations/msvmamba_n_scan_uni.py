@@ -1,5 +1,9 @@
-# Scan patterns: Uni-Scan. One route, on the full map.
-# top-1: see the authors' slides (not copied here)
-_base_ = '../msvmamba_n_300e.py'
+# Scan patterns: Uni-Scan. Four scans along one route.
+# Figures: slides of MSVMamba.
+_base_ = './msvmamba_n_100e.py'
 
-model = dict(backbone=dict(arch=dict(_delete_=True, base='nano', full_routes=('row',), half_routes=())))
+model = dict(
+    backbone=dict(
+        arch=dict(
+            _delete_=True, base='nano', depths=(1, 2, 4, 2), state_size=8, se=False, ffn='none',
+            full_routes=('row', 'row', 'row', 'row'), half_routes=())))

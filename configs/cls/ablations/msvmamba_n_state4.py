@@ -1,5 +1,4 @@
-# Settings: N = 4.
-# Not a published row.
-_base_ = '../msvmamba_n_300e.py'
+# Not published: N = 4.
+_base_ = './msvmamba_n_100e.py'
 
 model = dict(backbone=dict(arch=dict(_delete_=True, base='nano', state_size=4)))
