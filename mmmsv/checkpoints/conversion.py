@@ -17,7 +17,7 @@ from mmmsv.models import MSVMamba
 from mmmsv.models.arch import Arch
 from mmmsv.whole_files import write_whole
 
-from .infer_arch import infer_arch, name_of
+from .infer_arch import assumptions, infer_arch, name_of
 from .matching import BACKBONE_NAMES, Match, has_our_names, is_classifier, match, of_backbone
 from .reading import read_checkpoint, weights_of
 from .released import SCHEME
@@ -33,7 +33,7 @@ def from_authors_file(source: str | os.PathLike) -> tuple[dict[str, Any], str]:
 
     Returns:
         ``{"meta": ..., "state_dict": ...}``, for a whole model (``backbone.*``, and the head of a classifier as
-        mmpretrain's ``head.fc.*``), and one line that describes it.
+        mmpretrain's ``head.fc.*``), and one line that describes it and says what is assumed of its routes.
 
     Raises:
         ValueError: The file cannot be read, or its weights are not those of one arch, whole.
@@ -49,7 +49,8 @@ def from_authors_file(source: str | os.PathLike) -> tuple[dict[str, Any], str]:
         **_dataset_meta(checkpoint),
     }
     converted = {"meta": meta, "state_dict": _copied(matched.weights)}
-    return converted, f"{source} ({part}): {name_of(arch)}, {matched.summary()}"
+    summary = f"{source} ({part}): {name_of(arch)}, {matched.summary()}"
+    return converted, f"{summary}; assumed, since the file does not show it: {assumptions(arch)}"
 
 
 def to_authors_file(

@@ -69,6 +69,17 @@ def name_of(arch: Arch) -> str:
     return f"mmmsv.MSVMamba, arch=dict({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
 
 
+def assumptions(arch: Arch) -> str:
+    """Name what is assumed in an inferred arch: ``full_routes=('row',)`` and so on, of stages that differ with 'or'."""
+    return " or ".join(dict.fromkeys(map(_assumptions, arch.blocks)))
+
+
+def _assumptions(block: BlockArch) -> str:
+    routes = {"full_routes": block.full_routes, "half_routes": block.half_routes}
+    stride = {"half_stride": block.half_stride} if block.half_routes else {}
+    return ", ".join(f"{name}={value!r}" for name, value in {**routes, **stride}.items() if value)
+
+
 def _differences(one: Arch | BlockArch, other: Arch | BlockArch, names: Sequence[str] = ()) -> dict[str, object]:
     names = names or [field.name for field in fields(one)]
     return {name: getattr(one, name) for name in names if getattr(one, name) != getattr(other, name)}

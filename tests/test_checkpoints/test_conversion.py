@@ -19,6 +19,11 @@ from tests.test_models.golden import FILES, load_golden
 from .test_initializer import NAME
 from .test_translation import assert_same
 
+# What the converter says of the small file.
+ASSUMED = (
+    "; assumed, since the file does not show it: full_routes=('row',), half_routes=('row_rev', 'col', 'col_rev'), "
+    "half_stride=2"
+)
 SMALL = {"embed_dims": (8, 16, 32, 48), "depths": (1, 1, 1, 1)}
 TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
@@ -52,7 +57,7 @@ def test_there_and_back_through_files(authors, name):
 def test_command(authors):
     source = authors.save({"model": authors.weights, "model_ema": authors.weights}, "msvmambav3.pth")
     summary, written = convert(source, authors.folder / "out" / "v3.pth")
-    assert summary == (f"{source} (model_ema): {NAME}, {len(authors.weights)} tensors")
+    assert summary == f"{source} (model_ema): {NAME}, {len(authors.weights)} tensors{ASSUMED}"
     path = Path(written.removeprefix("written: "))
     assert re.fullmatch(r"v3-[0-9a-f]{8}\.pth", path.name)
     assert path.stem[-8:] == hashlib.sha256(path.read_bytes()).hexdigest()[:8]
@@ -67,6 +72,14 @@ def test_command(authors):
     _, back = convert("--to-authors", path, authors.folder)
     returned = torch.load(back.removeprefix("written: "), weights_only=True)
     assert_same(returned["model"], authors.weights)
+
+
+def test_what_is_assumed_is_said(authors):
+    """A file of Uni-Scan or Bi-Scan has the parameter sets of CrossScan."""
+    _, summary = from_authors_file(authors.save({"model": authors.weights}))
+    assert summary.endswith(f" tensors{ASSUMED}")
+    _, summary = from_authors_file(authors.save({"model": load_golden("vmamba_arxiv.pt")["model"]}))
+    assert summary.endswith("does not show it: full_routes=('row', 'col', 'row_rev', 'col_rev')")
 
 
 def test_names_no_more_than_it_holds(authors):

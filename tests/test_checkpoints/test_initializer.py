@@ -224,6 +224,21 @@ def test_what_the_file_does_not_tell_is_said(authors, log):
     assert summary.endswith("; directions of routes and half_stride are the model's, the file does not show them")
 
 
+@pytest.mark.parametrize("routes", [("row",) * 4, ("row", "row", "row_rev", "row_rev")], ids=["uni", "bi"])
+def test_scan_patterns(authors, log, routes):
+    """A file of Uni-Scan or Bi-Scan has the names and shapes of CrossScan; the model says which one it is of."""
+    golden = load_golden("vmamba_arxiv.pt")
+    path = authors.save({"model": golden["model"]})
+    cross = initialize(MSVMamba(arch_of(golden["meta"]), out_indices=(3,)), path)
+    model = initialize(MSVMamba({**arch_of(golden["meta"]), "full_routes": routes}, out_indices=(3,)), path)
+    told = [line for line in log if line.startswith("AuthorsCheckpoint")]
+    said = "; directions of routes and half_stride are the model's, the file does not show them"
+    assert [line.endswith(said) for line in told] == [False, True]
+    assert all(torch.equal(value, cross.state_dict()[name]) for name, value in model.state_dict().items())
+    image = torch.randn(1, 3, 64, 64)  # the last map is 2 x 2, where routes differ
+    assert not torch.allclose(model(image)[0], cross(image)[0])
+
+
 def test_output_norms_that_the_model_does_not_want(authors):
     path = authors.save({"state_dict": authors.dense()})
     with pytest.raises(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmmsv.checkpoints.infer_arch import infer_arch, name_of
+from mmmsv.checkpoints.infer_arch import assumptions, infer_arch, name_of
 from mmmsv.checkpoints.translation import from_authors, is_flat, to_authors
 from mmmsv.models import MSVMamba, VMamba
 from tests.test_models.golden import FILES, arch_of, load_golden
@@ -97,6 +97,14 @@ def test_kernel_of_the_half_map_is_told_from_weights(routes):
         model = MSVMamba({"base": "nano", "half_kernel": 3, **routes})
     assert infer_arch(model.state_dict()) == model.arch
     assert "half_kernel=3" in name_of(model.arch)
+
+
+def test_assumptions_of_stages_that_differ():
+    stages = [{"half_routes": ()}, {}, {}, {"full_routes": (), "half_routes": ("col",)}]
+    assert assumptions(MSVMamba({"base": "nano", "stages": stages}).arch) == (
+        "full_routes=('row',) or full_routes=('row',), half_routes=('row_rev', 'col', 'col_rev'), half_stride=2 or "
+        "half_routes=('col',), half_stride=2"
+    )
 
 
 def test_other_archs_are_told_as_a_config_has_them():
