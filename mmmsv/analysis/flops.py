@@ -1,7 +1,8 @@
 """Count parameters and multiply-adds (MACs) of a model, in the authors' convention or as this code computes them.
 
 The **published** convention is that of the authors of VMamba and MSVMamba: fvcore's, which is MMEngine's too, with a
-formula for the scan. It adds up different things, and calls the sum FLOPs, or MACs:
+formula for the scan, and without average pooling and interpolation to nearest neighbours, each of which fvcore counts
+once for each number. It adds up different things, and calls the sum FLOPs, or MACs:
 
 - 1 for a multiply-add of a convolution or a linear layer; biases are free.
 - ``9 L D N + L D`` operations, not halved, for the scan of a sequence of L tokens with D channels and N states
@@ -13,9 +14,10 @@ formula for the scan. It adds up different things, and calls the sum FLOPs, or M
 - Operations for each number that goes through a LayerNorm or GroupNorm (5) or a BatchNorm (2), or comes out of a
   bilinear interpolation (4): at most 2.5 % of a figure, and what it takes to meet its last digit.
 
-So counted, the figures that the authors report are met to their last digit (tests/test_tools/test_get_flops.py), but
-for one: Mask R-CNN with MSVMamba-Tiny is 265 G, and 252 G are reported. With 100 proposals in the place of 1000 it
-would be 252, but MSVMamba-Micro, which meets its 201 with 1000, would be 188: no explanation of both is known here.
+So counted, the figures that the authors report are met to their last digit (tests/test_tools/test_get_flops.py,
+tests/test_configs/test_ablations.py), but for two: Mask R-CNN with MSVMamba-Tiny is 265 G, and 252 G are reported, most
+likely those of the row above it in the paper's table; the ablation + ConvFFN is 0.934 G, and 0.94 G are reported, which
+average pooling would make up for, at the expense of another figure. docs/design.md, "Counting", has the reasons.
 
 **Ours** is the number of multiply-adds that this code makes in layers and scans; a lone multiplication is one, too:
 
