@@ -5,6 +5,7 @@
 # make test-oldest sets up .venv-oldest with torch 2.1 and the oldest OpenMMLab that is supported, runs the tests there
 # make test-wheel  builds the wheel, installs it in .venv-wheel, and uses it from outside the checkout
 # make simulate    runs the tests of the Triton kernels on a simulated GPU: values, overruns and races
+# make zoo         counts what every config costs, and writes metafiles and the tables of the zoo
 # make bench       measures the selective scan against other implementations, to benchmarks/results/<machine>.md
 # make gpu         goes through one round on a GPU: tests, sanitizers, kernels, models; results to GPU_OUT
 # make setup       only the set-up; MMCV=compiled builds the real mmcv (5-10 minutes, needs a C++ compiler); LOCKED=1
@@ -35,7 +36,7 @@ LOCKED ?= $(wildcard $(VENV)/.done-packages-locked)
 # Every package with its version and the hashes of its files.
 LOCK   := packaging/locked/environment.txt
 
-.PHONY: setup demo check test pytest test-fork test-oldest test-wheel simulate lint bench gpu lock audit release release-tools clean
+.PHONY: setup demo check test pytest test-fork test-oldest test-wheel simulate lint zoo bench gpu lock audit release release-tools clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -83,6 +84,10 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyrefly check --python-interpreter-path $(VENV)/bin/python
+
+# Half a minute; with --check it writes nothing, and says what differs.
+zoo: setup
+	$(VENV)/bin/python -m benchmarks.zoo
 
 # What the extra `bench` asks for is one of the implementations compared: without it, its column is left out.
 bench: setup

@@ -30,13 +30,3 @@ def _name(val):
         separator = "x" if isinstance(val, tuple) and all(type(each) is int for each in val) else ","
         return separator.join(str(_name(each) or each) for each in val)
     return None
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Print what the models of the configs cost, where that was counted."""
-    reports = terminalreporter.getreports("passed")
-    rows = [row for report in reports for title, row in report.user_properties if title == "zoo"]
-    if rows:
-        terminalreporter.section("parameters (M) and GMACs, in the published convention")
-        for config, parameters, macs in sorted(rows):
-            terminalreporter.write_line(f"{config:48}{parameters:>10}{macs:>10}")

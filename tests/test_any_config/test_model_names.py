@@ -26,7 +26,11 @@ from tests.test_docs.pages import ROOT
 mim_download = importlib.import_module("mim.commands.download")
 PICTURE = np.zeros((64, 64, 3), np.uint8)
 SMALL = {"embed_dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
-CLASSIFIERS = [model["Name"] for model in load(ROOT / "configs/cls/metafile.yml")["Models"]]
+CLASSIFIERS = [
+    model["Name"]
+    for metafile in ("cls", "cls/ablations")
+    for model in load(ROOT / f"configs/{metafile}/metafile.yml")["Models"]
+]
 DETECTOR, SEGMENTOR = ROOT / "configs/mask_rcnn/msvmamba_n_1x.py", ROOT / "configs/upernet/msvmamba_n_160k.py"
 RANDOM = "ignore:(Checkpoint is not loaded|weights is None|checkpoint is None)"
 

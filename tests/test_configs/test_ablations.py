@@ -1,4 +1,4 @@
-"""The ablations of MSVMamba-Nano: each of them trains, costs what is published, and is what the README says it is."""
+"""The ablations of MSVMamba-Nano: each of them trains, and is what the README says it is."""
 
 import copy
 import re
@@ -14,7 +14,6 @@ from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 from torch import nn
 
-from mmmsv.analysis.flops import count, parameters
 from mmmsv.models import MSVMamba
 from mmmsv.models.arch import Arch, resolve_arch
 from tests.test_models.gradients import without_gradient
@@ -28,9 +27,6 @@ ENTRIES = {entry["Name"]: entry for entry in yaml.safe_load((FOLDER / "metafile.
 PUBLISHED = {name: entry for name, entry in ENTRIES.items() if "Published" in entry}
 # What each table of the README is called in the comments of the configs.
 TITLES = {"components": "Components", "routes": "Routes", "scan-patterns": "Scan patterns"}
-UNITS = {"Parameters": ("M", 1e6), "FLOPs": ("G", 1e9)}
-# The one figure that is not met: what is counted and what is published. The README says what may be the reason.
-UNMET = {("msvmamba_n_components_ms2d_se_ffn", "FLOPs"): ("0.9344", "0.94G")}
 
 
 class Row(NamedTuple):
@@ -102,42 +98,6 @@ def test_trains(built):
     assert loss.isfinite()
     loss.backward()
     assert without_gradient(model.named_parameters()) == []
-
-
-@pytest.mark.slow
-def test_figures_are_those_of_the_metafile(built):
-    path, _, model = built
-    metadata = ENTRIES[path.stem]["Metadata"]
-    assert (metadata["Parameters"], metadata["FLOPs"]) == (parameters(model), count(model.eval(), (224, 224)).total)
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize("key", UNITS)
-def test_published_figures_are_met_to_their_last_digit(name, key):
-    letter, size = UNITS[key]
-    counted = PUBLISHED[name]["Metadata"][key] / size
-    for published in (figure[key] for figure in PUBLISHED[name]["Published"]):
-        decimals = len(published.partition(".")[2]) - 1
-        assert f"{counted:.{decimals}f}{letter}" == published or (f"{counted:.4f}", published) == UNMET.get((name, key))
-
-
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.table}-{row.name}")
-def test_the_readme_has_what_the_metafile_has(row):
-    entry = ENTRIES[row.name]
-    assert row.cells["parameters (M)"] == f"{entry['Metadata']['Parameters'] / 1e6:.2f}"
-    assert row.cells["GMACs"] == f"{entry['Metadata']['FLOPs'] / 1e9:.3g}"
-    for heading, key in (("published", "Parameters"), ("GMACs, published", "FLOPs")):
-        assert row.cells[heading] in {figure[key][:-1] for figure in entry.get("Published", [{key: " "}])}
-    results = entry.get("Results", [])
-    assert all(result["Reported By"] == "authors" for result in results)
-    metrics = {
-        metric: f"{value} ({result['Note']})" if "Note" in result else str(value)
-        for result in results
-        for metric, value in result["Metrics"].items()
-    }
-    others = ("config", "model", "settings", "parameters (M)", "published", "GMACs", "GMACs, published")
-    assert {heading: cell for heading, cell in row.cells.items() if cell and heading not in others} == metrics
-    assert row.arch == arch_of(row.name)
 
 
 def test_one_reading_is_uncertain():
