@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 
 from .checkpoints.released import SCHEME
+from .messages import first_of
 from .metafiles import MODEL_INDEX, read_models
 
 _Lookup = Callable[[BaseInferencer, str], tuple[Config, str | None]]
@@ -51,11 +52,14 @@ def _register() -> None:
 def _register_classifiers() -> None:
     from mmpretrain.apis.model import ModelHub
 
-    for metafile in sorted((MODEL_INDEX.parent / "configs/cls").rglob("metafile.yml")):
+    models = read_models(MODEL_INDEX).items()
+    classifiers = [name for name, model in models if model["Config"].startswith("configs/cls/")]
+    if taken := [name for name in classifiers if ModelHub.has(name)]:
+        raise ValueError(f"mmpretrain has {first_of(taken)} already, of another package; nothing was registered")
+    for metafile in (MODEL_INDEX.parent / "configs/cls").rglob("metafile.yml"):
         ModelHub.register_model_index(metafile, config_prefix=MODEL_INDEX.parent)
-    for name, model in read_models(MODEL_INDEX).items():
-        if model["Config"].startswith("configs/cls/"):
-            ModelHub._models_dict[name].weights = SCHEME + name
+    for name in classifiers:
+        ModelHub._models_dict[name].weights = SCHEME + name
 
 
 def _looks_first_in(models: Mapping[str, Mapping], stock: _Lookup) -> _Lookup:

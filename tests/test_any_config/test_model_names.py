@@ -234,7 +234,7 @@ class TestLookup:
         taken = {CLASSIFIERS[0]: ModelHub._models_dict[CLASSIFIERS[0]]}
         monkeypatch.setattr(ModelHub, "_models_dict", taken)
         lookup = BaseInferencer._load_model_from_metafile
-        with pytest.raises(ValueError, match=f"The model name {CLASSIFIERS[0]} is conflict in"):
+        with pytest.raises(ValueError, match=f"mmpretrain has {CLASSIFIERS[0]} already"):
             model_names._register.__wrapped__()
         assert ModelHub._models_dict.keys() == {CLASSIFIERS[0]}
         assert BaseInferencer._load_model_from_metafile is lookup
