@@ -2,7 +2,7 @@
 
 import re
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,10 @@ class Model:
     name: str
     config: Path
     rows: dict[str, str]
-    published: list[Figure] = field(default_factory=list)
-    results: list[Result] = field(default_factory=list)
-    file: str | None = None
-    folder: str | None = None
+    published: list[Figure]
+    results: list[Result]
+    file: str | None
+    folder: str | None
 
     def cost(self, arch: str | None = None) -> Cost:
         """Count what the model costs, with its own arch or another."""
@@ -90,7 +90,7 @@ def read(metafile: Path) -> list[Model]:
     """Read the models of a metafile.
 
     Raises:
-        ValueError: A config is not there, or a model has a key that is unknown or is in no table.
+        ValueError: A config is not there, a model is in no table, or a published figure is none.
     """
     return [_read_model(metafile, entry) for entry in yaml.safe_load(metafile.read_text())["Models"]]
 
@@ -102,32 +102,28 @@ def _read_model(metafile: Path, entry: dict[str, Any]) -> Model:
         raise ValueError(f"{where} has the config {entry['Config']}, which is not there; write it, or correct its path")
     if not entry.get("Rows"):
         raise ValueError(f"{where} is in no table; give it Rows, such as {{300e: MSVMamba-Nano}}: table and name there")
-    for figure in entry.get("Published", []):
-        if unknown := figure.keys() - {"Source", "Parameters", "FLOPs", "Part", "Arch"}:
-            raise ValueError(
-                f"{where} has published figures with {', '.join(sorted(unknown))}, expected Source, Parameters, FLOPs, "
-                "and, where they are not those of the whole model, Part: backbone or Arch"
-            )
     origin = entry.get("Converted From", {})
     return Model(
         metafile,
         entry["Name"],
         config,
         entry["Rows"],
-        [
-            Figure(
-                figure["Source"],
-                figure.get("Parameters"),
-                figure.get("FLOPs"),
-                figure.get("Part") == "backbone",
-                figure.get("Arch"),
-            )
-            for figure in entry.get("Published", [])
-        ],
+        [_read_figure(where, figure) for figure in entry.get("Published", [])],
         [Result(result["Task"], result["Metrics"], result.get("Note")) for result in entry.get("Results", [])],
         origin.get("Weights"),
         origin.get("Folder"),
     )
+
+
+def _read_figure(where: str, entry: dict[str, str]) -> Figure:
+    number = r"\d+(\.\d+)?"
+    known = {"Source": ".+", "Parameters": f"{number}M", "FLOPs": f"{number}G", "Part": "backbone", "Arch": ".+"}
+    if "Source" not in entry or not all(re.fullmatch(known.get(key, ""), str(entry[key])) for key in entry):
+        raise ValueError(
+            f"{where} has published figures {entry}, expected Source, Parameters such as 33M, FLOPs such as 4.6G and, "
+            "where they are not those of the whole model, Part: backbone or Arch"
+        )
+    return Figure(entry["Source"], entry.get("Parameters"), entry.get("FLOPs"), "Part" in entry, entry.get("Arch"))
 
 
 def with_counts(metafile: Path) -> str:

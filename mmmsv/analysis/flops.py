@@ -14,10 +14,10 @@ once for each number. It adds up different things, and calls the sum FLOPs, or M
 - Operations for each number that goes through a LayerNorm or GroupNorm (5) or a BatchNorm (2), or comes out of a
   bilinear interpolation (4): at most 2.5 % of a figure, and what it takes to meet its last digit.
 
-So counted, the figures that the authors report are met to their last digit (tests/test_tools/test_get_flops.py,
-tests/test_configs/test_ablations.py), but for two: Mask R-CNN with MSVMamba-Tiny is 265 G, and 252 G are reported, most
-likely those of the row above it in the paper's table; the ablation + ConvFFN is 0.934 G, and 0.94 G are reported, which
-average pooling would make up for, at the expense of another figure. docs/design.md, "Counting", has the reasons.
+So counted, the figures that the authors report are met to their last digit (docs/zoo.md has all of them), but for two:
+Mask R-CNN with MSVMamba-Tiny is 265 G, and 252 G are reported, most likely those of the row above it in the paper's
+table; the ablation + ConvFFN is 0.934 G, and 0.94 G are reported, which average pooling would make up for, at the
+expense of another figure. docs/design.md, "Counting", has the reasons.
 
 **Ours** is the number of multiply-adds that this code makes in layers and scans; a lone multiplication is one, too:
 

@@ -161,7 +161,7 @@ def test_what_the_command_writes(small_zoo):
             "metafile.yml",
             "    Rows",
             "    Published: [{GFLOPs: 1, Source: x}]\n    Rows",
-            "model a has published figures with GFLOPs, expected Source, Parameters, FLOPs, and, where",
+            "model a has published figures {'GFLOPs': 1, 'Source': 'x'}, expected Source, Parameters such as 33M,",
         ),
     ],
     ids=["no page", "no table", "no number", "no config", "unknown key"],

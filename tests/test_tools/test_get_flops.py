@@ -18,28 +18,13 @@ from tests.processes import run_script
 
 from .load import ROOT, load_tool
 
-# GMACs at 224 x 224 with 1000 classes, with the digits that are published.
+# GMACs at 224 x 224 with 1000 classes, with the digits that are published; one of each family. All published figures
+# are compared by tests/test_configs/test_metafiles.py, which counts one block of each stage.
 CLASSIFIERS = {
     "MSVMamba nano": "0.88",
-    "MSVMamba micro": "1.53",
-    "MSVMamba tiny": "4.61",
     "MSVMamba v3_tiny": "5.1",
-    "MSVMamba v3_small": "8.8",
-    "MSVMamba v3_base": "16.3",
-    "MSVMamba v3_base_ungated": "15.5",
     "VMamba tiny": "5.6",
-    "VMamba small": "11.2",
     "VMamba v2_tiny_s1l8": "4.9",
-    "VMamba v2_small_s2l15": "8.7",
-    "VMamba v2_base_s2l15": "15.4",
-}
-# Millions of parameters; GMACs at 1280 x 800 and 512 x 2048.
-CONFIGS = {
-    "mask_rcnn/msvmamba_m_1x": (32, 201),
-    "mask_rcnn/vmamba_v1_t_1x": (42, 286),
-    "upernet/msvmamba_m_160k": (42, 875),
-    "upernet/msvmamba_t_160k": (65, 942),
-    "upernet/vmamba_v1_t_160k": (55, 964),
 }
 
 
@@ -54,19 +39,11 @@ def test_classifiers_cost_what_is_published(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", CONFIGS)
-def test_models_of_configs_cost_what_is_published(config):
-    model, shape = build_from_config(ROOT / f"configs/{config}.py")
-    assert (round(parameters(model) / 1e6), round(count(model, shape).total / 1e9)) == CONFIGS[config]
-
-
-@pytest.mark.slow
 def test_mask_rcnn_tiny():
     """252 G are published, most likely those of the row above it, EfficientVMamba-B, which has the same parameters.
 
-    The backbone meets its figure in UperNet, neck and heads meet theirs behind two others (CONFIGS). With 100 proposals
-    in the place of 1000 it would be 252, but then micro would not be 201. The other figure that is not met is in
-    tests/test_configs/test_ablations.py.
+    The backbone meets its figure in UperNet, neck and heads meet theirs behind two others. With 100 proposals in the
+    place of 1000 it would be 252, but then micro would not be 201.
     """
     model, shape = build_from_config(ROOT / "configs/mask_rcnn/msvmamba_t_1x.py")
     assert round(parameters(model) / 1e6) == 53
