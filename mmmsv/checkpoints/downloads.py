@@ -15,7 +15,7 @@ from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import NamedTuple
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
@@ -261,6 +261,8 @@ def _open(address: str, part: _Part) -> HTTPResponse:
         with error:
             if error.code != 416 or not version:
                 raise _DownloadError(first_sentence(error)) from error
+    except URLError as error:
+        raise _DownloadError(str(error.reason)) from error
     except (OSError, HTTPException, ValueError) as error:
         raise _DownloadError(first_sentence(error)) from error
     else:
