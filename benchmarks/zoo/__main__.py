@@ -30,6 +30,7 @@ def main() -> None:
         if arguments.check:
             if difference := next(differences(), None):
                 parser.exit(1, f"{difference}\n")
+            print("metafiles and tables are up to date")
             return
         for path, text in texts().items():
             if path.read_text() != text:

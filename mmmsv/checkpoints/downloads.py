@@ -99,7 +99,7 @@ def _path_of(url: str) -> Path:
 def _fetch(url: str, path: Path) -> bool:
     """Download a file that is not there, and check one that is; return whether it was downloaded."""
     address, part = _address_of(url), _Part(path)
-    through, advice = "", f"fetch it by other means, and give its path, or put it at {path}"
+    through, advice = "", f"fetch it by other means, and give its path as authors://PATH, or put it at {path}"
     if address != url:
         through = f" through {address}"
     elif _host_of(url) in _MIRRORED:

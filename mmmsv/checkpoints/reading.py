@@ -97,9 +97,10 @@ def _read(path: Path) -> Mapping[str, object]:
     if _holds_safetensors(start):
         return _read_safetensors(path)
     if not start.startswith(_MAGIC):
+        if start.lstrip().startswith(b"<"):
+            raise ValueError(f"{path} is a web page, no PyTorch checkpoint; get the file that the page links to")
         fault = f"begins with {start!r}" if start else "is empty"
-        what = "but a web page" if start.lstrip().startswith(b"<") else "is it that file, and is it all of it?"
-        raise ValueError(f"{path} {fault}, so it is no PyTorch checkpoint: {what}")
+        raise ValueError(f"{path} {fault}, so it is no PyTorch checkpoint: is it that file, and is it all of it?")
     try:
         # VMamba's training writes its settings beside the weights: a dict, which comes out as one.
         checkpoint = load_weights_only(path, also=[(OrderedDict, "yacs.config.CfgNode")])

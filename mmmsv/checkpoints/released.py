@@ -45,6 +45,10 @@ def locate(source: str) -> str:
     files = read_index(MODEL_INDEX)
     if not files:
         raise ValueError(f"the released files are listed by {MODEL_INDEX}, which lists none: install mmmsv again")
+    if name in read_models(MODEL_INDEX) and name not in files:
+        raise ValueError(
+            f"{name} is a config here, and the authors released no file of it; there are {', '.join(sorted(files))}"
+        )
     if name not in files:
         near = difflib.get_close_matches(name, files, n=1)
         raise ValueError(

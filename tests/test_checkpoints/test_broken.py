@@ -120,7 +120,7 @@ BROKEN = {
     "empty": (written(b""), "is empty, so it is no PyTorch checkpoint"),
     "text": (
         written(b"<html><body>Sign in to Google Drive</body></html>"),
-        "begins with b'<html>.*, so it is no PyTorch checkpoint: but a web page",
+        "is a web page, no PyTorch checkpoint; get the file that the page links to$",
     ),
     "harmful pickle": (harmful_pickle, "holds more than tensors and plain data.*mkdir.*could run any code"),
     "harmful zip": (

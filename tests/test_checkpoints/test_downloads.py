@@ -60,7 +60,7 @@ def test_goes_on_in_another_call(server, path):
     with refused(
         rf"^{URL} could not be downloaded through {server.url}/huggingface.co/authors/file.pth \(the connection "
         r"broke off after 3000 of 10240 bytes\); 3000 bytes are kept, with which the next attempt begins; or fetch it "
-        rf"by other means, and give its path, or put it at {path}$"
+        rf"by other means, and give its path as authors://PATH, or put it at {path}$"
     ):
         fetch(URL)
     assert left() == [f"{path.name}.part", f"{path.name}.part.json"]
@@ -79,7 +79,9 @@ def test_nothing_is_kept_where_it_could_not_go_on(server, path, lacking):
     server.cuts = [3000, 3000]
     if lacking == "lengths":  # and without a length a file that broke off looks whole
         server.cuts, server.status = [], 503
-    with refused(rf"could not be downloaded.*\); fetch it by other means, and give its path, or put it at {path}$"):
+    with refused(
+        rf"could not be downloaded.*\); fetch it by other means, and give its path as authors://PATH, or put it at {path}$"
+    ):
         fetch(URL)
     assert left() == []
     server.status = None

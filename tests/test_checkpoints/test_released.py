@@ -160,6 +160,13 @@ class TestErrors:
             locate("authors://xyz")
         assert ", ".join(sorted(read_index(released.MODEL_INDEX))) in str(error.value)
 
+    def test_config_without_a_file(self):
+        """It has its name right, so no other is suggested."""
+        with refused(
+            r"^msvmamba_n_1x is a config here, and the authors released no file of it; there are msvmamba_m_1"
+        ):
+            locate("authors://msvmamba_n_1x")
+
     def test_no_list(self, monkeypatch, tmp_path):
         """As where symbolic links are lost: a link is a file with the name of another."""
         for content in (None, "../../model-index.yml"):
