@@ -80,7 +80,8 @@ def test_nothing_is_kept_where_it_could_not_go_on(server, path, lacking):
     if lacking == "lengths":  # and without a length a file that broke off looks whole
         server.cuts, server.status = [], 503
     with refused(
-        rf"could not be downloaded.*\); fetch it by other means, and give its path as authors://PATH, or put it at {path}$"
+        rf"could not be downloaded.*\); fetch it by other means, and give its path as authors://PATH, or put it "
+        rf"at {path}$"
     ):
         fetch(URL)
     assert left() == []

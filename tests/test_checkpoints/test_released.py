@@ -162,9 +162,7 @@ class TestErrors:
 
     def test_config_without_a_file(self):
         """It has its name right, so no other is suggested."""
-        with refused(
-            r"^msvmamba_n_1x is a config here, and the authors released no file of it; there are msvmamba_m_1"
-        ):
+        with refused(r"^msvmamba_n_1x is a config here, and the authors released no file of it; there are msvmamba_m"):
             locate("authors://msvmamba_n_1x")
 
     def test_no_list(self, monkeypatch, tmp_path):
