@@ -22,8 +22,9 @@ class VMamba(VisionMamba):
 
     ``tiny``, ``small``, ``base`` are those of the first arXiv version (state size 16, no FFN); the others, ``v2_*``,
     those of the release of 2024, named after their ssm_ratio (s) and the depth of their third stage (l). The published
-    classifiers were trained with ``drop_path_rate`` 0.2, 0.3 and 0.6 (tiny, small, base); of ``v2_tiny_s2l5``,
-    ``v2_small_s1l20`` and ``v2_base_s1l20`` that is inferred from the other arch of their size.
+    classifiers of the first version were trained with ``drop_path_rate`` 0.1, 0.3 and 0.6 (tiny, small, base), as their
+    files are named; those of 2024 with 0.2, 0.3 and 0.6, which is inferred for ``v2_tiny_s2l5``, ``v2_small_s1l20`` and
+    ``v2_base_s1l20`` from the other arch of their size.
 
     Source:
         Liu et al.: VMamba: Visual State Space Model, arXiv 2401.10166.
