@@ -1,5 +1,5 @@
-# Mask R-CNN with MSVMamba-Tiny of the NeurIPS version ("v3") on COCO, 36 epochs with multi-scale crops. The authors have
-# published classifiers of this version alone: the recipe is that of MSVMamba-Tiny.
+# Mask R-CNN with MSVMamba-Tiny of the NeurIPS version ("v3") on COCO, 36 epochs with multi-scale crops. The authors
+# have published classifiers of this version alone: the recipe is that of MSVMamba-Tiny.
 _base_ = './msvmamba_t_3x.py'
 
 model = dict(backbone=dict(arch='v3_tiny'))

@@ -1,5 +1,5 @@
-# Mask R-CNN with VMamba-Tiny of the first version (arXiv, January 2024) on COCO, 36 epochs with multi-scale crops: 8 GPUs with 2
-# images each.
+# Mask R-CNN with VMamba-Tiny of the first version (arXiv, January 2024) on COCO, 36 epochs with multi-scale crops:
+# 8 GPUs with 2 images each.
 _base_ = './msvmamba_t_3x.py'
 
 model = dict(backbone=dict(type='mmmsv.VMamba', arch='tiny'))
