@@ -67,7 +67,7 @@ def around(loader: _Loader) -> _Loader:
         from .checkpoints.reading import is_of_safetensors, read_checkpoint
         from .checkpoints.released import is_released
 
-        if is_released(filename):  # a direct link, as inferencers find it in a metafile
+        if is_released(filename):  # a direct link of a metafile
             return load_from_authors(filename, map_location)
         if is_of_safetensors(filename):
             return arrange(_all_moved(read_checkpoint(filename), map_location))

@@ -19,7 +19,9 @@ custom_hooks = [
 
 # Parts of parameter names, for paramwise_cfg: what decays is what decays in the authors' recipes. Those of detectors and
 # segmentors spare what has `norm` in its name. In the authors' code the norms of the stem have no such names, so they
-# decay; and so do those of the convolutions between stages, which v3 and VMamba of 2024 have.
+# decay; and so do those of the convolutions between stages, which v3 and VMamba of 2024 have. (In VMamba's code of
+# January 2024 it was the other way round, going by the names in its files: `patch_embed.norm` was spared, `ln_1` of the
+# blocks decayed. The configs of that version follow the later names.)
 dense_decay = {
     'norm': dict(decay_mult=0.0),
     'stem.': dict(decay_mult=1.0),

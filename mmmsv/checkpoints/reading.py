@@ -58,9 +58,10 @@ def read_checkpoint(source: str | os.PathLike) -> Mapping[str, object]:
     path, is_new = fetch(address)
     try:
         checkpoint = _read(path)
-    except ValueError:
-        if is_new:
-            path.unlink(missing_ok=True)  # what cannot be read is fetched again next time
+    except ValueError as error:
+        if not is_new:
+            raise ValueError(f"{error}. Remove {path}, and it is downloaded again") from error
+        path.unlink(missing_ok=True)  # what cannot be read is fetched again next time
         raise
     note(path)
     return checkpoint

@@ -12,6 +12,7 @@ import torch
 from mmengine.runner import load_checkpoint
 
 from mmmsv.checkpoints import AuthorsCheckpoint
+from mmmsv.checkpoints.downloads import fetch
 from mmmsv.checkpoints.reading import read_checkpoint, weights_of
 
 from .refusals import refused
@@ -86,6 +87,17 @@ class TestDownload:
             AuthorsCheckpoint(f"{served}/msvmamba.pth")(authors.model())
         path.write_bytes(whole)
         AuthorsCheckpoint(f"{served}/msvmamba.pth")(authors.model())
+
+    def test_file_of_the_cache_that_cannot_be_read(self, authors, served):
+        """It stays, since it may have been put there by hand."""
+        url = f"{served}/msvmamba.pth"
+        authors.save({"model": authors.weights}, "msvmamba.pth")
+        path, _ = fetch(url)
+        path.write_bytes(path.read_bytes()[:5000])
+        with pytest.raises(ValueError, match=rf"cut off or damaged.*\. Remove {path}, and it is downloaded again$"):
+            read_checkpoint(url)
+        path.unlink()
+        assert read_checkpoint(url)["model"].keys() == authors.weights.keys()
 
     def test_by_mmengine(self, authors, served):
         """Whose loader for URLs finds our weights in other entries, and reads safetensors."""
