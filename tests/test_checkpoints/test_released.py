@@ -119,7 +119,7 @@ def test_in_init_cfg(authors, small, way, source):
 
 
 def test_direct_link_is_converted_by_mmengines_loader(authors, small, server, log):
-    """As inferencers load it, which take ``Weights`` out of a metafile; other links pass as they are."""
+    """Such a link stands in a metafile; other links pass as they are."""
     checkpoint = CheckpointLoader.load_checkpoint(small)
     assert "backbone.stem.conv1.weight" in checkpoint["state_dict"]
     assert log[-1].startswith(f"converted from the authors' layout: {small} (model): mmmsv.MSVMamba")
