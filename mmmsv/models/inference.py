@@ -40,6 +40,8 @@ _METHODS = frozenset(
         "project_out",
         "gate_and_project",
         "normalise",
+        "project",
+        "decay_rate",
         "mix_and_project",
         "result_dtype",
     )

@@ -64,11 +64,19 @@ class S6(nn.Module):
         The dtype is that of x, but float32 for a float16 x.
         """
         x, projected = read_twice(x)
-        dt, B, C = self.x_proj(projected).unflatten(-1, (self.sets, -1)).split(self.token_sizes, dim=-1)
+        dt, B, C = self.project(projected)
         # The step, B and C are linear in x, so y grows with its fourth power: x of some hundreds gives y above 65504,
         # which is infinite in float16, and NaN after the norm that would have taken the size back.
         dtype = torch.float32 if x.dtype == torch.float16 else None
-        # At least float32: a decay rounded to half precision is another time constant.
-        A_log = self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float()
-        A = -A_log.exp()
+        A = self.decay_rate()
         return scan2d(x, dt, B, C, self.dt_weight, self.dt_bias, A, self.skip, self.routes, self.carry, merge, dtype)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return dt, ``(B, H, W, sets, R)``, and B and C, ``(B, H, W, sets, N)``, of each token of ``(B, H, W, D)``."""
+        dt, B, C = self.x_proj(x).unflatten(-1, (self.sets, -1)).split(self.token_sizes, dim=-1)
+        return dt, B, C
+
+    def decay_rate(self) -> Tensor:
+        """Return A, ``(sets, D, N)``, in float32 or wider: rounded to half precision it is another time constant."""
+        A_log = self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float()
+        return -A_log.exp()

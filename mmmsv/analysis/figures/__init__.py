@@ -1,0 +1,1 @@
+"""Draw what ``mmmsv.analysis`` computes, and save it: a PNG, an SVG, and the arrays."""

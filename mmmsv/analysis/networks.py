@@ -1,0 +1,178 @@
+"""Load the network that a figure is of: an arch or a config, with a checkpoint or with random weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader, set_random_seed
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from mmmsv.messages import first_sentence, list_mismatches
+from mmmsv.models.backbone import VisionMamba
+from mmmsv.models.blocks import VSSBlock
+from mmmsv.models.ms2d import Scan2D
+
+from .flops import build_classifier, build_from_config
+from .photographs import Photograph
+from .speed.models import build, full_name, short_name
+
+# Of ImageNet, for RGB in 0..255: what networks without a config take.
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+_FAMILIES = ("MSVMamba", "VMamba")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in evaluation mode.
+
+    Args:
+        name: Of its arch or config.
+        weights: What its weights are: ``'random weights'``, or the name of a checkpoint.
+        model: A classifier, detector or segmentor with a ``backbone``, or a classifier of torchvision.
+    """
+
+    name: str
+    weights: str
+    model: nn.Module
+
+    @property
+    def title(self) -> str:
+        """What a figure calls it: its name and its weights."""
+        return f"{self.name}, {self.weights}"
+
+    @property
+    def backbone(self) -> VisionMamba:
+        """The backbone.
+
+        Raises:
+            ValueError: It is none of this package's.
+        """
+        backbone = getattr(self.model, "backbone", None)
+        if not isinstance(backbone, VisionMamba):
+            what = type(self.model if backbone is None else backbone).__name__
+            raise ValueError(f"{self.name} has no scan: it is a {what}; give an arch or a config of MSVMamba or VMamba")
+        return backbone
+
+    def block(self, stage: int, block: int) -> VSSBlock:
+        """Return a block of the backbone.
+
+        Args:
+            stage: From 0 on; negative ones count from the last.
+            block: The same, within the stage.
+
+        Raises:
+            ValueError: There is no such stage or block, or the network has no scan.
+        """
+        depths = self.backbone.arch.depths
+        if not -len(depths) <= stage < len(depths):
+            raise ValueError(
+                f"{self.name} has no stage {stage}: it has {len(depths)}, so give 0 to {len(depths) - 1}, or -1 for "
+                "the last"
+            )
+        if not -depths[stage] <= block < depths[stage]:
+            raise ValueError(
+                f"stage {stage % len(depths)} of {self.name} has no block {block}: it has {depths[stage]}, so give 0 "
+                f"to {depths[stage] - 1}, or -1 for the last"
+            )
+        # pyrefly: ignore[bad-index]: a stage's blocks are a ModuleList
+        return cast(VSSBlock, self.backbone.stages[stage].blocks[block])
+
+    def scan(self, stage: int, block: int) -> Scan2D:
+        """Return the 2-D scan of a block; errors as of :meth:`block`."""
+        return self.block(stage, block).scan
+
+    def prepare(self, photographs: Sequence[Photograph]) -> Tensor:
+        """Normalise photographs of one size as the network wants them; return ``(B, 3, H, W)``, float32."""
+        rgb = torch.from_numpy(np.stack([photograph.pixels for photograph in photographs])).permute(0, 3, 1, 2)
+        preprocessor = getattr(self.model, "data_preprocessor", None)
+        if preprocessor is None:
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+            return (rgb - mean) / std
+        shape = tuple(rgb.shape[2:])
+        samples = [_sample(shape) for _ in photographs]
+        # OpenMMLab's pipelines read photographs as BGR.
+        return preprocessor({"inputs": list(rgb.flip(1)), "data_samples": samples}, False)["inputs"]
+
+
+def load_network(model: str, checkpoint: str | None = None) -> Network:
+    """Build a network, and load its weights.
+
+    Args:
+        model: Path of a config of mmpretrain, mmdet or mmseg (``.py``), an arch such as ``'tiny'`` or
+            ``'VMamba:v2_tiny_s1l8'``, which gets a classifier on top, or a classifier of torchvision such as
+            ``'resnet50'``.
+        checkpoint: Path, URL, or ``authors://NAME``; with an arch, the weights of a backbone or of a classifier; with a
+            config, of the whole model. None leaves random weights, the same in each call.
+
+    Raises:
+        ValueError: There is no such model, or the checkpoint cannot be read or does not fit; the message says which.
+    """
+    weights = None if checkpoint is None else _read(checkpoint)
+    set_random_seed(0)
+    if Path(model).suffix == ".py":
+        network = build_from_config(model)[0]
+        if weights is None:
+            network.init_weights()  # as training starts from
+        name = Path(model).stem
+    else:
+        name = full_name(model)
+        family, _, arch = name.partition(":")
+        if family in _FAMILIES:
+            weights = None if weights is None else _as_classifier(weights)
+            head = {} if weights is None else weights
+            classes = head["head.weight"].shape[0] if "head.weight" in head else 1000
+            network = build_classifier(family, arch, classes)
+        else:
+            network = build(name, maps=False)
+        name = short_name(name)
+    if weights is not None:
+        _load(network, weights, name, str(checkpoint))
+    return Network(name, "random weights" if checkpoint is None else Path(checkpoint).name, network.eval())
+
+
+def _read(checkpoint: str) -> dict[str, Tensor]:
+    try:
+        content = CheckpointLoader.load_checkpoint(checkpoint, "cpu")
+    except Exception as error:
+        # torch and MMEngine raise anything on a file that is missing, damaged or something else.
+        raise ValueError(f"the checkpoint {checkpoint} cannot be read ({first_sentence(error)})") from error
+    weights = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"the checkpoint {checkpoint} holds no weights; give one that MMEngine or torch.save wrote")
+    return tensors
+
+
+def _as_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the weights of a backbone or of a model around it the names of :class:`~mmmsv.analysis.flops.Classifier`."""
+    if not any(name.startswith("backbone.") for name in weights):
+        return {f"backbone.{name}": value for name, value in weights.items()}
+    ours = {name: value for name, value in weights.items() if name.startswith("backbone.")}
+    head = {part: name for part in ("weight", "bias") for name in (f"head.fc.{part}",) if name in weights}
+    return {**ours, **{f"head.{part}": weights[name] for part, name in head.items()}}
+
+
+def _load(network: nn.Module, weights: Mapping[str, Tensor], name: str, checkpoint: str) -> None:
+    expected = network.state_dict()
+    # Which stages have an output norm depends on the task; the classifier of an arch is not always in a file.
+    optional = ("backbone.out_norms.", "head.") if hasattr(network, "head") and "head.weight" in expected else ()
+    missing = [key for key in expected if key not in weights and key.startswith(optional or ("backbone.out_norms.",))]
+    given = {key: value for key, value in weights.items() if key in expected or not key.startswith("backbone.out_norm")}
+    wanted = {key: value for key, value in expected.items() if key not in missing}
+    if mismatches := list_mismatches(wanted, given):
+        raise ValueError(
+            f"the checkpoint {checkpoint} does not fit {name}: {'; '.join(mismatches)}. Give the model that it is of"
+        )
+    network.load_state_dict({**expected, **given})
+    if missing:
+        print_log(f"{checkpoint} lacks {', '.join(missing)}: random weights stay there", "current")
+
+
+def _sample(shape: tuple[int, ...]) -> BaseDataElement:
+    """Describe a photograph as data preprocessors want it described."""
+    return BaseDataElement(metainfo={"img_shape": shape, "ori_shape": shape, "scale_factor": (1.0, 1.0)})
