@@ -150,6 +150,8 @@ def build_from_config(path: str | Path) -> tuple[BaseModel, tuple[int, int]]:
             f"{path} is for {library}, which cannot be imported ({error}): pip install 'mmmsv[{_EXTRAS[library]}]', "
             "and mmcv as README.md says"
         ) from error
+    if "data_preprocessor" in cfg:
+        cfg.model.setdefault("data_preprocessor", cfg.data_preprocessor)  # as the runner does
     with _in_one_sentence(f"the model of {path} cannot be built"), DefaultScope.overwrite_default_scope(library):
         model = MODELS.build(cfg.model).eval()
     if not isinstance(getattr(model, "backbone", None), nn.Module):

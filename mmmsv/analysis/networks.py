@@ -116,8 +116,6 @@ def load_network(model: str, checkpoint: str | None = None) -> Network:
     set_random_seed(0)
     if Path(model).suffix == ".py":
         network = build_from_config(model)[0]
-        if weights is None:
-            network.init_weights()  # as training starts from
         name = Path(model).stem
     else:
         name = full_name(model)

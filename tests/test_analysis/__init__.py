@@ -1,0 +1,1 @@
+"""What is computed from networks for figures, and how it is drawn."""
