@@ -9,6 +9,7 @@ of the absolute weights, since positive and negative ones would cancel. Maps sho
 concerns the query token alone and is many times larger.
 """
 
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,6 +95,11 @@ def attention_maps(
         for sequence in record_sequences(network, network.prepare([photograph]), stage, block)
         for k, route in enumerate(sequence.routes)
     ]
+
+
+def sum_routes(maps: Several[RouteAttention]) -> NDArray[np.float32]:
+    """Sum the maps of all routes, ``(H, W)``: a token of lower resolution counts at each place that it stands for."""
+    return np.sum([each.weights for each in maps], axis=0)
 
 
 def _weights(sequence: Sequence, walk: Walk, channels: slice, steps: Tensor) -> Tensor:

@@ -50,7 +50,8 @@ def load_networks(args: argparse.Namespace) -> list[Network]:
     """Load the networks of ``--model`` and ``--checkpoint``.
 
     Raises:
-        ValueError: A model or checkpoint cannot be loaded, or there are not as many of the one as of the other.
+        ValueError: A model or checkpoint cannot be loaded, there are not as many of the one as of the other, or two
+            networks have one title.
     """
     checkpoints = args.checkpoint or [RANDOM] * len(args.model)
     if len(checkpoints) != len(args.model):
@@ -59,7 +60,14 @@ def load_networks(args: argparse.Namespace) -> list[Network]:
             f"or {RANDOM!r} for random weights"
         )
     pairs = zip(args.model, checkpoints, strict=True)
-    return [load_network(model, None if checkpoint == RANDOM else checkpoint) for model, checkpoint in pairs]
+    networks = [load_network(model, None if checkpoint == RANDOM else checkpoint) for model, checkpoint in pairs]
+    titles = [network.title for network in networks]
+    if twice := sorted({title for title in titles if titles.count(title) > 1}):
+        raise ValueError(
+            f"several networks would be called {'; '.join(twice)!r} in the figure: give each once, and their "
+            "checkpoints different file names"
+        )
+    return networks
 
 
 def run(parser: argparse.ArgumentParser, make: Callable[[argparse.Namespace], list[Path]]) -> None:

@@ -86,6 +86,12 @@ class Network:
         """Return the 2-D scan of a block; errors as of :meth:`block`."""
         return self.block(stage, block).scan
 
+    def describe_block(self, stage: int, block: int) -> str:
+        """Say which block of the network that is, counted from 0: for titles; errors as of :meth:`block`."""
+        self.block(stage, block)
+        depths = self.backbone.arch.depths
+        return f"{self.title}, stage {stage % len(depths)}, block {block % depths[stage]}"
+
     def prepare(self, photographs: Sequence[Photograph]) -> Tensor:
         """Normalise photographs of one size as the network wants them; return ``(B, 3, H, W)``, float32."""
         rgb = torch.from_numpy(np.stack([photograph.pixels for photograph in photographs])).permute(0, 3, 1, 2)

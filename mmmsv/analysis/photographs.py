@@ -143,6 +143,24 @@ def read_photographs(path: str | Path, size: int, fit: Fit) -> list[Photograph]:
     return [read_photograph(one, size, fit) for one in find_photographs(path)]
 
 
+def with_queries(
+    photographs: Collection[Photograph], query: tuple[int, int] | None
+) -> list[tuple[Photograph, tuple[int, int]]]:
+    """Pair photographs, each of which gets a figure of its own, with the row and column of a pixel of their files.
+
+    Args:
+        photographs: The photographs.
+        query: As for :meth:`Photograph.locate`.
+
+    Raises:
+        ValueError: The pixel is outside one of them; or two have one name, so that one figure would replace the other.
+    """
+    names = [photograph.name for photograph in photographs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"several photographs are called {', '.join(twice)}, and so would their figures be; rename them")
+    return [(photograph, photograph.locate(query)) for photograph in photographs]
+
+
 def describe(photographs: Collection[Photograph]) -> str:
     """Say in a title which photographs there are: the name of one, or their number."""
     return next(iter(photographs)).name if len(photographs) == 1 else f"mean of {len(photographs)} photographs"

@@ -104,7 +104,10 @@ def record_sequences(network: Network, image: Tensor, stage: int, block: int) ->
     hooks = [layer.register_forward_pre_hook(record) for layer in (scan, *layers)]
     try:
         with torch.no_grad():
-            network.backbone(image)
+            # No further than that stage: later ones, and those that a task has no use for, are not needed.
+            x = network.backbone.stem(image)
+            for each in network.backbone.stages[: stage % len(network.backbone.stages) + 1]:
+                x = each(x)
             height, width = given[scan].shape[1:3]
             found = (_split(layer, given[layer], (height, width), stride) for layer, stride in layers.items())
             return [sequence for its in found for sequence in its]
