@@ -26,7 +26,7 @@ def draw(maps: Mapping[str, Sequence[RouteAttention]], photograph: Photograph, q
     """
     height, width = photograph.shape
     columns = 2 + max(len(routes) for routes in maps.values())
-    line = 0.75 + 8.2 / columns * height / width
+    line = 0.75 + 7.8 / columns * height / width
     figure = new_figure(
         f"Attention of the marked token to all others: {photograph.name}, {width} x {height}", line * len(maps) + 0.4
     )

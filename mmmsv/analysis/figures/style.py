@@ -73,8 +73,13 @@ def show_map(
     return image
 
 
-def show_photograph(axes: Axes, pixels: NDArray[np.uint8], title: str, query: tuple[int, int] | None = None) -> None:
-    """Draw a photograph, with a pixel (row, column) marked."""
+def show_photograph(
+    axes: Axes,
+    pixels: NDArray[np.uint8] | NDArray[np.floating],
+    title: str,
+    query: tuple[float, float] | None = None,
+) -> None:
+    """Draw a photograph, or a map of colours in 0..1, with a pixel (row, column) marked."""
     axes.imshow(pixels)
     _finish(axes, title, query)
 
