@@ -1,6 +1,7 @@
 """Load the network that a figure is of: an arch or a config, with a checkpoint or with random weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,13 +18,15 @@ from mmmsv.models.backbone import VisionMamba
 from mmmsv.models.blocks import VSSBlock
 from mmmsv.models.ms2d import Scan2D
 
-from .flops import build_classifier, build_from_config
+from .flops import build_classifier, build_from_config, build_openmmlab
 from .photographs import Photograph
-from .speed.models import build, full_name, short_name
+from .speed.models import build, full_name, short_name, stages_of, why_no_maps
 
 # Of ImageNet, for RGB in 0..255: what networks without a config take.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _FAMILIES = ("MSVMamba", "VMamba")
+# The one network that neither this package nor torchvision has: DeiT-S, of mmpretrain, as in VMamba's Figure 5.
+_DEIT = "deit_small"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,43 @@ class Network:
             what = type(self.model if backbone is None else backbone).__name__
             raise ValueError(f"{self.name} has no scan: it is a {what}; give an arch or a config of MSVMamba or VMamba")
         return backbone
+
+    def last_map(self, image: Tensor) -> Tensor:
+        """Compute the map that the backbone returns last.
+
+        Args:
+            image: ``(B, 3, H, W)``, as :meth:`prepare` makes it.
+
+        Returns:
+            ``(B, C, h, w)``.
+
+        Raises:
+            ValueError: The stages of this classifier of torchvision are not known, or the backbone returns no map.
+        """
+        backbone = getattr(self.model, "backbone", None)
+        if backbone is None:
+            if reason := why_no_maps(full_name(self.name)):
+                raise ValueError(reason)
+            backbone = stages_of(self.model)
+        last = backbone(image)[-1]
+        if not isinstance(last, Tensor) or last.dim() != 4:
+            raise ValueError(
+                f"the backbone of {self.name}, a {type(backbone).__name__}, returns no map (B, C, h, w); give a "
+                "config whose backbone does, as those of detectors do"
+            )
+        return last
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have no gradients computed for the weights for as long as this lasts, which spares their memory."""
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        for weight in trained:
+            weight.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for weight in trained:
+                weight.requires_grad_(True)
 
     def block(self, stage: int, block: int) -> VSSBlock:
         """Return a block of the backbone.
@@ -104,8 +144,8 @@ def load_network(model: str, checkpoint: str | None = None) -> Network:
 
     Args:
         model: Path of a config of mmpretrain, mmdet or mmseg (``.py``), an arch such as ``'tiny'`` or
-            ``'VMamba:v2_tiny_s1l8'``, which gets a classifier on top, or a classifier of torchvision such as
-            ``'resnet50'``.
+            ``'VMamba:v2_tiny_s1l8'``, which gets a classifier on top, a classifier of torchvision such as
+            ``'resnet50'``, or ``'deit_small'``, the backbone of mmpretrain's DeiT-S.
         checkpoint: Path, URL, or ``authors://NAME``; with an arch, the weights of a backbone or of a classifier; with a
             config, of the whole model. None leaves random weights, the same in each call.
 
@@ -117,6 +157,9 @@ def load_network(model: str, checkpoint: str | None = None) -> Network:
     if Path(model).suffix == ".py":
         network = build_from_config(model)[0]
         name = Path(model).stem
+    elif model == _DEIT:
+        network, name = _build_deit(), _DEIT
+        weights = None if weights is None else _as_backbone(weights)
     else:
         name = full_name(model)
         family, _, arch = name.partition(":")
@@ -153,6 +196,21 @@ def _as_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ours = {name: value for name, value in weights.items() if name.startswith("backbone.")}
     head = {part: name for part in ("weight", "bias") for name in (f"head.fc.{part}",) if name in weights}
     return {**ours, **{f"head.{part}": weights[name] for part, name in head.items()}}
+
+
+def _as_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave of the weights of a backbone, or of a model around it, those of the backbone, named as in such a model."""
+    return {name: value for name, value in _as_classifier(weights).items() if name.startswith("backbone.")}
+
+
+def _build_deit() -> nn.Module:
+    """Build DeiT-S without a classifier; it interpolates its position embedding to the size of the image."""
+    backbone = {"type": "VisionTransformer", "arch": "deit-small", "patch_size": 16, "out_type": "featmap"}
+    preprocessor = {"mean": MEAN, "std": STD, "to_rgb": True}
+    model = {"type": "ImageClassifier", "backbone": backbone, "data_preprocessor": preprocessor}
+    network = build_openmmlab("mmpretrain", model, _DEIT)
+    network.init_weights()  # which else are zeros where positions are added
+    return network
 
 
 def _load(network: nn.Module, weights: Mapping[str, Tensor], name: str, checkpoint: str) -> None:
