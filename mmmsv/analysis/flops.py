@@ -210,7 +210,7 @@ def count(model: nn.Module, shape: tuple[int, int], ours: bool = False, proposal
 
 
 def _count_forward(convention: "_Convention", model: nn.Module, shape: tuple[int, int]) -> Macs:
-    samples = [[_sample(shape)]] if isinstance(model, BaseModel) else []
+    samples = [[describe_image(shape)]] if isinstance(model, BaseModel) else []
     with FakeTensorMode(allow_non_fake_inputs=True):
         return _run(convention, model, torch.empty(1, 3, *shape), *samples)[0]
 
@@ -223,12 +223,12 @@ def _count_two_stages(convention: "_Convention", model: nn.Module, shape: tuple[
     # With numbers: RoI heads look at their boxes, and a compiled RoIAlign reads memory, which fake tensors lack.
     zeros = tuple(torch.zeros(fake.shape) for fake in maps)
     boxes = InstanceData(bboxes=torch.tensor([[0.0, 0.0, 32.0, 32.0]]).repeat(proposals, 1))
-    roi, _ = _run(convention, roi_head, zeros, [boxes], [_sample(shape)])
+    roi, _ = _run(convention, roi_head, zeros, [boxes], [describe_image(shape)])
     return features + rpn + roi
 
 
-def _sample(shape: tuple[int, int]) -> BaseDataElement:
-    """Describe the image as some of mmdet's heads want it described."""
+def describe_image(shape: tuple[int, int]) -> BaseDataElement:
+    """Describe an image of (H, W) as data preprocessors, and some of mmdet's heads, want it described."""
     sizes = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), shape)
     return BaseDataElement(metainfo={**sizes, "scale_factor": (1.0, 1.0)})
 

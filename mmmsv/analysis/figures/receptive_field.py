@@ -1,7 +1,6 @@
 """Draw which pixels the central token of the last map depends on, as Figure 5 of VMamba does."""
 
 from collections.abc import Mapping
-from math import ceil
 from textwrap import fill
 
 import numpy as np
@@ -12,7 +11,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from ..receptive_field import ReceptiveField
-from .style import colour_bar, new_figure, show_map, styled
+from .style import colour_bar, new_panels, show_map, styled
 
 # Smaller gradients are drawn as this one, of the largest of a map.
 _LEAST = 1e-4
@@ -27,19 +26,13 @@ def draw(fields: Mapping[str, ReceptiveField], what: str) -> Figure:
         fields: By the titles of their networks.
         what: What was averaged over, for the title.
     """
-    lines = ceil(len(fields) / 4)
-    columns = ceil(len(fields) / lines)
-    panel = 8.2 / max(columns, 2)
-    figure = new_figure(f"Effective receptive field of the central token: {what}", lines * (panel + 0.6) + 0.4)
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    figure, panels = new_panels(f"Effective receptive field of the central token: {what}", len(fields), 1, 0.6)
     norm = LogNorm(_LEAST, 1)
-    for axes, (title, field) in zip(panels, fields.items(), strict=False):
+    for axes, (title, field) in zip(panels, fields.items(), strict=True):
         cells = _pooled(field.gradient)
         show_map(axes, np.maximum(cells / cells.max(), _LEAST), fill(title, 28), norm)
         _mark_squares(axes, field, field.gradient.shape[0] / cells.shape[0])
-    for axes in panels[len(fields) :]:
-        axes.set_axis_off()
-    colour_bar(figure, list(panels), norm, "gradient, of its largest")
+    colour_bar(figure, panels, norm, "gradient, of its largest")
     return figure
 
 
