@@ -46,8 +46,12 @@ def add_query_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query", type=int, nargs=2, metavar=("X", "Y"), help=query_help)
 
 
-def load_networks(args: argparse.Namespace) -> list[Network]:
+def load_networks(args: argparse.Namespace, before_training: bool = False) -> list[Network]:
     """Load the networks of ``--model`` and ``--checkpoint``.
+
+    Args:
+        args: Of the tool.
+        before_training: Whether each network with a checkpoint comes with random weights first.
 
     Raises:
         ValueError: A model or checkpoint cannot be loaded, there are not as many of the one as of the other, or two
@@ -59,8 +63,12 @@ def load_networks(args: argparse.Namespace) -> list[Network]:
             f"--model names {len(args.model)} and --checkpoint {len(checkpoints)}: give one checkpoint for each model, "
             f"or {RANDOM!r} for random weights"
         )
-    pairs = zip(args.model, checkpoints, strict=True)
-    networks = [load_network(model, None if checkpoint == RANDOM else checkpoint) for model, checkpoint in pairs]
+    networks = []
+    for model, checkpoint in zip(args.model, checkpoints, strict=True):
+        if checkpoint == RANDOM or before_training:
+            networks.append(load_network(model))
+        if checkpoint != RANDOM:
+            networks.append(load_network(model, checkpoint))
     titles = [network.title for network in networks]
     if twice := sorted({title for title in titles if titles.count(title) > 1}):
         raise ValueError(

@@ -143,20 +143,37 @@ def build_from_config(path: str | Path) -> tuple[BaseModel, tuple[int, int]]:
             f"{path} has {'a' if 'model' in cfg else 'no'} model and default_scope {library!r}, expected a model and "
             f"one of {', '.join(SHAPES)}; give a config that can be trained"
         )
+    if "data_preprocessor" in cfg:
+        cfg.model.setdefault("data_preprocessor", cfg.data_preprocessor)  # as the runner does
+    model = build_openmmlab(library, cfg.model, str(path))
+    if not isinstance(getattr(model, "backbone", None), nn.Module):
+        raise ValueError(f"the model of {path}, a {type(model).__name__}, has no backbone; give one that has")
+    return model, SHAPES[library]
+
+
+def build_openmmlab(library: str, model: dict, what: str) -> BaseModel:
+    """Build a model of OpenMMLab; no weights are loaded.
+
+    Args:
+        library: ``'mmpretrain'``, ``'mmdet'`` or ``'mmseg'``.
+        model: Its config.
+        what: What an error calls it.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: The library is not installed, or the model cannot be built.
+    """
     try:
         import_module(f"{library}.models")
     except ImportError as error:
         raise ValueError(
-            f"{path} is for {library}, which cannot be imported ({error}): pip install 'mmmsv[{_EXTRAS[library]}]', "
+            f"{what} is for {library}, which cannot be imported ({error}): pip install 'mmmsv[{_EXTRAS[library]}]', "
             "and mmcv as README.md says"
         ) from error
-    if "data_preprocessor" in cfg:
-        cfg.model.setdefault("data_preprocessor", cfg.data_preprocessor)  # as the runner does
-    with _in_one_sentence(f"the model of {path} cannot be built"), DefaultScope.overwrite_default_scope(library):
-        model = MODELS.build(cfg.model).eval()
-    if not isinstance(getattr(model, "backbone", None), nn.Module):
-        raise ValueError(f"the model of {path}, a {type(model).__name__}, has no backbone; give one that has")
-    return model, SHAPES[library]
+    with _in_one_sentence(f"the model of {what} cannot be built"), DefaultScope.overwrite_default_scope(library):
+        return MODELS.build(model).eval()
 
 
 def parameters(model: nn.Module) -> int:
@@ -193,7 +210,7 @@ def count(model: nn.Module, shape: tuple[int, int], ours: bool = False, proposal
 
 
 def _count_forward(convention: "_Convention", model: nn.Module, shape: tuple[int, int]) -> Macs:
-    samples = [[_sample(shape)]] if isinstance(model, BaseModel) else []
+    samples = [[describe_image(shape)]] if isinstance(model, BaseModel) else []
     with FakeTensorMode(allow_non_fake_inputs=True):
         return _run(convention, model, torch.empty(1, 3, *shape), *samples)[0]
 
@@ -206,12 +223,12 @@ def _count_two_stages(convention: "_Convention", model: nn.Module, shape: tuple[
     # With numbers: RoI heads look at their boxes, and a compiled RoIAlign reads memory, which fake tensors lack.
     zeros = tuple(torch.zeros(fake.shape) for fake in maps)
     boxes = InstanceData(bboxes=torch.tensor([[0.0, 0.0, 32.0, 32.0]]).repeat(proposals, 1))
-    roi, _ = _run(convention, roi_head, zeros, [boxes], [_sample(shape)])
+    roi, _ = _run(convention, roi_head, zeros, [boxes], [describe_image(shape)])
     return features + rpn + roi
 
 
-def _sample(shape: tuple[int, int]) -> BaseDataElement:
-    """Describe the image as some of mmdet's heads want it described."""
+def describe_image(shape: tuple[int, int]) -> BaseDataElement:
+    """Describe an image of (H, W) as data preprocessors, and some of mmdet's heads, want it described."""
     sizes = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), shape)
     return BaseDataElement(metainfo={**sizes, "scale_factor": (1.0, 1.0)})
 

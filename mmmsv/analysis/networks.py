@@ -1,15 +1,17 @@
 """Load the network that a figure is of: an arch or a config, with a checkpoint or with random weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.registry import DATASETS
 from mmengine.runner import CheckpointLoader, set_random_seed
-from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmmsv.messages import first_sentence, list_mismatches
@@ -17,13 +19,15 @@ from mmmsv.models.backbone import VisionMamba
 from mmmsv.models.blocks import VSSBlock
 from mmmsv.models.ms2d import Scan2D
 
-from .flops import build_classifier, build_from_config
+from .flops import build_classifier, build_from_config, build_openmmlab, describe_image
 from .photographs import Photograph
-from .speed.models import build, full_name, short_name
+from .speed.models import build, full_name, short_name, stages_of, why_no_maps
 
 # Of ImageNet, for RGB in 0..255: what networks without a config take.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _FAMILIES = ("MSVMamba", "VMamba")
+# The one network that neither this package nor torchvision has: DeiT-S, of mmpretrain, as in VMamba's Figure 5.
+_DEIT = "deit_small"
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,15 @@ class Network:
         name: Of its arch or config.
         weights: What its weights are: ``'random weights'``, or the name of a checkpoint.
         model: A classifier, detector or segmentor with a ``backbone``, or a classifier of torchvision.
+        lacks: Names of its weights that the checkpoint lacks, and that are random therefore.
+        classes: Names of the classes that it tells apart, as far as the checkpoint or the config knows them.
     """
 
     name: str
     weights: str
     model: nn.Module
+    lacks: Sequence[str] = ()
+    classes: Sequence[str] = ()
 
     @property
     def title(self) -> str:
@@ -57,6 +65,43 @@ class Network:
             what = type(self.model if backbone is None else backbone).__name__
             raise ValueError(f"{self.name} has no scan: it is a {what}; give an arch or a config of MSVMamba or VMamba")
         return backbone
+
+    def last_map(self, image: Tensor) -> Tensor:
+        """Compute the map that the backbone returns last.
+
+        Args:
+            image: ``(B, 3, H, W)``, as :meth:`prepare` makes it.
+
+        Returns:
+            ``(B, C, h, w)``.
+
+        Raises:
+            ValueError: The stages of this classifier of torchvision are not known, or the backbone returns no map.
+        """
+        backbone = getattr(self.model, "backbone", None)
+        if backbone is None:
+            if reason := why_no_maps(full_name(self.name)):
+                raise ValueError(reason)
+            backbone = stages_of(self.model)
+        last = backbone(image)[-1]
+        if not isinstance(last, Tensor) or last.dim() != 4:
+            raise ValueError(
+                f"the backbone of {self.name}, a {type(backbone).__name__}, returns no map (B, C, h, w); give a "
+                "config whose backbone does, as those of detectors do"
+            )
+        return last
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have no gradients computed for the weights for as long as this lasts, which spares their memory."""
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        for weight in trained:
+            weight.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for weight in trained:
+                weight.requires_grad_(True)
 
     def block(self, stage: int, block: int) -> VSSBlock:
         """Return a block of the backbone.
@@ -99,8 +144,8 @@ class Network:
         if preprocessor is None:
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
             return (rgb - mean) / std
-        shape = tuple(rgb.shape[2:])
-        samples = [_sample(shape) for _ in photographs]
+        shape = photographs[0].shape
+        samples = [describe_image(shape) for _ in photographs]
         # OpenMMLab's pipelines read photographs as BGR.
         return preprocessor({"inputs": list(rgb.flip(1)), "data_samples": samples}, False)["inputs"]
 
@@ -110,36 +155,42 @@ def load_network(model: str, checkpoint: str | None = None) -> Network:
 
     Args:
         model: Path of a config of mmpretrain, mmdet or mmseg (``.py``), an arch such as ``'tiny'`` or
-            ``'VMamba:v2_tiny_s1l8'``, which gets a classifier on top, or a classifier of torchvision such as
-            ``'resnet50'``.
+            ``'VMamba:v2_tiny_s1l8'``, which gets a classifier on top, a classifier of torchvision such as
+            ``'resnet50'``, or ``'deit_small'``, the backbone of mmpretrain's DeiT-S.
         checkpoint: Path, URL, or ``authors://NAME``; with an arch, the weights of a backbone or of a classifier; with a
             config, of the whole model. None leaves random weights, the same in each call.
 
     Raises:
         ValueError: There is no such model, or the checkpoint cannot be read or does not fit; the message says which.
     """
-    weights = None if checkpoint is None else _read(checkpoint)
+    weights, classes = (None, ()) if checkpoint is None else _read(checkpoint)
     set_random_seed(0)
     if Path(model).suffix == ".py":
         network = build_from_config(model)[0]
         name = Path(model).stem
+        classes = classes or _classes_of_config(model)
+    elif model == _DEIT:
+        network, name = _build_deit(), _DEIT
+        weights = None if weights is None else _as_backbone(weights)
     else:
         name = full_name(model)
         family, _, arch = name.partition(":")
         if family in _FAMILIES:
             weights = None if weights is None else _as_classifier(weights)
             head = {} if weights is None else weights
-            classes = head["head.weight"].shape[0] if "head.weight" in head else 1000
-            network = build_classifier(family, arch, classes)
+            number = head["head.weight"].shape[0] if "head.weight" in head else 1000
+            network = build_classifier(family, arch, number)
         else:
             network = build(name, maps=False)
         name = short_name(name)
-    if weights is not None:
-        _load(network, weights, name, str(checkpoint))
-    return Network(name, "random weights" if checkpoint is None else Path(checkpoint).name, network.eval())
+    if checkpoint is None or weights is None:
+        return Network(name, "random weights", network.eval(), classes=classes)
+    lacks = _load(network, weights, name, checkpoint)
+    return Network(name, Path(checkpoint).name, network.eval(), lacks, classes)
 
 
-def _read(checkpoint: str) -> dict[str, Tensor]:
+def _read(checkpoint: str) -> tuple[dict[str, Tensor], Sequence[str]]:
+    """Return the weights of a checkpoint, and the names of the classes that it is of."""
     try:
         content = CheckpointLoader.load_checkpoint(checkpoint, "cpu")
     except Exception as error:
@@ -149,7 +200,24 @@ def _read(checkpoint: str) -> dict[str, Tensor]:
     tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"the checkpoint {checkpoint} holds no weights; give one that MMEngine or torch.save wrote")
-    return tensors
+    meta = content.get("meta")
+    return tensors, _class_names(meta.get("dataset_meta") if isinstance(meta, Mapping) else None)
+
+
+def _classes_of_config(path: str) -> Sequence[str]:
+    """Return the names of the classes that a config tests on: its own, or those of the data set's type."""
+    cfg = Config.fromfile(path)
+    dataset = (cfg.get("test_dataloader") or {}).get("dataset", {})
+    kind = dataset.get("type")
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
+            kind = registry.get(kind)
+    return _class_names(dataset.get("metainfo")) or _class_names(getattr(kind, "METAINFO", None))
+
+
+def _class_names(metainfo: object) -> Sequence[str]:
+    names = metainfo.get("classes") if isinstance(metainfo, Mapping) else None
+    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
 
 
 def _as_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -161,7 +229,23 @@ def _as_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**ours, **{f"head.{part}": weights[name] for part, name in head.items()}}
 
 
-def _load(network: nn.Module, weights: Mapping[str, Tensor], name: str, checkpoint: str) -> None:
+def _as_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave of the weights of a backbone, or of a model around it, those of the backbone, named as in such a model."""
+    return {name: value for name, value in _as_classifier(weights).items() if name.startswith("backbone.")}
+
+
+def _build_deit() -> nn.Module:
+    """Build DeiT-S without a classifier; it interpolates its position embedding to the size of the image."""
+    backbone = {"type": "VisionTransformer", "arch": "deit-small", "patch_size": 16, "out_type": "featmap"}
+    preprocessor = {"mean": MEAN, "std": STD, "to_rgb": True}
+    model = {"type": "ImageClassifier", "backbone": backbone, "data_preprocessor": preprocessor}
+    network = build_openmmlab("mmpretrain", model, _DEIT)
+    network.init_weights()  # which else are zeros where positions are added
+    return network
+
+
+def _load(network: nn.Module, weights: Mapping[str, Tensor], name: str, checkpoint: str) -> list[str]:
+    """Load weights; return the names of those that are missing and stay as they are."""
     expected = network.state_dict()
     # Which stages have an output norm depends on the task; the classifier of an arch is not always in a file.
     optional = ("backbone.out_norms.", "head.") if hasattr(network, "head") and "head.weight" in expected else ()
@@ -175,8 +259,4 @@ def _load(network: nn.Module, weights: Mapping[str, Tensor], name: str, checkpoi
     network.load_state_dict({**expected, **given})
     if missing:
         print_log(f"{checkpoint} lacks {', '.join(missing)}: random weights stay there", "current")
-
-
-def _sample(shape: tuple[int, ...]) -> BaseDataElement:
-    """Describe a photograph as data preprocessors want it described."""
-    return BaseDataElement(metainfo={"img_shape": shape, "ori_shape": shape, "scale_factor": (1.0, 1.0)})
+    return missing

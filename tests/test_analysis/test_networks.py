@@ -120,3 +120,16 @@ def test_a_file_of_the_authors(nano, tmp_path):
     assert loaded.title == "MSVMamba nano, theirs.pth"
     state = nano.backbone.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in loaded.backbone.state_dict().items())
+
+
+def test_names_of_classes(nano, tmp_path):
+    """A checkpoint of MMEngine says which classes it is of, and a config which ones it tests on."""
+    content = {"state_dict": nano.backbone.state_dict(), "meta": {"dataset_meta": {"classes": ("hat", "shoe")}}}
+    loaded = load_network("nano", save(tmp_path / "body.pth", content))
+    assert loaded.classes == ("hat", "shoe")
+    assert loaded.lacks == ["head.weight", "head.bias"]
+    assert load_network("nano").classes == ()
+    config = (ROOT / "configs/cls/msvmamba_n_clothing_mini.py").read_text().replace("'../", f"'{ROOT}/configs/")
+    path = tmp_path / "imagenet.py"
+    path.write_text(f"{config}\ntest_dataloader = dict(dataset=dict(type='ImageNet'))\n")
+    assert load_network(str(path)).classes[1] == "goldfish, Carassius auratus"

@@ -87,6 +87,17 @@ def run_maps(draw: random.Random) -> None:
         _compare(ours, theirs, case.dtype, case)
 
 
+def run_uneven_blocks() -> None:
+    """Of blocks of unequal widths the narrow ones alone could keep what several routes make of a token."""
+    torch.set_num_threads(2)
+    case = MapCase(
+        size=(64, 64), dim=84, state=1, rank=3, batch=1, routes=("row", "col"), sets=1, carry=True, dtype=torch.float32
+    )
+    inputs = case.inputs()
+    ours, theirs = (run_map(backend, inputs, case.options) for backend in ("cpu", "torch"))
+    _compare(ours, theirs, case.dtype, case)
+
+
 def run_sequences(draw: random.Random) -> None:
     for _ in range(SEQUENCES):
         groups, dtype = draw.choice([1, 1, 2, 3]), draw.choice(list(TOLERANCE))
@@ -210,6 +221,7 @@ def all_is_well() -> None:
     draw = random.Random(0)
     torch.manual_seed(0)
     run_maps(draw)
+    run_uneven_blocks()
     run_sequences(draw)
     run_around(draw)
     run_linear(draw)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from math import ceil
 
 import numpy as np
 from matplotlib import rc_context
@@ -33,6 +34,25 @@ def new_figure(title: str, height: float, width: float = WIDTH) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     figure.suptitle(title)
     return figure
+
+
+def new_panels(title: str, number: int, ratio: float, text: float) -> tuple[Figure, list[Axes]]:
+    """Make a figure of equal panels, four in a line at most.
+
+    Args:
+        title: Of the figure.
+        number: Of panels.
+        ratio: Height of a panel for a width of 1.
+        text: Inches that the text above and below a panel takes.
+    """
+    lines = ceil(number / 4)
+    columns = ceil(number / lines)
+    height = lines * (WIDTH * 0.9 / max(columns, 2) * ratio + text) + 0.4
+    figure = new_figure(title, height)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
+    for axes in panels[number:]:
+        axes.set_axis_off()
+    return figure, panels[:number]
 
 
 def lines_of(figure: Figure, titles: Sequence[str]) -> list[SubFigure]:

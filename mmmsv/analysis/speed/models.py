@@ -83,10 +83,11 @@ def build(name: str, maps: bool) -> nn.Module:
     if family in BACKBONES:
         return BACKBONES[family](arch) if maps else build_classifier(family, arch)
     model = torchvision.models.get_model(arch, weights=None)
-    return _stages(model) if maps else model
+    return stages_of(model) if maps else model
 
 
-def _stages(model: nn.Module) -> Stages:
+def stages_of(model: nn.Module) -> Stages:
+    """Return the four stages of a classifier of torchvision for which :func:`why_no_maps` knows no reason."""
     if isinstance(model, (ConvNeXt, SwinTransformer)):
         # Stem and stage 0, then a downsampling and a stage three times.
         return Stages([model.features[i : i + 2] for i in range(0, 8, 2)], isinstance(model, SwinTransformer))

@@ -63,11 +63,13 @@ inline int64_t sets_of(const Scan& scan) { return scan.shared ? 1 : scan.sequenc
 inline int64_t set_of(const Scan& scan, int64_t sequence) { return scan.shared ? 0 : sequence; }
 
 // How many numbers a block of a forward pass keeps of all tokens, from the first route of a sequence for the others: none
-// where there is but one, where each has a map of its own, or where they would not stay in the cache of a core.
-inline int64_t kept_by_routes(const Scan& scan, int64_t padded, int64_t bytes) {
+// where there is but one, where each has a map of its own, or where they would not stay in the cache of a core. The same
+// for all blocks: the scratch is that of the largest.
+template <class Real> int64_t kept_by_routes(const Scan& scan) {
     constexpr int64_t MOST_BYTES = 640 << 10;
+    const int64_t padded = Block<Real>::most_padded(scan.channels, scan.blocks);
     const int64_t numbers = scan.height * scan.width * padded * (1 + scan.states);
-    return scan.routes > 1 && !scan.x.route && numbers * bytes <= MOST_BYTES ? numbers : 0;
+    return scan.routes > 1 && !scan.x.route && numbers * (int64_t)sizeof(Real) <= MOST_BYTES ? numbers : 0;
 }
 
 // The weights of the channels of one parameter set, from one channel on.

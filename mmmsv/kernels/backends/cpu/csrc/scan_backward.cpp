@@ -236,7 +236,7 @@ void backward_task(const Scan& scan, int64_t group, const Block<Real>& block, Re
 
 template <class Real> int64_t scratch_size(const Scan& scan) {
     const int64_t padded = Block<Real>::most_padded(scan.channels, scan.blocks);
-    return Workspace<Real>::size(scan, padded) + kept_by_routes(scan, padded, sizeof(Real));
+    return Workspace<Real>::size(scan, padded) + kept_by_routes<Real>(scan);
 }
 
 }  // namespace

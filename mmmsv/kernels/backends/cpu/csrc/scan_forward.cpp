@@ -57,7 +57,7 @@ void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Rea
     chunk.batch = batch, chunk.shared = scratch;
     Real *state = scratch + CHUNK * shared_width(scan), *tokens = state + scan.states * padded;
     Kept<Real> kept{{}, padded, false};
-    const bool keeps = kept_by_routes(scan, padded, sizeof(Real)) > 0;
+    const bool keeps = kept_by_routes<Real>(scan) > 0;
     typename T::Bits *x_at[CHUNK + TILE], *delta_at[CHUNK];
     typename Out::Bits* y_at[CHUNK];
     // From main memory the next tile is fetched ahead: blocks of rows are no pattern that a processor foresees. From its
