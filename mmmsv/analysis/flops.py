@@ -143,20 +143,37 @@ def build_from_config(path: str | Path) -> tuple[BaseModel, tuple[int, int]]:
             f"{path} has {'a' if 'model' in cfg else 'no'} model and default_scope {library!r}, expected a model and "
             f"one of {', '.join(SHAPES)}; give a config that can be trained"
         )
+    if "data_preprocessor" in cfg:
+        cfg.model.setdefault("data_preprocessor", cfg.data_preprocessor)  # as the runner does
+    model = build_openmmlab(library, cfg.model, str(path))
+    if not isinstance(getattr(model, "backbone", None), nn.Module):
+        raise ValueError(f"the model of {path}, a {type(model).__name__}, has no backbone; give one that has")
+    return model, SHAPES[library]
+
+
+def build_openmmlab(library: str, model: dict, what: str) -> BaseModel:
+    """Build a model of OpenMMLab; no weights are loaded.
+
+    Args:
+        library: ``'mmpretrain'``, ``'mmdet'`` or ``'mmseg'``.
+        model: Its config.
+        what: What an error calls it.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: The library is not installed, or the model cannot be built.
+    """
     try:
         import_module(f"{library}.models")
     except ImportError as error:
         raise ValueError(
-            f"{path} is for {library}, which cannot be imported ({error}): pip install 'mmmsv[{_EXTRAS[library]}]', "
+            f"{what} is for {library}, which cannot be imported ({error}): pip install 'mmmsv[{_EXTRAS[library]}]', "
             "and mmcv as README.md says"
         ) from error
-    if "data_preprocessor" in cfg:
-        cfg.model.setdefault("data_preprocessor", cfg.data_preprocessor)  # as the runner does
-    with _in_one_sentence(f"the model of {path} cannot be built"), DefaultScope.overwrite_default_scope(library):
-        model = MODELS.build(cfg.model).eval()
-    if not isinstance(getattr(model, "backbone", None), nn.Module):
-        raise ValueError(f"the model of {path}, a {type(model).__name__}, has no backbone; give one that has")
-    return model, SHAPES[library]
+    with _in_one_sentence(f"the model of {what} cannot be built"), DefaultScope.overwrite_default_scope(library):
+        return MODELS.build(model).eval()
 
 
 def parameters(model: nn.Module) -> int:
@@ -252,7 +269,9 @@ def _run(convention: _Convention, part: Callable[..., T], *arguments: object) ->
         recurrences.append(convention.recurrence(*arguments))
         return convention.projections(*arguments)
 
-    with FlopCounterMode(display=False, custom_mapping={_SCAN: scan, **convention.elementwise}) as counter:
+    with FlopCounterMode(
+        display=False, custom_mapping={_SCAN: scan, **_ATTENTION, **convention.elementwise}
+    ) as counter:
         output = part(*arguments)
     counts = counter.get_flop_counts().get("Global", {})
     elementwise = sum(counts.get(op, 0) for op in convention.elementwise)
@@ -293,7 +312,26 @@ def _published_merge_scales(
     return 5 * (prod(full) + prod(half)) + 4 * prod(full) if norm_first else 5 * prod(full)
 
 
+def _attention(query: tuple, key: tuple, value: tuple, *_: object, **__: object) -> int:
+    return 2 * prod(query[:3]) * key[2] * (query[3] + value[3])
+
+
+def _attention_with_projections(query: tuple, key: tuple, *_: object, **__: object) -> int:
+    """Count what ``nn.MultiheadAttention`` makes of ``(B, L, C)`` outside of training: C to C four times, and so on."""
+    batch, tokens, channels = query
+    return 2 * batch * tokens * channels * (4 * channels + 2 * key[1])
+
+
 _SCAN = torch.ops.mmmsv.scan2d
+# What torch's counter leaves out of attention on a CPU; the first came with torch 2.2.
+_ATTENTION: _Formulas = {
+    getattr(torch.ops.aten, op): formula
+    for op, formula in {
+        "_scaled_dot_product_flash_attention_for_cpu": _attention,
+        "_native_multi_head_attention": _attention_with_projections,
+    }.items()
+    if hasattr(torch.ops.aten, op)
+}
 _PUBLISHED = _Convention(
     projections=_published_projections,
     recurrence=_published_recurrence,
