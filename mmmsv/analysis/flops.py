@@ -269,9 +269,8 @@ def _run(convention: _Convention, part: Callable[..., T], *arguments: object) ->
         recurrences.append(convention.recurrence(*arguments))
         return convention.projections(*arguments)
 
-    with FlopCounterMode(
-        display=False, custom_mapping={_SCAN: scan, **_ATTENTION, **convention.elementwise}
-    ) as counter:
+    formulas = {_SCAN: scan, **_ATTENTION, **convention.elementwise}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         output = part(*arguments)
     counts = counter.get_flop_counts().get("Global", {})
     elementwise = sum(counts.get(op, 0) for op in convention.elementwise)
