@@ -124,7 +124,7 @@ def _build_vision_transformer(arch: str, size: tuple[int, int]) -> nn.Module:
         reason = "these are not square"
     except AssertionError as error:
         reason = str(error)
-    raise ValueError(f"{arch} cannot be made for images of {height} x {width}: {reason}")
+    raise ValueError(f"{arch} cannot be made for images of {height} x {width} ({reason}); give another size")
 
 
 def stages_of(model: nn.Module) -> Stages:
