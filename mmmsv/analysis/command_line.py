@@ -3,7 +3,7 @@
 import argparse
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmengine.logging import MMLogger
@@ -13,7 +13,14 @@ from .networks import Network, load_network
 RANDOM = "none"
 
 
-def figure_parser(doc: str | None, name: str, photographs: bool = True, size: int = 512) -> argparse.ArgumentParser:
+def figure_parser(
+    doc: str | None,
+    name: str,
+    photographs: bool = True,
+    size: int = 512,
+    checkpoints: bool = True,
+    models: Sequence[str] | None = None,
+) -> argparse.ArgumentParser:
     """Make a parser with the arguments that figures of networks share.
 
     Args:
@@ -21,15 +28,20 @@ def figure_parser(doc: str | None, name: str, photographs: bool = True, size: in
         name: Of the tool; its files go to ``work_dirs/NAME``.
         photographs: Whether it takes a photograph or a folder of them.
         size: Side of the photographs when none is given, a multiple of 32.
+        checkpoints: Whether it takes weights.
+        models: What ``--model`` is when it is not given; None, where it has to be.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if photographs:
         parser.add_argument("photographs", type=Path, help="path of a photograph, or of a folder of them")
         parser.add_argument("--size", type=int, default=size, help="side in pixels, a multiple of 32 (%(default)s)")
     model_help = "path of a config, or an arch such as tiny or VMamba:v2_tiny_s1l8; several: side by side"
-    parser.add_argument("--model", nargs="+", required=True, metavar="MODEL", help=model_help)
-    checkpoint_help = f"path, URL or authors://NAME for each model, or {RANDOM!r} for random weights (random weights)"
-    parser.add_argument("--checkpoint", nargs="+", metavar="CHECKPOINT", help=checkpoint_help)
+    if models is not None:
+        model_help += f" ({' '.join(models)})"
+    parser.add_argument("--model", nargs="+", required=models is None, default=models, metavar="MODEL", help=model_help)
+    if checkpoints:
+        checkpoint_help = f"path, URL or authors://NAME for each model, or {RANDOM!r} for random weights (the default)"
+        parser.add_argument("--checkpoint", nargs="+", metavar="CHECKPOINT", help=checkpoint_help)
     parser.add_argument("--out", type=Path, default=Path("work_dirs") / name, help="folder for the files (%(default)s)")
     return parser
 

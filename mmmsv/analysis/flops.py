@@ -269,7 +269,8 @@ def _run(convention: _Convention, part: Callable[..., T], *arguments: object) ->
         recurrences.append(convention.recurrence(*arguments))
         return convention.projections(*arguments)
 
-    with FlopCounterMode(display=False, custom_mapping={_SCAN: scan, **convention.elementwise}) as counter:
+    formulas = {_SCAN: scan, **_ATTENTION, **convention.elementwise}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         output = part(*arguments)
     counts = counter.get_flop_counts().get("Global", {})
     elementwise = sum(counts.get(op, 0) for op in convention.elementwise)
@@ -310,7 +311,26 @@ def _published_merge_scales(
     return 5 * (prod(full) + prod(half)) + 4 * prod(full) if norm_first else 5 * prod(full)
 
 
+def _attention(query: tuple, key: tuple, value: tuple, *_: object, **__: object) -> int:
+    return 2 * prod(query[:3]) * key[2] * (query[3] + value[3])
+
+
+def _attention_with_projections(query: tuple, key: tuple, *_: object, **__: object) -> int:
+    """Count what ``nn.MultiheadAttention`` makes of ``(B, L, C)`` outside of training: C to C four times, and so on."""
+    batch, tokens, channels = query
+    return 2 * batch * tokens * channels * (4 * channels + 2 * key[1])
+
+
 _SCAN = torch.ops.mmmsv.scan2d
+# What torch's counter leaves out of attention on a CPU; the first came with torch 2.2.
+_ATTENTION: _Formulas = {
+    getattr(torch.ops.aten, op): formula
+    for op, formula in {
+        "_scaled_dot_product_flash_attention_for_cpu": _attention,
+        "_native_multi_head_attention": _attention_with_projections,
+    }.items()
+    if hasattr(torch.ops.aten, op)
+}
 _PUBLISHED = _Convention(
     projections=_published_projections,
     recurrence=_published_recurrence,

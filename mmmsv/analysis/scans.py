@@ -95,7 +95,7 @@ def record_sequences(network: Network, image: Tensor, stage: int, block: int) ->
         ValueError: There is no such block, or no scan.
     """
     scan = network.scan(stage, block)
-    layers = _layers(scan)
+    layers = layers_of(scan)
     given: dict[nn.Module, Tensor] = {}
 
     def record(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -116,7 +116,7 @@ def record_sequences(network: Network, image: Tensor, stage: int, block: int) ->
             hook.remove()
 
 
-def _layers(scan: Scan2D) -> dict[S6, int]:
+def layers_of(scan: Scan2D) -> dict[S6, int]:
     """Return the scans at each resolution, and how much lower that is."""
     match scan:
         case SS2D():
@@ -128,12 +128,16 @@ def _layers(scan: Scan2D) -> dict[S6, int]:
     raise TypeError(f"the routes of a {type(scan).__name__} are not known here, only those of SS2D, MS2D and HalfSS2D")
 
 
+def runs_of(layer: S6) -> list[tuple[Route, ...]]:
+    """Return the routes of each sequence of a scan: all of them where the state runs on, else one."""
+    return [layer.routes] if layer.carry else [(route,) for route in layer.routes]
+
+
 def _split(layer: S6, x: Tensor, full_size: tuple[int, int], stride: int) -> Iterator[Sequence]:
     """Cut the scan of a layer into its sequences."""
     dt, B, C = (part[0] for part in layer.project(x))
     A = layer.decay_rate()
-    runs = [layer.routes] if layer.carry else [(route,) for route in layer.routes]
-    for k, routes in enumerate(runs):
+    for k, routes in enumerate(runs_of(layer)):
         step = softplus(dt[..., k, :] @ layer.dt_weight[k].T + layer.dt_bias[k])
         yield Sequence(routes, full_size, stride, x[0], step, B[..., k, :], C[..., k, :], A[k], layer.skip[k].detach())
 

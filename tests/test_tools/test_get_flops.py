@@ -9,8 +9,10 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from mmmsv.analysis.flops import Classifier, Macs, build_classifier, build_from_config, count, parameters
+from mmmsv.analysis.speed.models import build, full_name
 from mmmsv.kernels import selective_scan
 from mmmsv.models.layers import ChannelsLastConv2d
 from mmmsv.models.s6 import S6
@@ -101,6 +103,31 @@ def test_1d_op_by_hand(skip):
     model = Classifier(Scan1d(), 3, 1).eval()
     assert count(model, (4, 6)).scan == 4 * 6 * (9 * 3 * 2 + 3)
     assert count(model, (4, 6), ours=True).scan == 4 * 6 * 3 * (4 * 2 + 1 + skip)
+
+
+def test_attention_by_hand():
+    """As models write it, by the function, and as torch computes its layer in evaluation mode."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, image):
+            x = image.flatten(2).transpose(1, 2).repeat(1, 1, 3)[..., :8]
+            heads = x.unflatten(-1, (2, 4)).transpose(1, 2)
+            return self.layer(x, x, x, need_weights=False), scaled_dot_product_attention(heads, heads, heads)
+
+    tokens, channels = 4 * 6, 8
+    products = 2 * tokens**2 * channels
+    for ours in (False, True):
+        assert count(Attention().eval(), (4, 6), ours) == Macs(4 * tokens * channels**2 + 2 * products, 0, 0)
+
+
+@pytest.mark.parametrize(("name", "published"), [("deit_small", 4.6), ("vit_b_16", 17.6)])
+def test_vision_transformers_cost_what_is_published(name, published):
+    model = build(full_name(name), maps=False).eval()
+    assert round(count(model, (224, 224)).layers / 1e9, 1) == published
 
 
 def test_nothing_is_left_behind():

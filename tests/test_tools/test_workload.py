@@ -187,11 +187,31 @@ def test_names():
     assert models.full_name("tiny") == "MSVMamba:tiny"
     assert models.full_name("VMamba:tiny") == "VMamba:tiny"
     assert models.full_name("resnet50") == models.full_name("torchvision:resnet50") == "torchvision:resnet50"
-    assert [models.short_name(models.full_name(name)) for name in ("v3_tiny", "swin_t")] == [
+    assert [models.short_name(models.full_name(name)) for name in ("v3_tiny", "swin_t", "deit_small")] == [
         "MSVMamba v3_tiny",
         "swin_t",
+        "deit_small",
     ]
     assert all(models.why_no_maps(models.full_name(name)) is None for name in ("tiny", *models.BASELINES))
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("torchvision:vit_b_32", 4), ("mmpretrain:deit_small", 16)])
+def test_vision_transformers_are_made_for_the_size(name, tokens):
+    assert models.depends_on_size(name)
+    embedding = next(
+        v
+        for n, v in models.build(name, False, (64, 64)).named_parameters()
+        if n.endswith(("pos_embed", "pos_embedding"))
+    )
+    assert embedding.shape[1] == tokens + 1
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "reason"), [("vit_h_14", (64, 64), "indivisible by patch"), ("vit_b_16", (64, 96), "not square")]
+)
+def test_sizes_that_a_vision_transformer_cannot_be_made_for(arch, size, reason):
+    with pytest.raises(ValueError, match=f"{arch} cannot be made for images of {size[0]} x {size[1]} .*{reason}"):
+        models.build(f"torchvision:{arch}", False, size)
 
 
 @needs_proc
@@ -271,7 +291,7 @@ def test_a_model_that_fails_leaves_a_row(part, layout, monkeypatch):
             raise RuntimeError("no such thing")
 
     real = models.build
-    monkeypatch.setattr(models, "build", lambda name, maps: Fails() if name == BASELINE else real(name, maps))
+    monkeypatch.setattr(models, "build", lambda name, *more: Fails() if name == BASELINE else real(name, *more))
     settings = Settings(CPU, layout, "eager", 0.0, memory=False)
     failed, ours = measure_group([BASELINE, OURS], INFERENCE, settings, print)
     assert (failed.reason, failed.timing) == ("RuntimeError: no such thing", None)

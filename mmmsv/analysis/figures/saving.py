@@ -29,16 +29,26 @@ def save(figure: Figure, arrays: Mapping[str, ArrayLike], folder: str | Path, na
         ValueError: The folder cannot be written to.
     """
     folder = Path(folder)
-    try:
-        for suffix in (".png", ".svg"):
-            write_whole(folder / (name + suffix), as_bytes(figure, suffix[1:]))
-        content = io.BytesIO()
-        # pyrefly: ignore[bad-argument-type]: no array is called allow_pickle
-        np.savez_compressed(content, **{key: np.asarray(value) for key, value in arrays.items()})
-        write_whole(folder / f"{name}.npz", content.getvalue())
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written to ({error}); give another folder") from error
+    for suffix in (".png", ".svg"):
+        write(folder / (name + suffix), as_bytes(figure, suffix[1:]))
+    content = io.BytesIO()
+    # pyrefly: ignore[bad-argument-type]: no array is called allow_pickle
+    np.savez_compressed(content, **{key: np.asarray(value) for key, value in arrays.items()})
+    write(folder / f"{name}.npz", content.getvalue())
     return folder / f"{name}.png"
+
+
+def write(path: Path, content: bytes) -> Path:
+    """Write a file, and make its folder where it is missing; return its path.
+
+    Raises:
+        ValueError: The folder cannot be written to.
+    """
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise ValueError(f"{path.parent} cannot be written to ({error}); give another folder") from error
+    return path
 
 
 def numbered(each: Iterable[Mapping[str, ArrayLike]]) -> dict[str, ArrayLike]:

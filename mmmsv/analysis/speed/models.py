@@ -1,4 +1,4 @@
-"""Build the models that are measured by name: our archs, and torchvision's classifiers as baselines."""
+"""Build the models that are measured by name: our archs, and torchvision's classifiers and DeiT-S as baselines."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,12 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import ConvNeXt, SwinTransformer
 
-from ..flops import BACKBONES, build_classifier
+from ..flops import BACKBONES, build_classifier, build_openmmlab
 
 BASELINES = ("convnext_tiny", "swin_t", "resnet50")
-_OURS, _TORCHVISION = next(iter(BACKBONES)), "torchvision"
+_OURS, _TORCHVISION, _MMPRETRAIN = next(iter(BACKBONES)), "torchvision", "mmpretrain"
+_DEIT_SMALL = "deit_small"
+_VISION_TRANSFORMERS = ("vit_", _DEIT_SMALL)
 # They return several logits in training.
 _WITH_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
 _FEATURES = ("convnext_", "swin_")
@@ -47,21 +49,22 @@ def full_name(name: str) -> str:
     archs = {family: [*backbone.archs] for family, backbone in BACKBONES.items()}
     ours = [f"{family}:{arch}".removeprefix(f"{_OURS}:") for family, its in archs.items() for arch in its]
     archs[_TORCHVISION] = sorted({*torchvision.models.list_models(torchvision.models)} - _WITH_AUXILIARY_HEADS)
+    archs[_MMPRETRAIN] = [_DEIT_SMALL]
     family, _, arch = name.rpartition(":")
-    family = family or (_OURS if arch in archs[_OURS] else _TORCHVISION)
+    family = family or next((one for one in (_OURS, _MMPRETRAIN) if arch in archs[one]), _TORCHVISION)
     if family not in archs:
         raise ValueError(f"there is no {family!r} to take {name!r} from; choose {', '.join(archs)}")
     if arch not in archs[family]:
         raise ValueError(
-            f"there is no model {name!r}; choose one of {', '.join(ours)}, or a classifier of torchvision such as "
-            f"'resnet50' (not {' or '.join(sorted(_WITH_AUXILIARY_HEADS))}, which train otherwise)"
+            f"there is no model {name!r}; choose one of {', '.join((*ours, _DEIT_SMALL))}, or a classifier of "
+            f"torchvision such as 'resnet50' (not {' or '.join(sorted(_WITH_AUXILIARY_HEADS))}, which train otherwise)"
         )
     return f"{family}:{arch}"
 
 
 def short_name(name: str) -> str:
-    """Return the name as tables show it: torchvision's need no family."""
-    return name.removeprefix(f"{_TORCHVISION}:").replace(":", " ")
+    """Return the name as tables show it: baselines need no family."""
+    return name.removeprefix(f"{_TORCHVISION}:").removeprefix(f"{_MMPRETRAIN}:").replace(":", " ")
 
 
 def why_no_maps(name: str) -> str | None:
@@ -72,18 +75,56 @@ def why_no_maps(name: str) -> str | None:
     return f"the four stages of {arch} are not known here, only those of torchvision's ResNets, ConvNeXts and Swins"
 
 
-def build(name: str, maps: bool) -> nn.Module:
+def depends_on_size(name: str) -> bool:
+    """Return whether a model is made for one size of images, as vision transformers are."""
+    return name.partition(":")[2].startswith(_VISION_TRANSFORMERS)
+
+
+def build(name: str, maps: bool, size: tuple[int, int] = (224, 224)) -> nn.Module:
     """Build a model with random weights.
 
     Args:
         name: Its full name.
         maps: Whether it returns the maps of its four stages, instead of the logits of 1000 classes.
+        size: (H, W) of the images, which vision transformers are made for; the others take any.
+
+    Raises:
+        ValueError: It is a vision transformer, and cannot be made for this size; or what makes it is not installed.
     """
     family, _, arch = name.partition(":")
     if family in BACKBONES:
         return BACKBONES[family](arch) if maps else build_classifier(family, arch)
+    if family == _MMPRETRAIN:
+        return build_deit_small(size)
+    if depends_on_size(name):
+        return _build_vision_transformer(arch, size)
     model = torchvision.models.get_model(arch, weights=None)
     return stages_of(model) if maps else model
+
+
+def build_deit_small(size: tuple[int, int]) -> nn.Module:
+    """Build mmpretrain's DeiT-S with random weights, for images of ``size`` (H, W).
+
+    Source:
+        Touvron et al.: Training data-efficient image transformers & distillation through attention, arXiv 2012.12877.
+    """
+    preprocessor = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "to_rgb": True}
+    backbone = {"type": "VisionTransformer", "arch": "deit-small", "img_size": size, "patch_size": 16}
+    head = {"type": "VisionTransformerClsHead", "num_classes": 1000, "in_channels": 384}
+    model = {"type": "ImageClassifier", "backbone": backbone, "head": head, "data_preprocessor": preprocessor}
+    return build_openmmlab(_MMPRETRAIN, model, _DEIT_SMALL)
+
+
+def _build_vision_transformer(arch: str, size: tuple[int, int]) -> nn.Module:
+    """Build one of torchvision's."""
+    height, width = size
+    try:
+        if height == width:
+            return torchvision.models.get_model(arch, weights=None, image_size=height)
+        reason = "these are not square"
+    except AssertionError as error:
+        reason = str(error)
+    raise ValueError(f"{arch} cannot be made for images of {height} x {width} ({reason}); give another size")
 
 
 def stages_of(model: nn.Module) -> Stages:

@@ -3,18 +3,13 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from ..figures.curves import draw_curves
 from .groups import Row
 from .models import short_name
 
-# Of Okabe and Ito, which colour-blind readers can distinguish; without colours the markers do.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
-# Ticks that are closer than this factor of pixels share a label.
-_CLOSE = 1.2
+Value = Callable[[Row], float | None]
 
 
 def curves(rows: Sequence[Row], path: Path, machine: str) -> None:
@@ -27,7 +22,7 @@ def curves(rows: Sequence[Row], path: Path, machine: str) -> None:
     """
     kinds = dict.fromkeys(row.step.kind for row in rows)
     with_memory = any(row.peak for row in rows)
-    panels: list[tuple[str, Callable[[Row], float | None], bool]] = [
+    panels: list[tuple[str, Value, bool]] = [
         ("latency of a batch, ms", lambda row: 1e3 * row.timing.median if row.timing else None, True),
         ("time per pixel, ns", lambda row: 1e9 * row.timing.median / row.step.pixels if row.timing else None, False),
     ]
@@ -38,7 +33,8 @@ def curves(rows: Sequence[Row], path: Path, machine: str) -> None:
     for line, kind in zip(axes, kinds, strict=True):
         of_kind = [row for row in rows if row.step.kind == kind]
         for axis, (title, value, logarithmic) in zip(line, panels, strict=True):
-            _panel(axis, of_kind, value, logarithmic)
+            sizes = [(row.step.height, row.step.width) for row in of_kind]
+            draw_curves(axis, _curves(of_kind, value), sizes, logarithmic)
             axis.set_title(f"{kind}: {title}", fontsize=10)
     handles, labels = axes[0][0].get_legend_handles_labels()
     step = rows[0].step
@@ -48,36 +44,10 @@ def curves(rows: Sequence[Row], path: Path, machine: str) -> None:
     figure.savefig(path)
 
 
-def _panel(axis: Axes, rows: Sequence[Row], value: Callable[[Row], float | None], logarithmic: bool) -> None:
-    for i, name in enumerate(dict.fromkeys(row.model for row in rows)):
-        points = sorted(
-            (row.step.pixels / row.step.batch, value(row)) for row in rows if row.model == name and value(row)
-        )
-        style = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
-        axis.plot(*(zip(*points, strict=True) if points else ([], [])), label=short_name(name), markersize=5, **style)
-    axis.set_xscale("log")
-    _label_sizes(axis, rows)
-    if logarithmic:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-        axis.yaxis.set_minor_locator(NullLocator())
-    else:
-        axis.set_ylim(bottom=0)
-    axis.grid(True, which="major", alpha=0.3)
-    axis.set_xlabel("image, H x W", fontsize=9)
-    axis.tick_params(labelsize=8)
-
-
-def _label_sizes(axis: Axes, rows: Sequence[Row]) -> None:
-    """Put a tick at each size; those that would overlap share one, a line for each."""
-    ticks: list[tuple[float, list[str]]] = []
-    sizes = {(row.step.height * row.step.width, row.step.height, row.step.width) for row in rows}
-    for pixels, height, width in sorted(sizes):
-        label = str(height) if height == width else f"{height} x {width}"
-        if ticks and pixels < _CLOSE * ticks[-1][0]:
-            ticks[-1][1].append(label)
-        else:
-            ticks.append((pixels, [label]))
-    axis.set_xticks([pixels for pixels, _ in ticks], ["\n".join(labels) for _, labels in ticks])
-    axis.xaxis.set_minor_locator(NullLocator())
+def _curves(rows: Sequence[Row], value: Value) -> dict[str, list[tuple[tuple[int, int], float]]]:
+    """Return the values of each model, by its name; none where there is nothing to show."""
+    points: dict[str, list[tuple[tuple[int, int], float]]] = {short_name(row.model): [] for row in rows}
+    for row in rows:
+        if found := value(row):
+            points[short_name(row.model)].append(((row.step.height, row.step.width), found))
+    return points

@@ -88,8 +88,9 @@ class Workload:
         torch.manual_seed(0)
         layout = LAYOUTS[variant.layout]
         self.step, self.device = step, device
+        model = models.build(name, step.maps, (step.height, step.width))
         # pyrefly: ignore[no-matching-overload]: torch's overloads leave out memory_format, which its docs have
-        self.model = models.build(name, step.maps).to(device, memory_format=layout).train(step.training)
+        self.model = model.to(device, memory_format=layout).train(step.training)
         image = torch.randn(step.batch, 3, step.height, step.width)
         self.image = image.to(device).contiguous(memory_format=layout)
         self.labels = torch.randint(_CLASSES, (step.batch,)).to(device)
