@@ -56,10 +56,16 @@ def numbered(each: Iterable[Mapping[str, ArrayLike]]) -> dict[str, ArrayLike]:
     return {f"{i}_{key}": value for i, arrays in enumerate(each) for key, value in arrays.items()}
 
 
-def as_bytes(figure: Figure, kind: str) -> bytes:
-    """Return the file of a figure, ``'png'`` or ``'svg'``, without a date in it."""
+def as_bytes(figure: Figure, kind: str, density: float = 1.0) -> bytes:
+    """Return the file of a figure, ``'png'`` or ``'svg'``, without a date in it.
+
+    Args:
+        figure: The figure.
+        kind: Of file.
+        density: How many times its usual pixels a PNG has along a side.
+    """
     content = io.BytesIO()
     metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
     with styled():
-        figure.savefig(content, format=kind, metadata=metadata)
+        figure.savefig(content, format=kind, metadata=metadata, dpi=density * figure.dpi)
     return content.getvalue()
