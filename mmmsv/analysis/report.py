@@ -6,7 +6,7 @@ several cut squares. What cannot be made for one of the networks is said in the 
 
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,8 @@ from .receptive_field import receptive_field
 from .scaling import measure
 from .speed.models import full_name
 
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 # Stage and block, as the tools show them by default.
 _DECAY, _ATTENTION = (-1, -1), (1, -1)
 _GRID = (8, 6)
@@ -81,10 +82,15 @@ class Subject:
         """Compute something of each network; return it by their titles, and the errors of those that have none."""
         return _of_each({network.title: network for network in self.networks}, compute)
 
-    def command(self, tool: str, *options: object) -> str:
-        """Write the command of a tool with these networks and this photograph."""
-        checkpoints = ["--checkpoint", *self.checkpoints] if self.checkpoints else []
-        return _command(tool, self.path, "--model", *self.models, *checkpoints, "--size", self.size, *options)
+    def commands(self, tool: str, made: Collection[str], *options: object) -> list[str]:
+        """Write the command of a tool with the photograph and those of the networks whose titles are in ``made``."""
+        if not made:
+            return []
+        which = [i for i, network in enumerate(self.networks) if network.title in made]
+        words: list[object] = [self.path, "--model", *(self.models[i] for i in which)]
+        if self.checkpoints:
+            words += ["--checkpoint", *(self.checkpoints[i] for i in which)]
+        return [_command(tool, *words, "--size", self.size, *options)]
 
     @property
     def query_option(self) -> list[object]:
@@ -138,7 +144,7 @@ def _make_network(subject: Subject) -> Section:
             [[name, *(column.get(name, "") for column in columns)] for name in names],
         ),
         notes=[*uncounted, *without],
-        commands=[_flops_command(model, height, width) for model in subject.models if _has_flops_command(model)],
+        commands=[command for model in subject.models for command in _flops_commands(model, height, width)],
     )
 
 
@@ -154,17 +160,19 @@ def _make_photograph(subject: Subject) -> Section:
 def _make_scan_routes(subject: Subject) -> Section:
     scans, notes = subject.of_each(lambda network: network.scan(0, 0))
     rows, columns = _GRID
-    pictures = []
+    pictures, commands = [], []
     if scans:
         text = f"Grids of {rows} x {columns} tokens with a line through them in the order of each route"
         pictures.append(_picture(scan_routes.draw(scans, rows, columns), text))
+        models = [model for net, model in zip(subject.networks, subject.models, strict=True) if net.title in scans]
+        commands.append(_command("scan_routes", "--model", *models, "--grid", rows, columns))
     return Section(
-        f"The order in which the scans of the first stage visit a map of {rows} x {columns} tokens; colours are places "
-        "in a sequence. Routes on one ground are one sequence, through which the state runs on, and a token of lower "
+        f"The order in which the scans of the first stage visit {rows} x {columns} tokens; colours are places in a "
+        "sequence. Routes on one ground are one sequence, through which the state runs on, and a token of lower "
         "resolution covers those that it stands for.",
         pictures=pictures,
         notes=notes,
-        commands=[_command("scan_routes", "--model", *subject.models, "--grid", rows, columns)],
+        commands=commands,
     )
 
 
@@ -190,12 +198,12 @@ def _make_decay(subject: Subject) -> Section:
             _picture(decay_map.draw_routes(routes, what), f"Maps of decay along each route; means: {means}"),
         ]
     return Section(
-        "How much of each token is left in the state when a scan of the last block comes to the query token, along rows "
-        "and along columns, and to the last token of each route. It is exp(sum of delta A) along the route, averaged "
-        "over channels and states.",
+        "How much of each token is left in the state when a scan of the last block comes to the query token, along "
+        "rows and along columns, and to the last token of each route. It is exp(sum of delta A) along the route, "
+        "averaged over channels and states. The command takes the square in the middle of the photograph.",
         pictures=pictures,
         notes=notes,
-        commands=[subject.command("decay_map", "--stage", stage, "--block", block, *subject.query_option)],
+        commands=subject.commands("decay_map", axes, "--stage", stage, "--block", block, *subject.query_option),
     )
 
 
@@ -215,28 +223,29 @@ def _make_attention(subject: Subject) -> Section:
         "states before the absolute value is taken.",
         pictures=pictures,
         notes=notes,
-        commands=[subject.command("attention_map", "--stage", stage, "--block", block, *subject.query_option)],
+        commands=subject.commands("attention_map", maps, "--stage", stage, "--block", block, *subject.query_option),
     )
 
 
 def _make_receptive_field(subject: Subject) -> Section:
     height, width = subject.photograph.shape
-    fields_of, notes = subject.of_each(lambda network: receptive_field(network, [subject.photograph]))
+    receptive_fields, notes = subject.of_each(lambda network: receptive_field(network, [subject.photograph]))
     pictures = []
-    if fields_of:
+    if receptive_fields:
         sides = "; ".join(
             f"{title}: {', '.join(f'{side} pixels hold {100 * share:.0f} %' for share, side in field.sides.items())}"
-            for title, field in fields_of.items()
+            for title, field in receptive_fields.items()
         )
-        figure = receptive_field_figure.draw(fields_of, f"{subject.photograph.name}, {width} x {height}")
+        figure = receptive_field_figure.draw(receptive_fields, f"{subject.photograph.name}, {width} x {height}")
         pictures.append(_picture(figure, f"Maps of gradients with squares; sides: {sides}"))
     return Section(
         "How much the central token of the last map depends on each pixel, relative to the pixel that it depends on "
-        "most. It is the absolute gradient of the sum of the token's positive channels, summed over colours, and the "
-        "squares hold 20, 50, 90 and 99 % of it.",
+        "most. It is the absolute gradient of the sum of the token's positive channels, summed over colours; the "
+        "squares hold 20, 50, 90 and 99 % of it. The command takes the square in the middle of the photograph, and "
+        "shows a network with a checkpoint before training, too.",
         pictures=pictures,
         notes=notes,
-        commands=[subject.command("receptive_field")],
+        commands=subject.commands("receptive_field", receptive_fields),
     )
 
 
@@ -254,7 +263,7 @@ def _make_features(subject: Subject) -> Section:
             for title, stages in features.items()
         ],
         notes=notes,
-        commands=[subject.command("feature_map", *subject.query_option)],
+        commands=subject.commands("feature_map", features, *subject.query_option),
     )
 
 
@@ -270,7 +279,7 @@ def _make_cam(subject: Subject) -> Section:
         "the last map, each times the mean gradient of that output, are summed, and what is positive is shown.",
         pictures=pictures,
         notes=notes,
-        commands=[subject.command("cam")],
+        commands=subject.commands("cam", activations),
     )
 
 
@@ -278,16 +287,15 @@ def _make_scaling(subject: Subject) -> Section:
     points, notes = _of_each({model: model for model in subject.models}, lambda model: measure([model]))
     pictures = []
     if points:
-        figure = scaling.draw(
-            [each for its in points.values() for each in its], "multiply-adds in the published convention"
-        )
+        all_points = [point for of_model in points.values() for point in of_model]
+        figure = scaling.draw(all_points, "multiply-adds in the published convention")
         pictures.append(_picture(figure, "Curves of multiply-adds, and of multiply-adds per pixel, over the size"))
     return Section(
-        "Multiply-adds for one square image over its side, in the convention of the papers, and the same for each pixel. "
-        "The latter are constant where the cost grows in proportion to the number of pixels.",
+        "Multiply-adds for one square image over its side, in the convention of the papers, and the same for each "
+        "pixel. The latter are constant where the cost grows in proportion to the number of pixels.",
         pictures=pictures,
         notes=notes,
-        commands=[_command("scaling", "--model", *subject.models, "--no-speed")],
+        commands=[_command("scaling", "--model", *points, "--no-speed")] if points else [],
     )
 
 
@@ -332,18 +340,14 @@ def _list(values: Sequence[object]) -> str:
     return ", ".join(map(str, values)) or "none"
 
 
-def _has_flops_command(model: str) -> bool:
-    return _is_config(model) or full_name(model).partition(":")[0] in BACKBONES
-
-
-def _flops_command(model: str, height: int, width: int) -> str:
-    family, _, arch = full_name(model).partition(":")
-    words = [model] if _is_config(model) else ["--model", family, "--arch", arch]
-    return _command("get_flops", *words, "--shape", height, width)
-
-
-def _is_config(model: str) -> bool:
-    return Path(model).suffix == ".py"
+def _flops_commands(model: str, height: int, width: int) -> list[str]:
+    """Write the command that counts a config or an arch; there is none for torchvision's classifiers."""
+    if Path(model).suffix == ".py":
+        words = [model]
+    else:
+        family, _, arch = full_name(model).partition(":")
+        words = ["--model", family, "--arch", arch] if family in BACKBONES else []
+    return [_command("get_flops", *words, "--shape", height, width)] if words else []
 
 
 def _command(tool: str, *words: object) -> str:

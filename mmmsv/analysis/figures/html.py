@@ -77,7 +77,7 @@ def _render_section(name: str, heading: str, section: Section) -> str:
     parts += [f'<p class="note">Not shown: {escape(note)}.</p>' for note in section.notes]
     if section.commands:
         commands = "\n".join(map(escape, section.commands))
-        parts.append(f'<p>Alone:</p>\n<pre tabindex="0"><code>{commands}</code></pre>')
+        parts.append(f'<p>To make it alone:</p>\n<pre tabindex="0"><code>{commands}</code></pre>')
     return "\n".join([f'<section id="{name}">', *parts, "</section>"])
 
 
@@ -153,9 +153,11 @@ p { max-width: 46em; }
 a { color: var(--link); }
 nav ol { columns: 16em; padding-left: 1.6em; }
 /* The figures are black on white; in the dark they stay so, in a frame. */
-figure { margin: 1em 0; }
-img { max-width: 100%; height: auto; padding: 8px; box-sizing: border-box; background: #ffffff; border-radius: 6px; }
-img { border: 1px solid var(--line); }
+figure {
+  width: fit-content; max-width: 100%; margin: 1em 0; padding: 8px; box-sizing: border-box;
+  background: #ffffff; border: 1px solid var(--line); border-radius: 6px;
+}
+img { display: block; max-width: 100%; height: auto; }
 .note { padding-left: 0.8em; border-left: 4px solid var(--note); }
 .wide, pre { overflow-x: auto; }
 table { border-collapse: collapse; overflow-wrap: normal; }
