@@ -111,6 +111,13 @@ def test_a_stage_that_the_task_does_not_use():
     assert len(attention_maps(network, photograph(), 1, 0, (32, 32))) == 4
 
 
+def test_weights_that_are_not_finite():
+    network = small_network()
+    torch.nn.init.constant_(network.backbone.stages[0].blocks[0].scan.out_proj.weight, torch.nan)
+    with pytest.raises(ValueError, match="stage 0 of small, random weights computes infinite numbers or NaN; give oth"):
+        attention_maps(network, photograph(), 1, 0, (32, 32))
+
+
 def maps_of(*values: float) -> list[RouteAttention]:
     return [RouteAttention("row", "full resolution", np.full((2, 3), value, np.float32)) for value in values]
 
@@ -148,3 +155,9 @@ def test_the_tool_makes_a_figure_for_each_photograph(monkeypatch):
     assert arrays["query"] == (32, 32)
     expected = attention_maps(network, photograph("b"), 1, 0, (32, 32))
     np.testing.assert_array_equal(arrays["0_weights"], np.stack([each.weights for each in expected]))
+
+
+def test_without_any_weight_nothing_is_laid_over_the_photograph():
+    drawn = figures.draw({"none": maps_of(0)}, photograph(), (0, 0))
+    images = [axes.images[-1].get_array() for axes in drawn.subfigs[0].axes[1:3]]
+    assert all(np.ma.getmaskarray(each).all() for each in images)

@@ -34,5 +34,5 @@ def test_a_checkpoint_for_each_model(small):
 
 
 def test_two_networks_of_one_title_would_be_one_line_of_a_figure(small):
-    with pytest.raises(ValueError, match="several networks would be called 'a, 1.pth' in the figure: give each once"):
+    with pytest.raises(ValueError, match=r"several networks would be called 'a, 1\.pth' in the figure: give each once"):
         titles(["a", "a"], ["x/1.pth", "y/1.pth"])
