@@ -34,7 +34,9 @@ def make(args: argparse.Namespace) -> list[Path]:
         maps = [attention_maps(network, photograph, args.stage, args.block, query) for network in networks]
         figure = draw(dict(zip(titles, maps, strict=True)), photograph, query)
         facts = {"networks": titles, "photograph": photograph.name, "size": photograph.shape, "query": query}
-        paths.append(save(figure, {**facts, **numbered(map(arrays, maps))}, args.out, f"attention_map_{photograph.name}"))
+        paths.append(
+            save(figure, {**facts, **numbered(map(arrays, maps))}, args.out, f"attention_map_{photograph.name}")
+        )
     return paths
 
 

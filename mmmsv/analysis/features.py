@@ -42,7 +42,6 @@ class StageFeatures:
     similarity: NDArray[np.float32]
 
 
-@torch.no_grad()
 def feature_maps(network: Network, photograph: Photograph, query: tuple[int, int]) -> list[StageFeatures]:
     """Compute the features of each stage, for one photograph.
 
@@ -55,7 +54,7 @@ def feature_maps(network: Network, photograph: Photograph, query: tuple[int, int
         Those of the first stage first.
 
     Raises:
-        ValueError: There is no such pixel, or the network has no such backbone.
+        ValueError: There is no such pixel; the network has no such backbone, or computes numbers that are not finite.
     """
     height, width = photograph.shape
     if not (0 <= query[0] < height and 0 <= query[1] < width):
@@ -63,10 +62,8 @@ def feature_maps(network: Network, photograph: Photograph, query: tuple[int, int
             f"there is no pixel {query} (row, column) in {photograph.name}, which has {height} x {width}: give a row "
             f"in 0..{height - 1} and a column in 0..{width - 1}"
         )
-    backbone = network.backbone
-    x, features = backbone.stem(network.prepare([photograph])), []
-    for i, stage in enumerate(backbone.stages):
-        x = stage(x)
+    features = []
+    for i, x in enumerate(network.run_stages(network.prepare([photograph]))):
         tokens = x[0].double()
         components, explained = principal_components(tokens)
         row, column = (at * n // pixels for at, n, pixels in zip(query, x.shape[1:3], (height, width), strict=True))

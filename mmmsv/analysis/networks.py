@@ -137,6 +137,26 @@ class Network:
         depths = self.backbone.arch.depths
         return f"{self.title}, stage {stage % len(depths)}, block {block % depths[stage]}"
 
+    @torch.no_grad()
+    def run_stages(self, image: Tensor) -> Iterator[Tensor]:
+        """Run the backbone stage by stage, whichever of them the task takes.
+
+        Args:
+            image: ``(B, 3, H, W)``, as :meth:`prepare` makes it.
+
+        Yields:
+            The map that leaves each stage, ``(B, h, w, C)``, before an output norm.
+
+        Raises:
+            ValueError: The network has no such backbone, or computes numbers that are not finite.
+        """
+        x = self.backbone.stem(image)
+        for i, stage in enumerate(self.backbone.stages):
+            x = stage(x)
+            if not x.isfinite().all():
+                raise ValueError(f"stage {i} of {self.title} computes infinite numbers or NaN; give other weights")
+            yield x
+
     def prepare(self, photographs: Sequence[Photograph]) -> Tensor:
         """Normalise photographs of one size as the network wants them; return ``(B, 3, H, W)``, float32."""
         rgb = torch.from_numpy(np.stack([photograph.pixels for photograph in photographs])).permute(0, 3, 1, 2)

@@ -157,7 +157,9 @@ def with_queries(
     """
     names = [photograph.name for photograph in photographs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"several photographs are called {', '.join(twice)}, and so would their figures be; rename them")
+        raise ValueError(
+            f"several photographs are called {', '.join(twice)}, and so would their figures be; rename them"
+        )
     return [(photograph, photograph.locate(query)) for photograph in photographs]
 
 

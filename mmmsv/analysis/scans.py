@@ -10,6 +10,7 @@ One row of S is computed at a time, and no matrix of tokens by tokens.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ def record_sequences(network: Network, image: Tensor, stage: int, block: int) ->
         The full-resolution sequences, then those of lower resolution.
 
     Raises:
-        ValueError: There is no such block, or no scan.
+        ValueError: There is no such block, or no scan; or the network computes numbers that are not finite.
     """
     scan = network.scan(stage, block)
     layers = layers_of(scan)
@@ -104,10 +105,8 @@ def record_sequences(network: Network, image: Tensor, stage: int, block: int) ->
     hooks = [layer.register_forward_pre_hook(record) for layer in (scan, *layers)]
     try:
         with torch.no_grad():
-            # No further than that stage: later ones, and those that a task has no use for, are not needed.
-            x = network.backbone.stem(image)
-            for each in network.backbone.stages[: stage % len(network.backbone.stages) + 1]:
-                x = each(x)
+            # No further than that stage.
+            next(islice(network.run_stages(image), stage % len(network.backbone.stages), None))
             height, width = given[scan].shape[1:3]
             found = (_split(layer, given[layer], (height, width), stride) for layer, stride in layers.items())
             return [sequence for its in found for sequence in its]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmmsv.analysis.photographs import find_photographs, read_photograph, read_photographs
+from mmmsv.analysis.photographs import find_photographs, read_photograph, read_photographs, with_queries
 
 
 def write(path, width=90, height=60, mode="RGB", **options):
@@ -128,3 +128,15 @@ def test_bad_files(tmp_path):
 def test_sizes_that_tokens_do_not_fill(tmp_path, size):
     with pytest.raises(ValueError, match=rf"the size is {size}, expected a multiple of 32, such as 512"):
         read_photograph(write(tmp_path / "one.png"), size, "whole")
+
+
+def test_a_figure_for_each_photograph_has_its_query_and_its_name(tmp_path):
+    (tmp_path / "other").mkdir()
+    files = [write(tmp_path / "one.png"), write(tmp_path / "other" / "two.png", width=60, height=90)]
+    photographs = [read_photograph(path, 96, "whole") for path in files]
+    assert with_queries(photographs, (30, 50)) == [(photographs[0], (53, 32)), (photographs[1], (53, 32))]
+    with pytest.raises(ValueError, match=r"the query \(70, 50\) is outside two, which is 60 x 90"):
+        with_queries(photographs, (70, 50))
+    same = read_photograph(write(tmp_path / "other" / "one.png"), 96, "whole")
+    with pytest.raises(ValueError, match="several photographs are called one, and so would their figures be; rename"):
+        with_queries([*photographs, same], None)

@@ -78,14 +78,14 @@ def show_map(
         values: ``(h, w)``; NaN is shown as :data:`NO_VALUE`.
         title: Over the map.
         norm: The scale, which maps that are compared share.
-        behind: A photograph, ``(H, W, 3)`` uint8, that the map is laid over.
+        behind: A photograph, ``(H, W, 3)`` uint8, that the map is laid over, in light grey.
         query: Row and column of a token that is marked.
     """
     height, width = values.shape
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     if behind is not None:
         grey = behind @ np.array([0.299, 0.587, 0.114]) / 255
-        axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bilinear")
+        axes.imshow(grey, cmap="gray", vmin=-0.6, vmax=1, extent=extent, interpolation="bilinear")
     alpha = 1.0 if behind is None else 0.65
     axes.set_facecolor(NO_VALUE)
     image = axes.imshow(values, cmap=COLOUR_MAP, norm=norm, extent=extent, alpha=alpha, interpolation="nearest")

@@ -1,0 +1,38 @@
+"""What figures share on the command line: which networks they are of."""
+
+from argparse import Namespace
+
+import pytest
+
+from mmmsv.analysis import command_line
+from mmmsv.analysis.command_line import load_networks
+from mmmsv.analysis.networks import Network
+
+from .small import small_network
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Networks that are named as they would be, and not loaded."""
+    model = small_network().model
+
+    def load_network(name, checkpoint):
+        return Network(name, "random weights" if checkpoint is None else checkpoint.rpartition("/")[2], model)
+
+    monkeypatch.setattr(command_line, "load_network", load_network)
+
+
+def titles(model, checkpoint=None) -> list[str]:
+    return [network.title for network in load_networks(Namespace(model=model, checkpoint=checkpoint))]
+
+
+def test_a_checkpoint_for_each_model(small):
+    assert titles(["a", "b"]) == ["a, random weights", "b, random weights"]
+    assert titles(["a", "a"], ["none", "x/1.pth"]) == ["a, random weights", "a, 1.pth"]
+    with pytest.raises(ValueError, match="--model names 2 and --checkpoint 1: give one checkpoint for each model, or"):
+        titles(["a", "b"], ["x/1.pth"])
+
+
+def test_two_networks_of_one_title_would_be_one_line_of_a_figure(small):
+    with pytest.raises(ValueError, match=r"several networks would be called 'a, 1\.pth' in the figure: give each once"):
+        titles(["a", "a"], ["x/1.pth", "y/1.pth"])
