@@ -79,8 +79,8 @@ def class_activation(
         )
     if random := [name for name in network.lacks if not name.startswith("backbone.")]:
         raise ValueError(
-            f"{network.weights} is of a backbone alone: {', '.join(random)} of {network.name} would be random; give "
-            "the checkpoint of a classifier"
+            f"{network.weights} has no {', '.join(random)}, which would be random in {network.name}; give the "
+            "checkpoint of a classifier"
         )
     maps: list[Tensor] = []
     image = network.prepare([photograph])

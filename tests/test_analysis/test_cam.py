@@ -134,7 +134,7 @@ class Segmentor(nn.Module):
         ),
         (
             Network("nano", "body.pth", Classifier(nn.Flatten(), 1, 1), ("backbone.out_norms.3.weight", "head.weight")),
-            "body.pth is of a backbone alone: head.weight of nano would be random; give the checkpoint of a classifier",
+            "body.pth has no head.weight, which would be random in nano; give the checkpoint of a classifier",
         ),
     ],
 )

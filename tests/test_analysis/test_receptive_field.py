@@ -6,13 +6,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from mmmsv.analysis.figures.receptive_field import arrays, draw
+from mmmsv.analysis.figures.style import new_panels, wrap
+from mmmsv.analysis.flops import build_classifier
 from mmmsv.analysis.networks import Network, load_network
 from mmmsv.analysis.photographs import Photograph
 from mmmsv.analysis.receptive_field import ReceptiveField, receptive_field
 from mmmsv.analysis.speed.models import Stages
+from tests.test_tools.load import load_tool
 
 from .small import photograph, small_network
 
@@ -136,3 +140,33 @@ def test_the_figure_has_a_panel_for_each_network():
     assert "99 %: 6 px" in panels[0].get_xlabel()
     assert len(panels[0].patches) == 4
     assert arrays(fields["network 0, random weights"])["side"] == [4, 4, 6, 6]
+
+
+def test_a_network_with_a_checkpoint_is_shown_before_training_too(tmp_path, capsys, monkeypatch):
+    torch.save(build_classifier("MSVMamba", "nano").state_dict(), tmp_path / "epoch_1.pth")
+    Image.fromarray(photograph().pixels).save(tmp_path / "noise.png")
+    monkeypatch.chdir(tmp_path)
+    tool = load_tool("receptive_field")
+    line = "receptive_field noise.png --size 32 --out . --model resnet18 nano --checkpoint none epoch_1.pth"
+    monkeypatch.setattr(sys, "argv", line.split())
+    tool.main()
+    titles = ["resnet18, random weights", "MSVMamba nano, random weights", "MSVMamba nano, epoch_1.pth"]
+    content = np.load("receptive_field.npz")
+    assert content["networks"].tolist() == titles
+    assert content["2_gradient"].shape == (32, 32)
+    head, *rows, path = capsys.readouterr().out.splitlines()
+    assert head.split() == ["px", "20", "%", "50", "%", "90", "%", "99", "%"]
+    for row, title, i in zip(rows, titles, "012", strict=True):
+        assert row.startswith(title)
+        assert [int(side) for side in row.removeprefix(title).split()] == content[f"{i}_side"].tolist()
+    assert path == "receptive_field.png"
+
+
+def test_titles_are_broken_where_they_are_wider_than_the_panel():
+    _, (first, *_) = new_panels("title", 4, 1, 0.6)
+    assert wrap("msvmamba_n_ss2d_clothing_mini, epoch_20.pth", first) == (
+        "msvmamba_n_ss2d_\nclothing_mini, epoch_\n20.pth"
+    )
+    _, panels = new_panels("title", 5, 1, 0.6)
+    assert len(panels) == 5
+    assert wrap("MSVMamba tiny, random weights", panels[0]) == "MSVMamba tiny, random weights"

@@ -1,7 +1,6 @@
 """Draw class activation maps over a photograph."""
 
 from collections.abc import Mapping
-from textwrap import fill
 
 import torch
 from matplotlib.colors import Normalize
@@ -12,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from ..cam import Activation
 from ..photographs import Photograph
-from .style import QUERY, colour_bar, new_panels, show_map, show_photograph, styled
+from .style import QUERY, colour_bar, new_panels, show_map, show_photograph, styled, wrap
 
 
 @styled()
@@ -34,7 +33,7 @@ def draw(activations: Mapping[str, Activation], photograph: Photograph) -> Figur
         values = torch.from_numpy(activation.values / (activation.values.max() or 1.0))
         smooth = interpolate(values[None, None], photograph.shape, mode="bilinear")[0, 0].numpy()
         where = f"stage {activation.stage}"
-        show_map(axes, smooth, f"{fill(network, 36)}\n{activation}, {where}", norm, photograph.pixels)
+        show_map(axes, smooth, f"{wrap(network, axes)}\n{activation}, {where}", norm, photograph.pixels)
         if activation.box is not None:
             left, top, right, bottom = activation.box
             axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=QUERY, lw=1.5))

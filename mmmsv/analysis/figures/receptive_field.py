@@ -1,7 +1,6 @@
 """Draw which pixels the central token of the last map depends on, as Figure 5 of VMamba does."""
 
 from collections.abc import Mapping
-from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +10,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from ..receptive_field import ReceptiveField
-from .style import colour_bar, new_panels, show_map, styled
+from .style import colour_bar, new_panels, show_map, styled, wrap
 
 # Smaller gradients are drawn as this one, of the largest of a map.
 _LEAST = 1e-4
@@ -30,7 +29,7 @@ def draw(fields: Mapping[str, ReceptiveField], what: str) -> Figure:
     norm = LogNorm(_LEAST, 1)
     for axes, (title, field) in zip(panels, fields.items(), strict=True):
         cells = _pooled(field.gradient)
-        show_map(axes, np.maximum(cells / cells.max(), _LEAST), fill(title, 28), norm)
+        show_map(axes, np.maximum(cells / cells.max(), _LEAST), wrap(title, axes), norm)
         _mark_squares(axes, field, field.gradient.shape[0] / cells.shape[0])
     colour_bar(figure, panels, norm, "gradient, of its largest")
     return figure
@@ -39,7 +38,7 @@ def draw(fields: Mapping[str, ReceptiveField], what: str) -> Figure:
 def arrays(field: ReceptiveField) -> dict[str, NDArray | list[float] | list[int] | tuple[float, float]]:
     """Name the arrays of a network, for the ``.npz``."""
     return {
-        "gradient": field.gradient,
+        "gradient": field.gradient.astype(np.float32),
         "centre": field.centre,
         "share": [*field.sides],
         "side": [*field.sides.values()],

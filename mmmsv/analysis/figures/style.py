@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from math import ceil
+from textwrap import fill
 
 import numpy as np
 from matplotlib import rc_context
@@ -53,6 +54,13 @@ def new_panels(title: str, number: int, ratio: float, text: float) -> tuple[Figu
     for axes in panels[number:]:
         axes.set_axis_off()
     return figure, panels[:number]
+
+
+def wrap(title: str, axes: Axes) -> str:
+    """Break the title of a panel between words, or after underscores, where it is wider than the panel."""
+    subplot = axes.get_subplotspec()
+    columns = 1 if subplot is None else subplot.get_gridspec().ncols
+    return fill(title.replace("_", "_ "), 108 // columns).replace("_ ", "_")
 
 
 def lines_of(figure: Figure, titles: Sequence[str]) -> list[SubFigure]:
