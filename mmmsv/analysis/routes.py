@@ -65,7 +65,8 @@ def grid_sequences(scan: Scan2D, rows: int, columns: int) -> list[GridSequence]:
     """
     if not all(LEAST <= side <= MOST for side in (rows, columns)):
         raise ValueError(
-            f"the grid is {rows} x {columns} tokens, expected {LEAST} to {MOST} rows and {LEAST} to {MOST} columns, such as 8 x 6"
+            f"the grid is {rows} x {columns} tokens, expected {LEAST} to {MOST} rows and {LEAST} to {MOST} columns, "
+            "such as 8 x 6"
         )
     sequences = []
     for layer, stride in layers_of(scan).items():
