@@ -49,15 +49,17 @@ def make(args: argparse.Namespace) -> list[Path]:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         settings = Settings(device, BEST, "eager", args.seconds, memory=True)
         facts = conditions(settings, "float32")
-        what += f"\n{facts.get('GPU', facts['processor'])}, {facts['threads']} threads, float32"
+        what += f"\n{facts.get('GPU', facts['processor'])}, threads: {facts['threads']}, float32"
         if reason := why_unreliable():
             print(f"scaling.py: {reason}", file=sys.stderr)
-    points = []
-    for config, checkpoint in args.accuracy:  # first, since what is wrong with them shows soon
-        points += measure_accuracy(config, checkpoint, args.sizes, args.out / "tests")
-    points = [*measure(args.model, args.sizes, args.ours, settings), *points]
-    conditions_of = {"conditions": [f"{name}: {value}" for name, value in facts.items()], "ours": args.ours}
-    return [save(draw(points, what), {**conditions_of, **point_arrays(points)}, args.out, "scaling")]
+    # First the accuracy, since what is wrong with a config or a checkpoint shows soon.
+    tested = measure_accuracy(args.accuracy, args.sizes, args.out / "tests") if args.accuracy else []
+    points = [*measure(args.model, args.sizes, args.ours, settings), *tested]
+    for point in points:
+        if point.failure:
+            print(f"scaling.py: {point.model}, {point.size} x {point.size}: {point.failure}", file=sys.stderr)
+    facts = {"conditions": [f"{name}: {value}" for name, value in facts.items()], "ours": args.ours}
+    return [save(draw(points, what), {**facts, **point_arrays(points)}, args.out, "scaling")]
 
 
 if __name__ == "__main__":

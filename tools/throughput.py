@@ -90,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_model,
         default=[full_name(name) for name in ("tiny", *BASELINES)],
         metavar="MODEL",
-        help="archs of MSVMamba such as tiny, of VMamba such as VMamba:v2_tiny_s1l8, classifiers of torchvision; the "
-        f"others are compared with the first one (tiny {' '.join(BASELINES)})",
+        help="archs of MSVMamba such as tiny, of VMamba such as VMamba:v2_tiny_s1l8, deit_small, classifiers of "
+        f"torchvision; the others are compared with the first one (tiny {' '.join(BASELINES)})",
     )
     size_help = "sides, or width x height as 1280x800; or sweep, for 224 384 512 640 768 1024 1280x800 (224)"
     parser.add_argument("--sizes", nargs="+", type=_size, default=[(224, 224)], metavar="SIZE", help=size_help)

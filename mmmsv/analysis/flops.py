@@ -4,7 +4,7 @@ The **published** convention is that of the authors of VMamba and MSVMamba: fvco
 formula for the scan, and without average pooling and interpolation to nearest neighbours, each of which fvcore counts
 once for each number. It adds up different things, and calls the sum FLOPs, or MACs:
 
-- 1 for a multiply-add of a convolution or a linear layer; biases are free.
+- 1 for a multiply-add of a convolution, a linear layer or attention; biases are free.
 - ``9 L D N + L D`` operations, not halved, for the scan of a sequence of L tokens with D channels and N states
   (github.com/state-spaces/mamba, issue 110). The half-resolution routes of MS2D are one sequence, ``routes * L`` long.
 - The layers that make dt, B and C of a token, and the step of dt, once for each route that visits the token, as in the
@@ -21,7 +21,7 @@ expense of another figure. docs/design.md, "Counting", has the reasons.
 
 **Ours** is the number of multiply-adds that this code makes in layers and scans; a lone multiplication is one, too:
 
-- Convolutions and linear layers, as often as they run.
+- Convolutions, linear layers and attention, as often as they run.
 - The step, made in the scan and counted with the layers: ``L D R`` for each route, R being the rank of dt.
 - The recurrence: ``(4 N + 2) L D`` for each route, that is step * A, drive * B, decay * h and C * h for each state, and
   drive = step * x and skip * x for each channel; one less without a skip weight. So do the backends ``cpu`` and

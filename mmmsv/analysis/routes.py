@@ -11,7 +11,7 @@ from mmmsv.models.ms2d import Scan2D
 from .scans import layers_of, runs_of, visits
 
 # Smaller grids show no order, and in larger ones a token is too small to be seen.
-LEAST, MOST = 4, 16
+LEAST, MOST = 4, 12
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def grid_sequences(scan: Scan2D, rows: int, columns: int) -> list[GridSequence]:
 
     Args:
         scan: Of a block.
-        rows: 4 to 16.
+        rows: 4 to 12.
         columns: The same.
 
     Returns:
@@ -65,7 +65,8 @@ def grid_sequences(scan: Scan2D, rows: int, columns: int) -> list[GridSequence]:
     """
     if not all(LEAST <= side <= MOST for side in (rows, columns)):
         raise ValueError(
-            f"the grid is {rows} x {columns} tokens, expected {LEAST} to {MOST} rows and as many columns, such as 8 x 6"
+            f"the grid is {rows} x {columns} tokens, expected {LEAST} to {MOST} rows and {LEAST} to {MOST} columns, "
+            "such as 8 x 6"
         )
     sequences = []
     for layer, stride in layers_of(scan).items():

@@ -95,48 +95,33 @@ def measure(
     ]
 
 
-def measure_accuracy(config: str, checkpoint: str, sizes: Sequence[int], folder: Path) -> list[Point]:
-    """Test a classifier of mmpretrain on images of several sizes, without training it anew.
+def measure_accuracy(tests: Sequence[tuple[str, str]], sizes: Sequence[int], folder: Path) -> list[Point]:
+    """Test classifiers of mmpretrain on images of several sizes, without training them anew.
 
     Args:
-        config: Path of the config, whose test is run as it is, but for the sides in its pipeline.
-        checkpoint: Its weights, as ``load_from`` takes them.
+        tests: Path of each config, whose test is run as it is, but for the sides in its pipeline; and its weights, as
+            ``load_from`` takes them. The names of both are that of the model in the points.
         sizes: Sides of the image.
         folder: For what MMEngine writes: logs and the config of each test.
 
     Raises:
-        ValueError: A size is not allowed, or the config is no classifier's, has a test pipeline that is not known here,
-            or its test fails.
+        ValueError: A size is not allowed, two tests have the same names, or a config is no classifier's, has a test
+            pipeline that is not known here, or its test fails.
     """
     _check(sizes)
-    try:
-        cfg = Config.fromfile(config)
-    except Exception as error:
-        # A config is a program, which may raise anything.
-        raise ValueError(f"{config} cannot be read as a config ({first_sentence(error)})") from error
-    pipeline = cfg.get("test_dataloader", {}).get("dataset", {}).get("pipeline")
-    if cfg.get("default_scope") != "mmpretrain" or not pipeline:
-        raise ValueError(
-            f"{config} has no test pipeline of mmpretrain; give the config of a classifier, with a test_dataloader"
-        )
-    pipelines = {size: scale_pipeline(pipeline, size) for size in sizes}
-    for key in _TRAINING:
-        cfg.pop(key, None)
-    cfg.merge_from_dict({"load_from": checkpoint, "log_level": "ERROR"})
+    titles = [f"{Path(config).stem}, {Path(checkpoint).name}" for config, checkpoint in tests]
+    if len({*titles}) < len(titles):
+        raise ValueError(f"two of the tests have the same name: {'; '.join(titles)}; give other files, or rename them")
+    configs = [_read_test(config) for config, _ in tests]
+    pipelines = [[scale_pipeline(cfg.test_dataloader.dataset.pipeline, size) for size in sizes] for cfg in configs]
     points = []
-    for size in with_progress(sizes, f"accuracy of {_title(config)}"):
-        cfg.test_dataloader.dataset.pipeline = pipelines[size]
-        cfg.work_dir = str(folder / _title(config) / str(size))
-        cfg.experiment_name = f"{_title(config)}_{size}"
-        try:
-            with redirect_stdout(sys.stderr):  # where MMEngine prints what it loads
-                metrics = Runner.from_cfg(cfg).test()
-        except Exception as error:
-            # Data sets, checkpoints and models of others raise anything.
-            raise ValueError(f"the test of {config} at {size} x {size} failed: {first_sentence(error)}") from error
-        if _TOP1 not in metrics:
-            raise ValueError(f"the test of {config} finds {', '.join(metrics)}, expected {_TOP1} of an Accuracy")
-        points.append(Point(_title(config), size, accuracy=metrics[_TOP1]))
+    for (path, checkpoint), title, cfg, its in zip(tests, titles, configs, pipelines, strict=True):
+        cfg.merge_from_dict({"load_from": checkpoint, "log_level": "ERROR"})
+        for size, pipeline in zip(with_progress(sizes, f"accuracy of {title}"), its, strict=True):
+            cfg.test_dataloader.dataset.pipeline = pipeline
+            cfg.experiment_name = f"{title}, {size} x {size}"
+            cfg.work_dir = str(folder / cfg.experiment_name)
+            points.append(Point(title, size, accuracy=_run_test(cfg, f"the test of {path} at {size} x {size}")))
     return points
 
 
@@ -158,6 +143,35 @@ def scale_pipeline(pipeline: Sequence[Mapping], size: int) -> list[dict]:
     for i, side in sides.items():
         scaled[i][_SIDES[names[i]]] = round(side * size / [*sides.values()][-1])
     return scaled
+
+
+def _read_test(path: str) -> Config:
+    """Read what a config of a classifier has for its test."""
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:
+        # A config is a program, which may raise anything.
+        raise ValueError(f"{path} cannot be read as a config ({first_sentence(error)})") from error
+    if cfg.get("default_scope") != "mmpretrain" or "pipeline" not in cfg.get("test_dataloader", {}).get("dataset", {}):
+        raise ValueError(
+            f"{path} has no test pipeline of mmpretrain; give the config of a classifier, with a test_dataloader"
+        )
+    for key in _TRAINING:
+        cfg.pop(key, None)
+    return cfg
+
+
+def _run_test(cfg: Config, what: str) -> float:
+    """Return the top-1 accuracy."""
+    try:
+        with redirect_stdout(sys.stderr):  # where MMEngine prints what it loads
+            metrics = Runner.from_cfg(cfg).test()
+    except Exception as error:
+        # Data sets, checkpoints and models of others raise anything.
+        raise ValueError(f"{what} failed: {first_sentence(error)}") from error
+    if _TOP1 not in metrics:
+        raise ValueError(f"{what} finds {', '.join(metrics)}, expected {_TOP1}, of the evaluator Accuracy")
+    return metrics[_TOP1]
 
 
 def _side(name: str, transform: Mapping) -> int | None:

@@ -10,6 +10,7 @@ from ..scaling import Point
 from .curves import draw_curves
 from .style import new_figure, styled
 
+_SHORT = 24  # letters of names of which the legend has four in a line
 # Title, value of a point, and whether the axis is logarithmic.
 _PANELS: tuple[tuple[str, Callable[[Point], float | None], bool], ...] = (
     ("multiply-adds, GMACs", lambda point: point.macs and point.macs / 1e9, True),
@@ -46,7 +47,8 @@ def draw(points: Sequence[Point], what: str) -> Figure:
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
+    beside = 4 if max(map(len, labels)) <= _SHORT else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), beside), frameon=False)
     return figure
 
 

@@ -43,7 +43,7 @@ def draw(scans: Mapping[str, Scan2D], rows: int, columns: int) -> Figure:
     Args:
         scans: By their titles; a line of panels for each, one panel for each route. A token of lower resolution covers
             the tokens that it stands for.
-        rows: Of the grid, 4 to 16.
+        rows: Of the grid, 4 to 12.
         columns: The same.
 
     Raises:
