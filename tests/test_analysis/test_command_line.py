@@ -16,7 +16,7 @@ def small(monkeypatch):
     """Networks that are named as they would be, and not loaded."""
     model = small_network().model
 
-    def load_network(name, checkpoint):
+    def load_network(name, checkpoint=None):
         return Network(name, "random weights" if checkpoint is None else checkpoint.rpartition("/")[2], model)
 
     monkeypatch.setattr(command_line, "load_network", load_network)
