@@ -2,14 +2,13 @@
 
 import io
 import shlex
+from argparse import Namespace
 from base64 import b64decode
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-from mmmsv.analysis.networks import load_network
-from mmmsv.analysis.report import Subject, make_report
 
 from ..test_tools.load import load_tool
 from .pages import Page, read_page
@@ -39,12 +38,20 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(path, tmp_path_factory):
-    """Of a small classifier beside a network without scans, and the pixel asked for."""
+    """Of a small classifier beside a network without scans, and what they were loaded from."""
     pytest.importorskip("mmpretrain")
-    config = tmp_path_factory.mktemp("configs") / "small.py"
+    folder = tmp_path_factory.mktemp("report")
+    config = folder / "small.py"
     config.write_text(CLASSIFIER)
     models = [str(config), "resnet18"]
-    return read_page(make_report(Subject([*map(load_network, models)], models, [], path, 64, (3, 5)))), models
+    (page,) = make(photographs=path, model=models, query=[3, 5], out=folder / "out")
+    assert page == folder / "out/report.html"
+    return read_page(page.read_text()), models
+
+
+def make(**args: object) -> list[Path]:
+    """Run the tool."""
+    return load_tool("report").make(Namespace(**{"checkpoint": None, "size": 64, "query": None, **args}))
 
 
 def notes(page: Page) -> list[str]:
@@ -105,16 +112,15 @@ def test_commands_make_the_same_of_the_networks_that_are_shown(report, path):
     }
 
 
-def test_a_query_outside_is_an_error_before_anything_is_made(path):
+def test_a_query_outside_is_an_error_before_anything_is_made(path, tmp_path):
     with pytest.raises(ValueError, match=r"the query \(64, 0\) is outside a & b, which is 64 x 32 pixels"):
-        make_report(Subject([], [], [], path, 64, (64, 0)))
+        make(photographs=path, model=["nano"], query=[64, 0], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_report_is_of_one_photograph(path, tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(path.read_bytes())
-    tool = load_tool("report")
-    args = tool.argparse.Namespace(photographs=tmp_path, model=["nano"], out=tmp_path / "out")
     with pytest.raises(ValueError, match=r"a report is of one photograph, and .* holds 2: give one of them"):
-        tool.make(args)
+        make(photographs=tmp_path, model=["nano"], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

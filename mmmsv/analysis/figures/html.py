@@ -74,7 +74,7 @@ def _render_section(name: str, heading: str, section: Section) -> str:
     if section.table is not None:
         parts.append(_render_table(section.table, heading))
     parts += map(_render_picture, section.pictures)
-    parts += [f'<p class="note">Not shown: {escape(note)}.</p>' for note in section.notes]
+    parts += [f'<p class="note">Not shown: {escape(note.removesuffix("."))}.</p>' for note in section.notes]
     if section.commands:
         commands = "\n".join(map(escape, section.commands))
         parts.append(f'<p>To make it alone:</p>\n<pre tabindex="0"><code>{commands}</code></pre>')
