@@ -50,6 +50,7 @@ def new_panels(title: str, number: int, ratio: float, text: float) -> tuple[Figu
     columns = ceil(number / lines)
     height = lines * (WIDTH * 0.9 / max(columns, 2) * ratio + text) + 0.4
     figure = new_figure(title, height)
+    figure.set_layout_engine("compressed")  # panels keep their ratio: what is left over is at both sides
     panels = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
     for axes in panels[number:]:
         axes.set_axis_off()
