@@ -1,0 +1,1 @@
+"""Make the pictures and tables of docs/gallery.md."""
