@@ -6,6 +6,7 @@
 # make test-wheel  builds the wheel, installs it in .venv-wheel, and uses it from outside the checkout
 # make simulate    runs the tests of the Triton kernels on a simulated GPU: values, overruns and races
 # make zoo         counts what every config costs, and writes metafiles and the tables of the zoo
+# make gallery     trains on the bundled photographs, and makes the pictures of docs/gallery.md, about 20 minutes
 # make bench       measures the selective scan against other implementations, to benchmarks/results/<machine>.md
 # make gpu         goes through one round on a GPU: tests, sanitizers, kernels, models; results to GPU_OUT
 # make setup       only the set-up; MMCV=compiled builds the real mmcv (5-10 minutes, needs a C++ compiler); LOCKED=1
@@ -36,7 +37,7 @@ LOCKED ?= $(wildcard $(VENV)/.done-packages-locked)
 # Every package with its version and the hashes of its files.
 LOCK   := packaging/locked/environment.txt
 
-.PHONY: setup demo check test pytest test-fork test-oldest test-wheel simulate lint zoo bench gpu lock audit release release-tools clean
+.PHONY: setup demo check test pytest test-fork test-oldest test-wheel simulate lint zoo gallery bench gpu lock audit release release-tools clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -88,6 +89,10 @@ lint: setup
 # Half a minute; with --check it writes nothing, and says what differs.
 zoo: setup
 	$(VENV)/bin/python -m benchmarks.zoo
+
+# The networks are trained once; remove work_dirs/gallery to train them again.
+gallery: setup
+	$(VENV)/bin/python -m benchmarks.gallery
 
 # What the extra `bench` asks for is one of the implementations compared: without it, its column is left out.
 bench: setup

@@ -35,11 +35,12 @@ def make(args: argparse.Namespace) -> list[Path]:
     (query,) = queries
     axes, routes = {}, {}
     for network in networks:
-        axes[network.title], routes[network.title] = (
+        title = network.describe_block(args.stage, args.block)
+        axes[title], routes[title] = (
             decay_maps(network, with_progress(photographs, network.title), args.stage, args.block, towards)
             for towards in (query, None)
         )
-    what = f"{describe(photographs)}, {args.size} x {args.size}, stage {args.stage}, block {args.block}"
+    what = f"{describe(photographs)}, {args.size} x {args.size}"
     position = ((query[0] + 0.5) / args.size, (query[1] + 0.5) / args.size)
     joined = {title: join_axes(maps) for title, maps in axes.items()}
     facts = {"networks": list(axes), "photographs": [photograph.name for photograph in photographs], "size": args.size}

@@ -2,9 +2,9 @@
 
     python -m benchmarks.gallery    # or make gallery
 
-The commands of the page are run as they stand there, in their order; what they write goes to work_dirs/gallery, and the
-pictures that the page shows are copied to docs/images/gallery. Training resumes where it was cut off, and is not repeated;
-remove work_dirs/gallery to train again.
+The commands of the page are run as they stand there, in their order; what they write goes to work_dirs/gallery, and
+the pictures that the page shows are copied to docs/images/gallery. Training resumes where it was cut off, and is not
+repeated; remove work_dirs/gallery to train again.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from mmmsv.analysis.networks import load_network
@@ -44,17 +43,11 @@ def main() -> None:
     }
     print("measuring what the paper claims", flush=True)
     claim = as_markdown(measure(networks, ROOT / "data/clothing_mini/val"))
-    PAGE.write_text(with_tables({"claim": claim, **dict(_tables())}))
+    PAGE.write_text(with_tables({"claim": claim}))
     for name in pictures():
-        (found,) = WORK.rglob(name)
-        shutil.copyfile(found, PICTURES / name)
+        (PICTURES / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(WORK / name, PICTURES / name)
     print(f"wrote {PAGE.relative_to(ROOT)} and {len(pictures())} pictures")
-
-
-def _tables() -> Iterator[tuple[str, str]]:
-    """Find the tables that the tools wrote."""
-    for path in WORK.rglob("*.md"):
-        yield path.stem, path.read_text().strip()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Measure what MSVMamba argues from, for networks with SS2D and with MS2D that were trained with equal budgets.
 
-The paper (arXiv 2405.14174) says that the decays along rows and along columns differ by more than 10 times for more than
-40 % of the tokens, which Figure 2 shows for VMamba-Tiny, and that scans at half the resolution keep more of distant tokens,
-which Figure 4 shows. Here are both numbers for the last block of each stage and for photographs of several sizes.
+The paper (arXiv 2405.14174) says that the decays along rows and along columns differ by more than 10 times for more
+than 40 % of the tokens, which Figure 2 shows for VMamba-Tiny, and that scans at half the resolution keep more of far
+tokens, which Figure 4 shows. Here are both numbers for the last block of each stage and for photographs of several
+sizes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from mmmsv.analysis.photographs import Photograph, find_photographs, read_photog
 NUMBER = 50
 SIZES = (224, 512, 1024)
 HEADER = (
-    "| size | stage | tokens | ratio above 10: SS2D | MS2D | mean decay to the last token: SS2D | MS2D, full | MS2D, half |",
+    "| size | stage | tokens | ratio above 10: SS2D | MS2D | decay to the last token: SS2D | MS2D, full | MS2D, half |",
     "| --- | --- | --- | --- | --- | --- | --- | --- |",
 )
 

@@ -7,8 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/gallery.md"
 PICTURES = ROOT / "docs/images/gallery"
-_BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_PICTURE = re.compile(r"!\[[^]]+\]\(images/gallery/([\w.-]+)\)")
+_BLOCK = re.compile(r"^<!-- not run: [^\n]*make gallery runs it -->\n```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_PICTURE = re.compile(r"\[[^]]+\]\(images/gallery/([\w./-]+)\)")
 _TABLE = re.compile(
     r"^(<!-- begin (?P<name>[\w-]+), written by make gallery -->\n).*?(^<!-- end (?P=name) -->$)",
     re.MULTILINE | re.DOTALL,
@@ -21,7 +21,7 @@ def commands() -> list[str]:
 
 
 def pictures() -> list[str]:
-    """Return the names of the pictures that the page shows."""
+    """Return the paths of the pictures that the page shows, in docs/images/gallery."""
     return list(dict.fromkeys(_PICTURE.findall(PAGE.read_text())))
 
 

@@ -19,15 +19,11 @@ from mmmsv.models.backbone import VisionMamba
 from mmmsv.models.blocks import VSSBlock
 from mmmsv.models.ms2d import Scan2D
 
-from .flops import build_classifier, build_from_config, build_openmmlab, describe_image
+from .flops import build_classifier, build_from_config, describe_image
 from .photographs import Photograph
-from .speed.models import build, full_name, short_name, stages_of, why_no_maps
+from .speed.models import MEAN, STD, build, full_name, short_name, stages_of, why_no_maps
 
-# Of ImageNet, for RGB in 0..255: what networks without a config take.
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _FAMILIES = ("MSVMamba", "VMamba")
-# The one network that neither this package nor torchvision has: DeiT-S, of mmpretrain, as in VMamba's Figure 5.
-_DEIT = "deit_small"
 
 
 @dataclass(frozen=True)
@@ -176,7 +172,7 @@ def load_network(model: str, checkpoint: str | None = None) -> Network:
     Args:
         model: Path of a config of mmpretrain, mmdet or mmseg (``.py``), an arch such as ``'tiny'`` or
             ``'VMamba:v2_tiny_s1l8'``, which gets a classifier on top, a classifier of torchvision such as
-            ``'resnet50'``, or ``'deit_small'``, the backbone of mmpretrain's DeiT-S.
+            ``'resnet50'``, or ``'deit_small'``, mmpretrain's DeiT-S without its head.
         checkpoint: Path, URL, or ``authors://NAME``; with an arch, the weights of a backbone or of a classifier; with a
             config, of the whole model. None leaves random weights, the same in each call.
 
@@ -189,9 +185,6 @@ def load_network(model: str, checkpoint: str | None = None) -> Network:
         network = build_from_config(model)[0]
         name = Path(model).stem
         classes = classes or _classes_of_config(model)
-    elif model == _DEIT:
-        network, name = _build_deit(), _DEIT
-        weights = None if weights is None else _as_backbone(weights)
     else:
         name = full_name(model)
         family, _, arch = name.partition(":")
@@ -200,6 +193,9 @@ def load_network(model: str, checkpoint: str | None = None) -> Network:
             head = {} if weights is None else weights
             number = head["head.weight"].shape[0] if "head.weight" in head else 1000
             network = build_classifier(family, arch, number)
+        elif family == "mmpretrain":
+            weights = None if weights is None else _as_backbone(weights)
+            network = build(name, maps=True)
         else:
             network = build(name, maps=False)
         name = short_name(name)
@@ -252,16 +248,6 @@ def _as_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _as_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Leave of the weights of a backbone, or of a model around it, those of the backbone, named as in such a model."""
     return {name: value for name, value in _as_classifier(weights).items() if name.startswith("backbone.")}
-
-
-def _build_deit() -> nn.Module:
-    """Build DeiT-S without a classifier; it interpolates its position embedding to the size of the image."""
-    backbone = {"type": "VisionTransformer", "arch": "deit-small", "patch_size": 16, "out_type": "featmap"}
-    preprocessor = {"mean": MEAN, "std": STD, "to_rgb": True}
-    model = {"type": "ImageClassifier", "backbone": backbone, "data_preprocessor": preprocessor}
-    network = build_openmmlab("mmpretrain", model, _DEIT)
-    network.init_weights()  # which else are zeros where positions are added
-    return network
 
 
 def _load(network: nn.Module, weights: Mapping[str, Tensor], name: str, checkpoint: str) -> list[str]:

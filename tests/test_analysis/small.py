@@ -17,7 +17,7 @@ def small_network(**arch: object) -> Network:
     """A classifier of 3 classes on two stages of one block each, with random weights."""
     torch.manual_seed(0)
     backbone = MSVMamba({"base": "nano", "embed_dims": (8, 16), "depths": (1, 1), **arch})
-    return Network("small", "random weights", Classifier(backbone, 16, 3).eval())
+    return Network("small", "random weights", Classifier(backbone, backbone.out_channels[-1], 3).eval())
 
 
 def photograph(name: str = "noise", height: int = 64, width: int = 64, seed: int = 0) -> Photograph:

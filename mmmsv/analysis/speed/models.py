@@ -8,6 +8,8 @@ from torchvision.models import ConvNeXt, SwinTransformer
 
 from ..flops import BACKBONES, build_classifier, build_openmmlab
 
+# Of ImageNet, for RGB in 0..255: what networks without a config take.
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 BASELINES = ("convnext_tiny", "swin_t", "resnet50")
 _OURS, _TORCHVISION, _MMPRETRAIN = next(iter(BACKBONES)), "torchvision", "mmpretrain"
 _DEIT_SMALL = "deit_small"
@@ -95,24 +97,32 @@ def build(name: str, maps: bool, size: tuple[int, int] = (224, 224)) -> nn.Modul
     if family in BACKBONES:
         return BACKBONES[family](arch) if maps else build_classifier(family, arch)
     if family == _MMPRETRAIN:
-        return build_deit_small(size)
+        return build_deit_small(size, maps)
     if depends_on_size(name):
         return _build_vision_transformer(arch, size)
     model = torchvision.models.get_model(arch, weights=None)
     return stages_of(model) if maps else model
 
 
-def build_deit_small(size: tuple[int, int]) -> nn.Module:
-    """Build mmpretrain's DeiT-S with random weights, for images of ``size`` (H, W).
+def build_deit_small(size: tuple[int, int], maps: bool) -> nn.Module:
+    """Build mmpretrain's DeiT-S with random weights.
+
+    Args:
+        size: (H, W) of the images; it interpolates the embedding of positions for others.
+        maps: Whether it is without a head, and its ``backbone`` returns the map of the last layer.
 
     Source:
         Touvron et al.: Training data-efficient image transformers & distillation through attention, arXiv 2012.12877.
     """
-    preprocessor = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "to_rgb": True}
     backbone = {"type": "VisionTransformer", "arch": "deit-small", "img_size": size, "patch_size": 16}
     head = {"type": "VisionTransformerClsHead", "num_classes": 1000, "in_channels": 384}
-    model = {"type": "ImageClassifier", "backbone": backbone, "head": head, "data_preprocessor": preprocessor}
-    return build_openmmlab(_MMPRETRAIN, model, _DEIT_SMALL)
+    parts = {"backbone": {**backbone, "out_type": "featmap"}} if maps else {"backbone": backbone, "head": head}
+    preprocessor = {"mean": MEAN, "std": STD, "to_rgb": True}
+    model = build_openmmlab(
+        _MMPRETRAIN, {"type": "ImageClassifier", "data_preprocessor": preprocessor, **parts}, _DEIT_SMALL
+    )
+    model.init_weights()  # which else are zeros where positions are added
+    return model
 
 
 def _build_vision_transformer(arch: str, size: tuple[int, int]) -> nn.Module:
