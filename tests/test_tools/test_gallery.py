@@ -1,4 +1,4 @@
-"""The gallery shows pictures that are there, and its commands and tables are those that ``make gallery`` runs and writes."""
+"""The gallery shows pictures that are there, and has the commands and the table that ``make gallery`` runs and writes."""
 
 import re
 import shlex
@@ -48,7 +48,5 @@ def test_the_claim_is_measured_for_each_stage(monkeypatch):
     table = claim.as_markdown(rows).splitlines()
     assert len({line.count("|") for line in table}) == 1
     assert table[2].startswith("| 64 | 0 | 16 x 16 | ")
-    written = re.search(r"<!-- begin claim.*?-->\n\n(.*?)\n\n<!-- end", page.PAGE.read_text(), re.DOTALL)[
-        1
-    ].splitlines()
-    assert written[:2] == table[:2]
+    on_page = re.search(r"<!-- begin claim.*?-->\n\n(.*?)\n\n<!-- end", page.PAGE.read_text(), re.DOTALL)
+    assert on_page[1].splitlines()[:2] == table[:2]
