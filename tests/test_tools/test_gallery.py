@@ -1,4 +1,4 @@
-"""The gallery shows pictures that are there, and has the commands and the table that ``make gallery`` runs and writes."""
+"""The gallery shows pictures that are there, and has the commands and the table of ``make gallery``."""
 
 import re
 import shlex
