@@ -351,4 +351,4 @@ def _flops_commands(model: str, height: int, width: int) -> list[str]:
 
 
 def _command(tool: str, *words: object) -> str:
-    return shlex.join(["mim", "run", "mmmsv", tool, *map(str, words)])
+    return shlex.join(["python", "-m", "mim", "run", "mmmsv", tool, *map(str, words)])
