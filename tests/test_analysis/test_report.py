@@ -97,7 +97,9 @@ def test_a_network_without_scans_is_said_to_have_none(report):
 
 def test_commands_make_the_same_of_the_networks_that_are_shown(report, path):
     page, models = report
-    commands = {words[3]: words[4:] for words in map(shlex.split, "\n".join(page.texts["code"]).splitlines())}
+    lines = [shlex.split(line) for line in "\n".join(page.texts["code"]).splitlines()]
+    assert all(words[:5] == ["python", "-m", "mim", "run", "mmmsv"] for words in lines)
+    commands = {words[5]: words[6:] for words in lines}
     both, ours = ["--model", *models], ["--model", models[0]]
     query = ["--query", "3", "5"]
     assert commands == {
