@@ -104,7 +104,8 @@ def read_photograph(path: str | Path, size: int, fit: Fit, note: Callable[[str],
         note: Called with one sentence where a grey photograph was converted.
 
     Raises:
-        ValueError: The file is missing, or no photograph, or has transparent parts; or the size is not allowed.
+        ValueError: The file is missing, or no photograph, has transparent parts, or more than 8 bits for each grey pixel;
+            or the size is not allowed.
     """
     if size < STRIDE or size % STRIDE:
         raise ValueError(f"the size is {size}, expected a multiple of {STRIDE}, such as 512")
@@ -116,6 +117,8 @@ def read_photograph(path: str | Path, size: int, fit: Fit, note: Callable[[str],
         raise ValueError(f"there is no photograph {path}; give the path of a photograph") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a photograph ({error}); give a JPEG, PNG or WebP file") from error
+    if image.mode.startswith(("I", "F")):  # PIL would cut what is above 255 off
+        raise ValueError(f"{path} has more than 8 bits for each grey pixel ({image.mode}); save it with 8 bits")
     if image.has_transparency_data:
         if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
             raise ValueError(

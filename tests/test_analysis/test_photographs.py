@@ -67,16 +67,23 @@ def test_photographs_are_turned_upright(tmp_path):
     assert photograph.size == (60, 90)
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "1"])
 def test_a_grey_photograph_gets_three_channels_and_a_sentence(tmp_path, mode, capsys):
-    path = tmp_path / "grey.png"
-    if mode == "I;16":
-        Image.fromarray(np.full((60, 90), 40000, dtype=np.uint16)).save(path)
-    else:
-        write(path, mode=mode)
+    path = write(tmp_path / "grey.png", mode=mode)
     photograph = read_photograph(path, 64, "whole")
     assert (photograph.pixels == photograph.pixels[..., :1]).all()
     assert capsys.readouterr().err == f"{path} is grey ({mode}): its three channels are made equal\n"
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [("uint16", "I;16"), ("int32", "I"), ("float32", "F")])
+def test_grey_pixels_of_more_than_8_bits_are_refused(tmp_path, dtype, mode):
+    """They would be white where they are above 255."""
+    path = tmp_path / "grey.tif"
+    Image.fromarray(np.full((60, 90), 20000, dtype=dtype)).save(path)
+    with pytest.raises(
+        ValueError, match=rf"grey\.tif has more than 8 bits for each grey pixel \({mode}\); save it wit"
+    ):
+        read_photograph(path, 64, "whole")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
