@@ -63,7 +63,7 @@ def load_networks(args: argparse.Namespace, before_training: bool = False) -> li
 
     Args:
         args: Of the tool.
-        before_training: Whether each network with a checkpoint comes with random weights first.
+        before_training: Whether each network with a checkpoint comes with random weights first, where it has not yet.
 
     Raises:
         ValueError: A model or checkpoint cannot be loaded, there are not as many of the one as of the other, or two
@@ -75,10 +75,11 @@ def load_networks(args: argparse.Namespace, before_training: bool = False) -> li
             f"--model names {len(args.model)} and --checkpoint {len(checkpoints)}: give one checkpoint for each model, "
             f"or {RANDOM!r} for random weights"
         )
-    networks = []
+    networks, untrained = [], set()
     for model, checkpoint in zip(args.model, checkpoints, strict=True):
-        if checkpoint == RANDOM or before_training:
+        if checkpoint == RANDOM or (before_training and model not in untrained):
             networks.append(load_network(model))
+            untrained.add(model)
         if checkpoint != RANDOM:
             networks.append(load_network(model, checkpoint))
     titles = [network.title for network in networks]

@@ -22,8 +22,8 @@ def small(monkeypatch):
     monkeypatch.setattr(command_line, "load_network", load_network)
 
 
-def titles(model, checkpoint=None) -> list[str]:
-    return [network.title for network in load_networks(Namespace(model=model, checkpoint=checkpoint))]
+def titles(model, checkpoint=None, before_training=False) -> list[str]:
+    return [network.title for network in load_networks(Namespace(model=model, checkpoint=checkpoint), before_training)]
 
 
 def test_a_checkpoint_for_each_model(small):
@@ -36,3 +36,14 @@ def test_a_checkpoint_for_each_model(small):
 def test_two_networks_of_one_title_would_be_one_line_of_a_figure(small):
     with pytest.raises(ValueError, match=r"several networks would be called 'a, 1\.pth' in the figure: give each once"):
         titles(["a", "a"], ["x/1.pth", "y/1.pth"])
+
+
+def test_a_network_of_several_checkpoints_is_shown_once_before_training(small):
+    assert titles(["a", "a"], ["x/1.pth", "x/2.pth"], before_training=True) == [
+        "a, random weights",
+        "a, 1.pth",
+        "a, 2.pth",
+    ]
+    assert titles(["a", "a"], ["none", "x/1.pth"], before_training=True) == ["a, random weights", "a, 1.pth"]
+    with pytest.raises(ValueError, match="several networks would be called 'a, random weights' in the figure"):
+        titles(["a", "a"], before_training=True)
