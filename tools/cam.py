@@ -14,7 +14,7 @@ from mmmsv.analysis.cam import class_activation
 from mmmsv.analysis.command_line import figure_parser, load_networks, run
 from mmmsv.analysis.figures.cam import arrays, draw
 from mmmsv.analysis.figures.saving import numbered, save
-from mmmsv.analysis.photographs import read_photographs, with_progress
+from mmmsv.analysis.photographs import check_names, read_photographs, with_progress
 
 
 def main() -> None:
@@ -29,8 +29,10 @@ def main() -> None:
 def make(args: argparse.Namespace) -> list[Path]:
     """Compute, draw and save the class activation maps; return the path of a figure for each photograph."""
     networks = load_networks(args)
+    photographs = read_photographs(args.photographs, args.size, "whole")
+    check_names(photographs)
     paths = []
-    for photograph in with_progress(read_photographs(args.photographs, args.size, "whole"), "cam"):
+    for photograph in with_progress(photographs, "cam"):
         maps = {net.title: class_activation(net, photograph, args.target, args.stage) for net in networks}
         content = {"networks": list(maps), "size": photograph.shape, **numbered(map(arrays, maps.values()))}
         paths.append(save(draw(maps, photograph), content, args.out, f"cam_{photograph.name}"))

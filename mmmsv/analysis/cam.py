@@ -70,7 +70,7 @@ def class_activation(
 
     Raises:
         ValueError: The network is neither, or its classifier is random beside a checkpoint; it has no such class, box
-            or map; it finds nothing; or its output does not depend on the map.
+            or map; it finds nothing; it computes numbers that are not finite; or its output does not depend on the map.
     """
     backbone = getattr(network.model, "backbone", None)
     if not isinstance(backbone, nn.Module):
@@ -102,6 +102,8 @@ def class_activation(
             "-1 for the last of them"
         )
     values = maps[stages.index(number)]
+    if not (output.value.isfinite() and values.isfinite().all()):
+        raise ValueError(f"{network.title} computes infinite numbers or NaN; give other weights")
     gradient = torch.autograd.grad(output.value, values, allow_unused=True)[0] if output.value.requires_grad else None
     if gradient is None or not gradient.any():
         raise ValueError(f"the output of {network.name} for {label} does not depend on stage {number}; choose another")

@@ -104,8 +104,8 @@ def read_photograph(path: str | Path, size: int, fit: Fit, note: Callable[[str],
         note: Called with one sentence where a grey photograph was converted.
 
     Raises:
-        ValueError: The file is missing, or no photograph, has transparent parts, or more than 8 bits for each grey pixel;
-            or the size is not allowed.
+        ValueError: The file is missing, or no photograph, has transparent parts, or has more than 8 bits for each grey
+            pixel; or the size is not allowed.
     """
     if size < STRIDE or size % STRIDE:
         raise ValueError(f"the size is {size}, expected a multiple of {STRIDE}, such as 512")
@@ -146,6 +146,19 @@ def read_photographs(path: str | Path, size: int, fit: Fit) -> list[Photograph]:
     return [read_photograph(one, size, fit) for one in find_photographs(path)]
 
 
+def check_names(photographs: Collection[Photograph]) -> None:
+    """Check that photographs, each of which gets a figure of its own, have names of their own.
+
+    Raises:
+        ValueError: Two have one name, so that one figure would replace the other.
+    """
+    names = [photograph.name for photograph in photographs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"several photographs are called {', '.join(twice)}, and so would their figures be; rename them"
+        )
+
+
 def with_queries(
     photographs: Collection[Photograph], query: tuple[int, int] | None
 ) -> list[tuple[Photograph, tuple[int, int]]]:
@@ -156,13 +169,9 @@ def with_queries(
         query: As for :meth:`Photograph.locate`.
 
     Raises:
-        ValueError: The pixel is outside one of them; or two have one name, so that one figure would replace the other.
+        ValueError: The pixel is outside one of them; or as :func:`check_names`.
     """
-    names = [photograph.name for photograph in photographs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(
-            f"several photographs are called {', '.join(twice)}, and so would their figures be; rename them"
-        )
+    check_names(photographs)
     return [(photograph, photograph.locate(query)) for photograph in photographs]
 
 

@@ -1,10 +1,12 @@
 """Class activation maps follow the formula of Grad-CAM, for classes and for boxes."""
 
 import re
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -13,6 +15,7 @@ from mmmsv.analysis.figures.cam import arrays, draw
 from mmmsv.analysis.flops import Classifier
 from mmmsv.analysis.networks import Network, load_network
 from mmmsv.analysis.speed.models import Stages
+from tests.test_tools.load import load_tool
 
 from .small import photograph, small_network
 
@@ -146,6 +149,25 @@ def test_networks_that_have_no_such_output(network, message):
 def test_a_class_that_is_not_there():
     with pytest.raises(ValueError, match="there is no class 3: linear has 3, so give 0 to 2"):
         class_activation(linear_classifier(), photograph(), 3)
+
+
+def test_numbers_that_are_not_finite():
+    network = linear_classifier()
+    with torch.no_grad():
+        network.model.head.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="linear, random weights computes infinite numbers or NaN; give other weights"):
+        class_activation(network, photograph())
+
+
+def test_photographs_of_one_name_would_replace_each_other(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(photograph().pixels).save(tmp_path / folder / "noise.png")
+    out = tmp_path / "out"
+    args = Namespace(model=["resnet18"], checkpoint=None, photographs=tmp_path, size=32, out=out, target=None, stage=-1)
+    with pytest.raises(ValueError, match="several photographs are called noise, and so would their figures be"):
+        load_tool("cam").make(args)
+    assert not out.exists()
 
 
 def test_pytorch_grad_cam_gives_the_same_map():

@@ -80,9 +80,7 @@ def test_grey_pixels_of_more_than_8_bits_are_refused(tmp_path, dtype, mode):
     """They would be white where they are above 255."""
     path = tmp_path / "grey.tif"
     Image.fromarray(np.full((60, 90), 20000, dtype=dtype)).save(path)
-    with pytest.raises(
-        ValueError, match=rf"grey\.tif has more than 8 bits for each grey pixel \({mode}\); save it wit"
-    ):
+    with pytest.raises(ValueError, match=rf"tif has more than 8 bits for each grey pixel \({mode}\); save it wit"):
         read_photograph(path, 64, "whole")
 
 
