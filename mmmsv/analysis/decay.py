@@ -77,6 +77,11 @@ class AxisDecay:
         ratios = self.log_ratio[~np.isnan(self.log_ratio)]
         return float((ratios > np.log(THRESHOLD)).mean()) if ratios.size else float("nan")
 
+    @property
+    def share_in_words(self) -> str:
+        """The share in per cent, or that there is none, as where all routes are horizontal."""
+        return "no token has both decays" if np.isnan(self.share) else f"{100 * self.share:.0f} %"
+
 
 def log_decay(sequence: Sequence, token: tuple[int, int], route: int) -> Tensor:
     """Return the logarithm of the mean decay from each visit to a token, over channels and states.

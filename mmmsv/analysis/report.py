@@ -188,7 +188,7 @@ def _make_decay(subject: Subject) -> Section:
     what = f"{subject.photograph.name}, {width} x {height}, stage {stage}, block {block}"
     pictures = []
     if axes:
-        shares = "; ".join(f"{title}: {100 * decay.share:.0f} %" for title, decay in axes.items())
+        shares = "; ".join(f"{title}: {decay.share_in_words}" for title, decay in axes.items())
         position = ((query[0] + 0.5) / height, (query[1] + 0.5) / width)
         means = "; ".join(
             f"{title}: {', '.join(f'{each.route} {each.mean:.3f}' for each in maps)}" for title, maps in routes.items()

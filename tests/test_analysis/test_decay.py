@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -161,3 +162,17 @@ def test_walks_lay_values_out_by_route():
     walk = Walk(sequence(2, 2, ("row", "row_rev")), (0, 1), 1)
     assert walk.tokens.tolist() == [0, 1, 2, 3, 3, 2, 1]
     assert walk.lay_out(torch.arange(7), -1).tolist() == [[[0, 1], [2, 3]], [[-1, 6], [5, 4]]]
+
+
+def test_titles_of_axes_without_ratios_and_with_huge_ones():
+    """Of routes that are all horizontal no token has a ratio; warnings are errors here."""
+    one = np.full((2, 2), -1.0)
+    figure = figures.draw_axes({"a$b_1$": AxisDecay(one, np.full((2, 2), -INF))}, (0.5, 0.5), "noise")
+    assert [axes.get_title() for axes in figure.axes if axes.images][3] == "ratio above 10: no token has both decays"
+    assert not figure.subfigs[0]._suptitle.get_parse_math()  # a name is no formula
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = figures.draw_axes({"huge": AxisDecay(one, one - 2000)}, (0.5, 0.5), "noise")
+    ratio = [axes for axes in figure.axes if axes.images][2].images[0]
+    assert ratio.norm.vmax == pytest.approx(1e3)
+    assert ratio.get_array().max() <= ratio.norm.vmax * (1 + 1e-9)

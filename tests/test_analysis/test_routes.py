@@ -73,6 +73,15 @@ def test_panels_show_the_places():
     assert starts_and_ends == [["o", "s"], ["o"], [], ["s"]]
 
 
+def test_marks_are_on_the_grid_where_a_token_covers_less_of_it():
+    """Of 5 x 7 tokens the last ones of a third of the resolution cover 2 rows, and 1 column."""
+    figure = draw({"MS2D": small_network(half_stride=3).scan(0, 0)}, 5, 7)
+    panel = [axes for axes in figure.axes if axes.images][1]
+    assert panel.get_title() == "row_rev, 1 to 6"
+    (start,) = (line for line in panel.lines if line.get_marker() == "o")
+    assert start.get_xydata().tolist() == [[6.0, 3.5]]
+
+
 def test_a_map_of_one_token():
     scan = small_network(half_stride=7).scan(0, 0)
     assert [sequence.length for sequence in grid_sequences(scan, 4, 4)] == [16, 3]

@@ -25,7 +25,8 @@ def draw_axes(decays: Mapping[str, AxisDecay], query: tuple[float, float], what:
     """
     figure = new_figure(f"Decay from each token to the marked one: {what}", 2.9 * len(decays) + 0.4)
     norm = _decay_norm([each for decay in decays.values() for each in (decay.log_horizontal, decay.log_vertical)])
-    ratios = LogNorm(1, min(_MOST, max(THRESHOLD**2, *(float(np.exp(_largest(d.log_ratio))) for d in decays.values()))))
+    largest = max(_largest(decay.log_ratio) for decay in decays.values())
+    ratios = LogNorm(1, np.exp(np.clip(largest, 2 * np.log(THRESHOLD), np.log(_MOST))))
     for part, decay in zip(lines_of(figure, [*decays]), decays.values(), strict=True):
         panels = part.subplots(1, 4)
         height, width = decay.log_ratio.shape
@@ -35,7 +36,7 @@ def draw_axes(decays: Mapping[str, AxisDecay], query: tuple[float, float], what:
         with np.errstate(over="ignore"):
             show_map(panels[2], np.clip(np.exp(decay.log_ratio), 1, _MOST), "larger ratio", ratios, query=token)
         above = np.where(np.isnan(decay.log_ratio), np.nan, decay.log_ratio > np.log(THRESHOLD))
-        share = f"ratio above {THRESHOLD:g}: {100 * decay.share:.0f} %"
+        share = f"ratio above {THRESHOLD:g}: {decay.share_in_words}"
         show_map(panels[3], above.astype(float), share, Normalize(0, 1), query=token)
         colour_bar(part, list(panels[:2]), norm, "mean decay")
         colour_bar(part, list(panels[2:]), ratios, "ratio")

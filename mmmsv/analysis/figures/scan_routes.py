@@ -111,6 +111,7 @@ class _Panel:
         tokens: Row and column in the order of the visits, ``(T, 2)``.
         size: H and W of the map.
         stride: Of the map on the grid.
+        grid: H and W of the grid.
         begin: How many visits of the sequence came before.
         ends: Whether the sequence ends here.
     """
@@ -121,6 +122,7 @@ class _Panel:
     tokens: NDArray[np.int64]
     size: tuple[int, int]
     stride: int
+    grid: tuple[int, int]
     begin: int
     ends: bool
 
@@ -150,8 +152,10 @@ class _Panel:
                 self.axes.plot(*points[at], **style, zorder=4)
 
     def _centres(self, tokens: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Return x and y of tokens on the grid."""
-        return tokens[:, ::-1] * self.stride + (self.stride - 1) / 2
+        """Return x and y of tokens on the grid, in the middle of what they cover of it."""
+        first = tokens * self.stride
+        last = np.minimum(first + self.stride, self.grid) - 1
+        return ((first + last) / 2)[:, ::-1]
 
     def _neighbours(self, visits: int) -> NDArray[np.bool_]:
         """Return whether each visit but the last is followed by that of a neighbour."""
@@ -189,7 +193,8 @@ def _make_sequence(part: SubFigure, sequence: GridSequence, grid: tuple[int, int
         end = begin + len(tokens)
         axes.set_title(f"{chr(0x2192) + ' ' if begin else ''}{route}, {begin + 1} to {end}")
         image, lines = _make_grid(axes, sequence, grid, norm)
-        panels.append(_Panel(axes, image, lines, tokens, sequence.size, sequence.stride, begin, end == sequence.length))
+        ends = end == sequence.length
+        panels.append(_Panel(axes, image, lines, tokens, sequence.size, sequence.stride, grid, begin, ends))
         begin = end
     return panels
 

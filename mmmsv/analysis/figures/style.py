@@ -33,7 +33,7 @@ QUERY = "#ff4d00"
 def new_figure(title: str, height: float, width: float = WIDTH) -> Figure:
     """Make an empty figure with a title; sizes in inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # names of files may have dollars
     return figure
 
 
@@ -68,7 +68,7 @@ def lines_of(figure: Figure, titles: Sequence[str]) -> list[SubFigure]:
     """Cut a figure into lines, each with a title."""
     lines = figure.subfigures(len(titles), 1, squeeze=False)[:, 0].tolist()
     for line, title in zip(lines, titles, strict=True):
-        line.suptitle(title, fontsize=TITLE)
+        line.suptitle(title, fontsize=TITLE, parse_math=False)
     return lines
 
 
@@ -121,7 +121,9 @@ def colour_bar(figure: Figure | SubFigure, axes: Axes | Sequence[Axes], norm: No
 def _finish(axes: Axes, title: str, query: tuple[float, float] | None) -> None:
     if query is not None:
         for colour, width in (("white", 3.0), (QUERY, 1.5)):
-            axes.plot(query[1], query[0], "o", ms=7, markerfacecolor="none", markeredgecolor=colour, mew=width)
+            axes.plot(
+                query[1], query[0], "o", ms=7, markerfacecolor="none", markeredgecolor=colour, mew=width, clip_on=False
+            )
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
