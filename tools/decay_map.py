@@ -43,10 +43,16 @@ def make(args: argparse.Namespace) -> list[Path]:
     what = f"{describe(photographs)}, {args.size} x {args.size}"
     position = ((query[0] + 0.5) / args.size, (query[1] + 0.5) / args.size)
     joined = {title: join_axes(maps) for title, maps in axes.items()}
-    facts = {"networks": list(axes), "photographs": [photograph.name for photograph in photographs], "size": args.size}
+    facts = {
+        "networks": list(axes),
+        "photographs": [photograph.name for photograph in photographs],
+        "size": args.size,
+        "stage": args.stage,
+        "block": args.block,
+    }
     arrays = (numbered(map(axes_arrays, joined.values())), numbered(map(route_arrays, routes.values())))
     return [
-        save(draw_axes(joined, position, what), {**facts, **arrays[0]}, args.out, "decay_axes"),
+        save(draw_axes(joined, position, what), {**facts, "query": query, **arrays[0]}, args.out, "decay_axes"),
         save(draw_routes(routes, what), {**facts, **arrays[1]}, args.out, "decay_routes"),
     ]
 

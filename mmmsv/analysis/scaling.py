@@ -76,11 +76,14 @@ def measure(
         The points of the first model, then those of the others; models that are named twice once.
 
     Raises:
-        ValueError: There is no such model, it cannot be counted, a size is not allowed, or latency is asked for of a
-            config.
+        ValueError: There is no such model, it cannot be counted, two configs have one name, a size is not allowed, or
+            latency is asked for of a config.
     """
     _check(sizes)
-    models = {_title(name): name if _is_config(name) else full_name(name) for name in names}
+    given = dict.fromkeys(name if _is_config(name) else full_name(name) for name in names)
+    models = {_title(name): name for name in given}
+    if len(models) < len(given):
+        raise ValueError(f"several of {', '.join(given)} would be called the same in the figure; rename their files")
     if settings is not None and (configs := list(filter(_is_config, models.values()))):
         raise ValueError(
             f"latency and memory of {', '.join(configs)} are not measured, only those of models by name, such as tiny: "
@@ -198,7 +201,7 @@ def _is_config(name: str) -> bool:
 
 
 def _title(name: str) -> str:
-    return Path(name).stem if _is_config(name) else short_name(full_name(name))
+    return Path(name).stem if _is_config(name) else short_name(name)
 
 
 def _count(name: str, sizes: Sequence[int], ours: bool) -> list[int]:

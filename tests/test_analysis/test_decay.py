@@ -3,15 +3,19 @@
 import itertools
 import math
 import warnings
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmmsv.analysis import scans
 from mmmsv.analysis.decay import AxisDecay, RouteDecay, decay_maps, join_axes, log_decay
 from mmmsv.analysis.figures import decay_map as figures
+from mmmsv.analysis.networks import load_network
 from mmmsv.analysis.scans import Sequence, Walk, enlarge, record_sequences
+from tests.test_tools.load import load_tool
 
 from .small import HALF_SS2D, SS2D, photograph, sequence, small_network
 
@@ -176,3 +180,34 @@ def test_titles_of_axes_without_ratios_and_with_huge_ones():
     ratio = [axes for axes in figure.axes if axes.images][2].images[0]
     assert ratio.norm.vmax == pytest.approx(1e3)
     assert ratio.get_array().max() <= ratio.norm.vmax * (1 + 1e-9)
+
+
+def test_the_tool_saves_both_maps_and_what_they_are_of(tmp_path):
+    """The axes lead to the query pixel, and the routes to their last tokens."""
+    picture = photograph(height=32, width=32)
+    Image.fromarray(picture.pixels).save(tmp_path / "noise.png")
+    args = Namespace(
+        model=["nano"], checkpoint=None, photographs=tmp_path, size=32, query=[9, 20], out=tmp_path / "out"
+    )
+    args.stage, args.block = 2, 1
+    axes, routes = load_tool("decay_map").make(args)
+    network = load_network("nano")
+    expected = join_axes(decay_maps(network, [picture], 2, 1, (20, 9)))
+    with np.load(axes.with_suffix(".npz")) as content:
+        assert np.array_equal(content["0_log_vertical"], expected.log_vertical)
+        assert np.array_equal(content["0_log_horizontal"], expected.log_horizontal)
+        assert [content[name].tolist() for name in ("stage", "block", "size", "query")] == [2, 1, 32, [20, 9]]
+        assert content["networks"].tolist() == ["MSVMamba nano, random weights"]
+    with np.load(routes.with_suffix(".npz")) as content:
+        assert np.isfinite(content["0_log_decay"]).all()  # all tokens come before the last one
+    assert sorted(path.name for path in args.out.iterdir()) == [
+        f"decay_{what}.{suffix}" for what in ("axes", "routes") for suffix in ("npz", "png", "svg")
+    ]
+
+
+def test_the_tool_takes_a_query_in_photographs_of_one_size(tmp_path):
+    for name, width in (("a", 64), ("b", 96)):
+        Image.fromarray(photograph(width=width).pixels).save(tmp_path / f"{name}.png")
+    args = Namespace(model=["nano"], checkpoint=None, photographs=tmp_path, size=32, query=[40, 20], out=tmp_path)
+    with pytest.raises(ValueError, match="--query is another pixel in each photograph, since their sizes differ"):
+        load_tool("decay_map").make(args)

@@ -253,3 +253,8 @@ def test_the_tool(tmp_path):
         assert arrays["macs"][0] == count(load_network(str(config)).model, (64, 64), ours=True).total
         assert np.isnan(arrays["latency_seconds"]).all()
     assert path.with_suffix(".svg").exists()
+
+
+def test_two_configs_of_one_name_would_be_one_curve():
+    with pytest.raises(ValueError, match=r"several of a/net\.py, b/net\.py would be called the same in the figure"):
+        measure(["a/net.py", "b/net.py"], [64])
