@@ -44,7 +44,7 @@ def make(args: argparse.Namespace) -> list[Path]:
     position = ((query[0] + 0.5) / args.size, (query[1] + 0.5) / args.size)
     joined = {title: join_axes(maps) for title, maps in axes.items()}
     facts = {
-        "networks": list(axes),
+        "networks": [network.title for network in networks],
         "photographs": [photograph.name for photograph in photographs],
         "size": args.size,
         "stage": args.stage,
