@@ -72,6 +72,7 @@ def test_of_a_linear_classifier_it_is_the_weighted_map(target):
     assert (activation.label, activation.stage, activation.box) == (["cat", "dog", "class 2"][target], 1, None)
     assert str(activation) == f"{activation.label}, logit {logits[target]:.2f}"
     assert all(weight.requires_grad and weight.grad is None for weight in network.model.parameters())  # as they were
+    assert not network.model.backbone._forward_hooks
 
 
 def test_stages_are_those_that_the_backbone_returns():

@@ -142,6 +142,20 @@ def test_the_figure_has_a_panel_for_each_network():
     assert arrays(fields["network 0, random weights"])["side"] == [4, 4, 6, 6]
 
 
+def test_squares_that_are_drawn_hold_their_shares():
+    """Half a patch off the middle, a square of the photograph's side would leave out what is on the left."""
+    gradient = np.zeros((64, 64))
+    gradient[:, 0] = gradient[40, 40] = 1.0
+    field = ReceptiveField(gradient, (39.5, 39.5))
+    (panel, *_) = draw({"network": field}, "noise, 64 x 64").axes
+    for square, (share, side) in zip(panel.patches, field.sides.items(), strict=True):
+        left, top, width, height = square.get_bbox().bounds
+        left, top = round(left + 0.5), round(top + 0.5)
+        assert (width, height) == (side, side)
+        assert min(left, top) >= 0
+        assert gradient[top : top + side, left : left + side].sum() >= share * gradient.sum()
+
+
 def test_a_network_with_a_checkpoint_is_shown_before_training_too(tmp_path, capsys, monkeypatch):
     torch.save(build_classifier("MSVMamba", "nano").state_dict(), tmp_path / "epoch_1.pth")
     Image.fromarray(photograph().pixels).save(tmp_path / "noise.png")

@@ -258,3 +258,10 @@ def test_the_tool(tmp_path):
 def test_two_configs_of_one_name_would_be_one_curve():
     with pytest.raises(ValueError, match=r"several of a/net\.py, b/net\.py would be called the same in the figure"):
         measure(["a/net.py", "b/net.py"], [64])
+
+
+def test_markers_of_what_is_almost_constant_are_within_the_panel():
+    figure = draw([Point("one", size, macs=size**2 * 5000 + size) for size in (64, 128)], "all")
+    low, high = figure.axes[1].get_ylim()
+    assert low == 0
+    assert high > 5 * 1.04

@@ -36,7 +36,7 @@ def draw_curves(
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # what is almost constant has room for its markers, too
     axes.grid(True, which="major", alpha=0.3)
     axes.set_xlabel("image, H x W", fontsize=9)
     axes.tick_params(labelsize=8)

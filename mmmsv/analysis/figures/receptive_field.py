@@ -55,11 +55,13 @@ def _pooled(gradient: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _mark_squares(axes: Axes, field: ReceptiveField, pixels: float) -> None:
-    """Outline the squares, and write their sides below; ``pixels`` to a cell."""
-    row, column = ((at + 0.5) / pixels - 0.5 for at in field.centre)
+    """Outline the squares, and write their sides below; ``pixels`` to a cell.
+
+    One that would stand out of the photograph is moved into it, where it holds the same and more.
+    """
     for side in field.sides.values():
-        cells = side / pixels
-        square = Rectangle((column - cells / 2, row - cells / 2), cells, cells, fill=False, ec="white", lw=0.8)
-        axes.add_patch(square)
+        places = zip(field.centre, field.gradient.shape, strict=True)
+        top, left = (max(min(at + 0.5 - side / 2, length - side), 0) / pixels - 0.5 for at, length in places)
+        axes.add_patch(Rectangle((left, top), side / pixels, side / pixels, fill=False, ec="white", lw=0.8))
     rows = [f"{100 * share:.0f} %: {side} px" for share, side in field.sides.items()]
     axes.set_xlabel("\n".join("   ".join(rows[i : i + 2]) for i in (0, 2)))
