@@ -141,6 +141,14 @@ def test_networks_share_the_scale_and_what_is_not_reached_has_no_colour():
     assert figures.arrays(many)["weights"].shape == (3, 2, 3)
 
 
+def test_the_marks_are_on_the_token_of_the_query():
+    """The pixel in row 20 and column 72 of 64 x 96, on a map of 2 x 3 tokens."""
+    drawn = figures.draw({"one": maps_of(1)}, photograph(height=64, width=96), (20, 72))
+    photo, *maps = (axes.lines[0].get_xydata()[0].tolist() for axes in drawn.subfigs[0].axes if axes.lines)
+    assert photo == [72, 20]
+    assert maps == [[pytest.approx(72.5 / 32 - 0.5), pytest.approx(20.5 / 32 - 0.5)]] * 2
+
+
 def test_the_tool_makes_a_figure_for_each_photograph(monkeypatch):
     network, saved = small_network(), {}
 

@@ -160,6 +160,10 @@ def test_figures_show_all_networks():
     titles = [axes.get_title() for axes in drawn.subfigs[0].axes]
     assert [title.partition("\n")[0] for title in titles if title] == [f"{m.route}, {m.resolution}" for m in maps]
     assert figures.route_arrays(maps)["log_decay"].shape == (4, 16, 16)
+    # The marks are on the last tokens: of row, and at half the resolution of row_rev, col and col_rev.
+    last = figures.draw_routes({"one": decay_maps(network, [photograph()], 0, 0, None)}, "noise")
+    marks = [axes.lines[0].get_xydata()[0].tolist() for axes in last.axes if axes.images]
+    assert marks == [[15, 15], [0.5, 0.5], [14.5, 14.5], [0.5, 0.5]]
 
 
 def test_walks_lay_values_out_by_route():

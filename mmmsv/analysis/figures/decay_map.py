@@ -57,7 +57,8 @@ def draw_routes(decays: Mapping[str, Sequence[RouteDecay]], what: str) -> Figure
     for part, routes in zip(lines_of(figure, [*decays]), decays.values(), strict=True):
         panels = part.subplots(1, columns, squeeze=False)[0]
         for axes, route in zip(panels, routes, strict=False):
-            last = np.unravel_index(np.argmax(route.log_decay), route.log_decay.shape)
+            # Several, where the token is one of lower resolution.
+            last = np.argwhere(route.log_decay == route.log_decay.max()).mean(0)
             label = f"{route.route}, {route.resolution}\nmean {route.mean:.3f}"
             show_map(axes, _decay(route.log_decay), label, norm, query=(float(last[0]), float(last[1])))
         for axes in panels[len(routes) :]:
