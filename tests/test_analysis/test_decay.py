@@ -156,6 +156,12 @@ def test_figures_show_all_networks():
     empty = AxisDecay(*(np.full((4, 4), -INF) for _ in range(2)))
     drawn = figures.draw_axes({"one": join_axes(maps), "other": empty}, (0.5, 0.5), "noise")
     assert [part.get_suptitle() for part in drawn.subfigs] == ["one", "other"]
+    panels = [axes.images[0].get_array() for axes in drawn.subfigs[0].axes if axes.images]
+    joined = join_axes(maps)
+    for panel, log_decay in zip(panels, (joined.log_horizontal, joined.log_vertical), strict=False):
+        reached = np.isfinite(log_decay)
+        assert (np.ma.getmaskarray(panel) == ~reached).all()
+        np.testing.assert_allclose(panel[reached], np.exp(log_decay[reached]))
     drawn = figures.draw_routes({"one": maps}, "noise")
     titles = [axes.get_title() for axes in drawn.subfigs[0].axes]
     assert [title.partition("\n")[0] for title in titles if title] == [f"{m.route}, {m.resolution}" for m in maps]

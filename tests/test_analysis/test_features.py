@@ -88,6 +88,9 @@ def test_similarities_share_a_scale_and_norms_have_their_own():
     drawn = figures.draw(features, photograph(), (32, 32), "small")
     for part, stage in zip(drawn.subfigs, features, strict=True):
         assert part.get_suptitle().startswith(f"stage {stage.stage}: ")
+        shown = [axes.images[0].get_array() for axes in part.axes[1:4]]
+        for values, expected in zip(shown, (stage.components, stage.norm, stage.similarity), strict=True):
+            np.testing.assert_array_equal(values, expected)
         norm, similarity = (axes.images[0].get_clim() for axes in part.axes[2:4])
         assert norm == (stage.norm.min(), stage.norm.max())
         assert similarity == (-1, 1)

@@ -131,12 +131,13 @@ def test_photographs_that_do_not_fit(pictures, message):
 
 def test_the_figure_has_a_panel_for_each_network():
     gradient = np.zeros((512, 1024))
-    gradient[256:260, 510:516] = 1.0
+    gradient[256:260, 510:516] = 3.0
     fields = {f"network {i}, random weights": ReceptiveField(gradient, (257.5, 512.5)) for i in range(5)}
     figure = draw(fields, "noise, 512 x 512")
     panels = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title().split(",")[0] for axes in panels] == [f"network {i}" for i in range(5)]
     assert {axes.images[0].get_array().shape for axes in panels} == {(128, 256)}
+    assert {axes.images[0].get_array().max() for axes in panels} == {1.0}  # relative to the largest
     assert "99 %: 6 px" in panels[0].get_xlabel()
     assert len(panels[0].patches) == 4
     assert arrays(fields["network 0, random weights"])["side"] == [4, 4, 6, 6]
