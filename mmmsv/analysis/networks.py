@@ -241,7 +241,9 @@ def _as_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not any(name.startswith("backbone.") for name in weights):
         return {f"backbone.{name}": value for name, value in weights.items()}
     ours = {name: value for name, value in weights.items() if name.startswith("backbone.")}
-    head = {part: name for part in ("weight", "bias") for name in (f"head.fc.{part}",) if name in weights}
+    head = {
+        part: name for part in ("weight", "bias") for name in (f"head.{part}", f"head.fc.{part}") if name in weights
+    }
     return {**ours, **{f"head.{part}": weights[name] for part, name in head.items()}}
 
 

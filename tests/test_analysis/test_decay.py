@@ -158,10 +158,10 @@ def test_figures_show_all_networks():
     assert [part.get_suptitle() for part in drawn.subfigs] == ["one", "other"]
     panels = [axes.images[0].get_array() for axes in drawn.subfigs[0].axes if axes.images]
     joined = join_axes(maps)
-    for panel, log_decay in zip(panels, (joined.log_horizontal, joined.log_vertical), strict=False):
-        reached = np.isfinite(log_decay)
+    for panel, expected in zip(panels, (joined.log_horizontal, joined.log_vertical), strict=False):
+        reached = np.isfinite(expected)
         assert (np.ma.getmaskarray(panel) == ~reached).all()
-        np.testing.assert_allclose(panel[reached], np.exp(log_decay[reached]))
+        np.testing.assert_allclose(panel[reached], np.exp(expected[reached]))
     drawn = figures.draw_routes({"one": maps}, "noise")
     titles = [axes.get_title() for axes in drawn.subfigs[0].axes]
     assert [title.partition("\n")[0] for title in titles if title] == [f"{m.route}, {m.resolution}" for m in maps]

@@ -53,6 +53,14 @@ def test_an_arch_takes_a_backbone_or_a_classifier(nano, tmp_path):
     assert torch.equal(loaded.model.head.weight, whole["head.weight"])  # of 10 classes, as in the file
 
 
+def test_an_arch_takes_what_such_a_network_saved(nano, tmp_path):
+    """Whose classifier is called head, not head.fc as in mmpretrain."""
+    torch.save(nano.state_dict(), tmp_path / "own.pth")
+    loaded = load_network("nano", str(tmp_path / "own.pth"))
+    assert torch.equal(loaded.model.head.weight, nano.head.weight)
+    assert not loaded.lacks
+
+
 def test_a_config_takes_the_whole_model(nano, tmp_path):
     loaded = load_network(CONFIG, save(tmp_path / "epoch_20.pth", {"state_dict": in_mmpretrain(nano), "meta": {}}))
     assert loaded.title == "msvmamba_n_clothing_mini, epoch_20.pth"
