@@ -26,6 +26,8 @@ def make(args: argparse.Namespace) -> list[Path]:
     """Compute, print, draw and save the receptive fields; return the path of the figure."""
     networks = load_networks(args, before_training=True)
     photographs = read_photographs(args.photographs, args.size, "square")
+    for network in networks:
+        network.find_body()  # what has none is refused before minutes of work
     width = max(len(network.title) for network in networks)
     print("px".ljust(width), *(f"{100 * share:.0f} %".rjust(6) for share in SHARES))
     fields = {}

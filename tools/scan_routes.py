@@ -28,6 +28,10 @@ def main() -> None:
 def make(args: argparse.Namespace) -> list[Path]:
     """Draw and save the still and the animation; return their paths."""
     scans = {network.name: network.scan(args.stage, 0) for network in map(load_network, args.model)}
+    if len(scans) < len(args.model):
+        raise ValueError(
+            f"--model names {len(args.model)}, of which {len(scans)} have names of their own; give each once"
+        )
     facts = {"networks": list(scans), "stage": args.stage, "grid": args.grid}
     arrays = numbered(route_arrays(grid_sequences(scan, *args.grid)) for scan in scans.values())
     still = save(draw(scans, *args.grid), {**facts, **arrays}, args.out, "scan_routes")

@@ -31,13 +31,13 @@ class RouteAttention:
     Args:
         route: The route.
         resolution: Of the map that it runs over, such as ``'full resolution'``.
-        weights: Mean of the absolute w over the channels, ``(H, W)`` float32 at full resolution; 0 where the
+        weights: Mean of the absolute w over the channels, ``(H, W)`` float64 at full resolution; 0 where the
             state has not been yet. Where the state has been through several routes, the sum over a token's visits.
     """
 
     route: Route
     resolution: str
-    weights: NDArray[np.float32]
+    weights: NDArray[np.float64]
 
 
 def attention_weights(sequence: Sequence, token: tuple[int, int], route: int) -> Tensor:
@@ -97,7 +97,7 @@ def attention_maps(
     ]
 
 
-def sum_routes(maps: Several[RouteAttention]) -> NDArray[np.float32]:
+def sum_routes(maps: Several[RouteAttention]) -> NDArray[np.float64]:
     """Sum the maps of all routes, ``(H, W)``: a token of lower resolution counts at each place that it stands for."""
     return np.sum([each.weights for each in maps], axis=0)
 
@@ -110,6 +110,5 @@ def _weights(sequence: Sequence, walk: Walk, channels: slice, steps: Tensor) -> 
     return weights * sequence.step.flatten(0, 1)[tokens, channels]
 
 
-def _enlarged(sequence: Sequence, token: tuple[int, int], route: int) -> NDArray[np.float32]:
-    one = attention_map(sequence, token, route).float()
-    return enlarge(one, sequence.stride, sequence.full_size).numpy()
+def _enlarged(sequence: Sequence, token: tuple[int, int], route: int) -> NDArray[np.float64]:
+    return enlarge(attention_map(sequence, token, route), sequence.stride, sequence.full_size).numpy()

@@ -103,6 +103,8 @@ def run(parser: argparse.ArgumentParser, make: Callable[[argparse.Namespace], li
     MMLogger.get_instance("mmmsv", log_level="ERROR")
     warnings.filterwarnings("ignore", module="mm")
     try:
+        if args.out.exists() and not args.out.is_dir():
+            raise ValueError(f"--out {args.out} is a file, expected a folder")
         paths = make(args)
     except ValueError as error:
         sys.exit(f"{parser.prog}: {error}")

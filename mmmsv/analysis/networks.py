@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
-from mmengine.runner import CheckpointLoader, set_random_seed
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmmsv.messages import first_sentence, list_mismatches
@@ -62,6 +62,17 @@ class Network:
             raise ValueError(f"{self.name} has no scan: it is a {what}; give an arch or a config of MSVMamba or VMamba")
         return backbone
 
+    def find_body(self) -> nn.Module:
+        """Return the part that returns maps: the backbone, or the stages of a classifier of torchvision.
+
+        Raises:
+            ValueError: These stages are not known.
+        """
+        backbone = getattr(self.model, "backbone", None)
+        if backbone is None and (reason := why_no_maps(full_name(self.name))):
+            raise ValueError(reason)
+        return stages_of(self.model) if backbone is None else backbone
+
     def last_map(self, image: Tensor) -> Tensor:
         """Compute the map that the backbone returns last.
 
@@ -74,15 +85,11 @@ class Network:
         Raises:
             ValueError: The stages of this classifier of torchvision are not known, or the backbone returns no map.
         """
-        backbone = getattr(self.model, "backbone", None)
-        if backbone is None:
-            if reason := why_no_maps(full_name(self.name)):
-                raise ValueError(reason)
-            backbone = stages_of(self.model)
-        last = backbone(image)[-1]
+        body = self.find_body()
+        last = body(image)[-1]
         if not isinstance(last, Tensor) or last.dim() != 4:
             raise ValueError(
-                f"the backbone of {self.name}, a {type(backbone).__name__}, returns no map (B, C, h, w); give a "
+                f"the backbone of {self.name}, a {type(body).__name__}, returns no map (B, C, h, w); give a "
                 "config whose backbone does, as those of detectors do"
             )
         return last
@@ -166,6 +173,7 @@ class Network:
         return preprocessor({"inputs": list(rgb.flip(1)), "data_samples": samples}, False)["inputs"]
 
 
+@torch.random.fork_rng(devices=())
 def load_network(model: str, checkpoint: str | None = None) -> Network:
     """Build a network, and load its weights.
 
@@ -174,13 +182,14 @@ def load_network(model: str, checkpoint: str | None = None) -> Network:
             ``'VMamba:v2_tiny_s1l8'``, which gets a classifier on top, a classifier of torchvision such as
             ``'resnet50'``, or ``'deit_small'``, mmpretrain's DeiT-S without its head.
         checkpoint: Path, URL, or ``authors://NAME``; with an arch, the weights of a backbone or of a classifier; with a
-            config, of the whole model. None leaves random weights, the same in each call.
+            config, of the whole model. None leaves random weights, the same in each call. The
+            state of torch's random generator stays as it is.
 
     Raises:
         ValueError: There is no such model, or the checkpoint cannot be read or does not fit; the message says which.
     """
     weights, classes = (None, ()) if checkpoint is None else _read(checkpoint)
-    set_random_seed(0)
+    torch.default_generator.manual_seed(0)
     if Path(model).suffix == ".py":
         network = build_from_config(model)[0]
         name = Path(model).stem

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from math import floor
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -28,14 +29,14 @@ class Photograph:
         pixels: ``(H, W, 3)`` uint8, RGB.
         size: Width and height of the file, in pixels.
         scale: Pixels here for one of the file, along x and y.
-        offset: Pixels that were cut off at the left and at the top.
+        offset: Pixels of the file that were cut off at the left and at the top.
     """
 
     name: str
     pixels: NDArray[np.uint8]
     size: tuple[int, int]
     scale: tuple[float, float] = (1.0, 1.0)
-    offset: tuple[int, int] = (0, 0)
+    offset: tuple[float, float] = (0.0, 0.0)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,7 +65,7 @@ class Photograph:
                 f"0..{width - 1} and y in 0..{height - 1}"
             )
         row, column = (
-            int((at + 0.5) * scale) - cut
+            floor((at + 0.5 - cut) * scale)
             for at, scale, cut in ((y, self.scale[1], self.offset[1]), (x, self.scale[0], self.offset[0]))
         )
         if not (0 <= row < self.shape[0] and 0 <= column < self.shape[1]):
@@ -128,17 +129,19 @@ def read_photograph(path: str | Path, size: int, fit: Fit, note: Callable[[str],
         note(f"{path} is grey ({image.mode}): its three channels are made equal")
     whole = image.convert("RGB")
     width, height = whole.size
-    factor = size / (max if fit == "whole" else min)(width, height)
-    new_width, new_height = (
-        max(STRIDE, round(side * factor / STRIDE) * STRIDE) if fit == "whole" else max(size, round(side * factor))
-        for side in (width, height)
-    )
-    pixels = np.asarray(whole.resize((new_width, new_height), Image.Resampling.BICUBIC))
-    scale, offset = (new_width / width, new_height / height), (0, 0)
     if fit == "square":
-        left, top = offset = (new_width - size) // 2, (new_height - size) // 2
-        pixels = pixels[top : top + size, left : left + size]
-    return Photograph(Path(path).stem, pixels, (width, height), scale, offset)
+        part_width = part_height = min(width, height)
+        new_width = new_height = size
+    else:
+        part_width, part_height = width, height
+        new_width, new_height = (
+            max(STRIDE, round(side * size / max(width, height) / STRIDE) * STRIDE) for side in (width, height)
+        )
+    left, top = (width - part_width) / 2, (height - part_height) / 2
+    box = (left, top, left + part_width, top + part_height)
+    pixels = np.asarray(whole.resize((new_width, new_height), Image.Resampling.BICUBIC, box))
+    scale = (new_width / part_width, new_height / part_height)
+    return Photograph(Path(path).stem, pixels, (width, height), scale, (left, top))
 
 
 def read_photographs(path: str | Path, size: int, fit: Fit) -> list[Photograph]:

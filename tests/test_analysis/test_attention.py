@@ -96,7 +96,7 @@ def test_working_memory_is_bounded_whatever_the_length(monkeypatch):
 def test_maps_of_a_block(backbone):
     network, seen = small_network(**backbone), photograph(height=64, width=96)
     maps = attention_maps(network, seen, 0, -1, (40, 8))
-    assert all(each.weights.shape == (16, 24) and each.weights.dtype == np.float32 for each in maps)
+    assert all(each.weights.shape == (16, 24) and each.weights.dtype == np.float64 for each in maps)
     # The token is in row 10, column 2: what a route has not come to has no weight.
     full = {each.route: each.weights for each in maps if each.resolution == "full resolution"}
     assert np.argwhere(full["row"]).max(0)[0] == 10
@@ -122,7 +122,7 @@ def test_weights_that_are_not_finite():
 
 
 def maps_of(*values: float) -> list[RouteAttention]:
-    return [RouteAttention("row", "full resolution", np.full((2, 3), value, np.float32)) for value in values]
+    return [RouteAttention("row", "full resolution", np.full((2, 3), value, np.float64)) for value in values]
 
 
 def test_routes_are_summed():

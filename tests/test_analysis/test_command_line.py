@@ -5,7 +5,7 @@ from argparse import Namespace
 import pytest
 
 from mmmsv.analysis import command_line
-from mmmsv.analysis.command_line import load_networks
+from mmmsv.analysis.command_line import figure_parser, load_networks, run
 from mmmsv.analysis.networks import Network
 
 from .small import small_network
@@ -47,3 +47,10 @@ def test_a_network_of_several_checkpoints_is_shown_once_before_training(small):
     assert titles(["a", "a"], ["none", "x/1.pth"], before_training=True) == ["a, random weights", "a, 1.pth"]
     with pytest.raises(ValueError, match="several networks would be called 'a, random weights' in the figure"):
         titles(["a", "a"], before_training=True)
+
+
+def test_a_folder_that_is_a_file_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    (tmp_path / "out").write_text("")
+    monkeypatch.setattr("sys.argv", ["x", "--model", "nano", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=r"--out .*out is a file, expected a folder"):
+        run(figure_parser("", "x", photographs=False), lambda args: pytest.fail("made"))

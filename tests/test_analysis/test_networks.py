@@ -34,7 +34,9 @@ def in_mmpretrain(classifier) -> dict[str, torch.Tensor]:
 
 
 def test_random_weights_are_the_same_each_time():
+    before = torch.get_rng_state()
     one, other = load_network("nano"), load_network("MSVMamba:nano")
+    assert torch.equal(torch.get_rng_state(), before)
     assert one.title == "MSVMamba nano, random weights"
     assert not one.model.training
     state = other.model.state_dict()

@@ -20,7 +20,7 @@ def write(path, width=90, height=60, mode="RGB", **options):
     [
         (192, "whole", (128, 192), (192 / 90, 128 / 60), (0, 0)),
         (96, "whole", (64, 96), (96 / 90, 64 / 60), (0, 0)),
-        (64, "square", (64, 64), (96 / 90, 64 / 60), (16, 0)),
+        (64, "square", (64, 64), (64 / 60, 64 / 60), (15, 0)),
     ],
 )
 def test_sizes(tmp_path, size, fit, shape, scale, offset):

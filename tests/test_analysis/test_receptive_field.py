@@ -2,6 +2,7 @@
 
 import re
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -185,3 +186,11 @@ def test_titles_are_broken_where_they_are_wider_than_the_panel():
     _, panels = new_panels("title", 5, 1, 0.6)
     assert len(panels) == 5
     assert wrap("MSVMamba tiny, random weights", panels[0]) == "MSVMamba tiny, random weights"
+
+
+def test_a_network_without_maps_is_refused_before_the_others_are_computed(tmp_path, capsys):
+    Image.fromarray(photograph().pixels).save(tmp_path / "one.png")
+    args = Namespace(photographs=tmp_path, model=["nano", "squeezenet1_1"], checkpoint=None, size=32, out=tmp_path)
+    with pytest.raises(ValueError, match="the four stages of squeezenet1_1 are not known here"):
+        load_tool("receptive_field").make(args)
+    assert capsys.readouterr().out == ""

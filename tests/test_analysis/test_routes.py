@@ -114,3 +114,9 @@ def test_the_tool(tmp_path):
         tool.make(Namespace(model=["resnet18"], stage=0, grid=(4, 4), out=tmp_path))
     with pytest.raises(ValueError, match="MSVMamba nano has no stage 4: it has 4, so give 0 to 3, or -1 for the last"):
         tool.make(Namespace(model=["nano"], stage=4, grid=(4, 4), out=tmp_path))
+
+
+def test_two_models_of_one_name_are_refused(tmp_path):
+    args = Namespace(model=["nano", "MSVMamba:nano"], stage=0, grid=(8, 6), out=tmp_path)
+    with pytest.raises(ValueError, match="--model names 2, of which 1 have names of their own; give each once"):
+        load_tool("scan_routes").make(args)

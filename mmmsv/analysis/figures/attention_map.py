@@ -57,7 +57,7 @@ def arrays(routes: Sequence[RouteAttention]) -> dict[str, NDArray | list[str]]:
     }
 
 
-def _weight_norm(sums: Sequence[NDArray[np.float32]]) -> LogNorm:
+def _weight_norm(sums: Sequence[NDArray[np.float64]]) -> LogNorm:
     """Make the scale of whole decades below the largest sum."""
     most = max(float(each.max()) for each in sums) or 1.0  # where no token has a weight
     return LogNorm(most / 10**_DECADES, most)

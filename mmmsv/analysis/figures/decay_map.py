@@ -39,7 +39,7 @@ def draw_axes(decays: Mapping[str, AxisDecay], query: tuple[float, float], what:
         share = f"ratio above {THRESHOLD:g}: {decay.share_in_words}"
         show_map(panels[3], above.astype(float), share, Normalize(0, 1), query=token)
         colour_bar(part, list(panels[:2]), norm, "mean decay")
-        colour_bar(part, list(panels[2:]), ratios, "ratio")
+        colour_bar(part, panels[2], ratios, "ratio")
     return figure
 
 
