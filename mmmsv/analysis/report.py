@@ -82,6 +82,11 @@ class Subject:
         """Compute something of each network; return it by their titles, and the errors of those that have none."""
         return _of_each({network.title: network for network in self.networks}, compute)
 
+    def by_block(self, made: Mapping[str, Made], stage: int, block: int) -> dict[str, Made]:
+        """Return what was made of networks, by their titles, under titles that name a block of each as well."""
+        networks = (network for network in self.networks if network.title in made)
+        return {network.describe_block(stage, block): made[network.title] for network in networks}
+
     def commands(self, tool: str, made: Collection[str], *options: object) -> list[str]:
         """Write the command of a tool with the photograph and those of the networks whose titles are in ``made``."""
         if not made:
@@ -185,7 +190,7 @@ def _make_decay(subject: Subject) -> Section:
 
     axes, notes = subject.of_each(lambda network: join_axes(compute(network, query)))
     routes, _ = subject.of_each(lambda network: compute(network, None))
-    what = f"{subject.photograph.name}, {width} x {height}, stage {stage}, block {block}"
+    what = f"{subject.photograph.name}, {width} x {height}"
     pictures = []
     if axes:
         shares = "; ".join(f"{title}: {decay.share_in_words}" for title, decay in axes.items())
@@ -194,8 +199,14 @@ def _make_decay(subject: Subject) -> Section:
             f"{title}: {', '.join(f'{each.route} {each.mean:.3f}' for each in maps)}" for title, maps in routes.items()
         )
         pictures = [
-            _picture(decay_map.draw_axes(axes, position, what), f"Maps of decay; share of large ratios: {shares}"),
-            _picture(decay_map.draw_routes(routes, what), f"Maps of decay along each route; means: {means}"),
+            _picture(
+                decay_map.draw_axes(subject.by_block(axes, stage, block), position, what),
+                f"Maps of decay; share of large ratios: {shares}",
+            ),
+            _picture(
+                decay_map.draw_routes(subject.by_block(routes, stage, block), what),
+                f"Maps of decay along each route; means: {means}",
+            ),
         ]
     return Section(
         "How much of each token is left in the state when a scan of the last block comes to the query token, along "
@@ -212,10 +223,7 @@ def _make_attention(subject: Subject) -> Section:
     maps, notes = subject.of_each(lambda net: attention_maps(net, subject.photograph, stage, block, subject.query))
     pictures = []
     if maps:
-        names = {net.title: net.describe_block(stage, block) for net in subject.networks if net.title in maps}
-        figure = attention_map.draw(
-            {names[title]: routes for title, routes in maps.items()}, subject.photograph, subject.query
-        )
+        figure = attention_map.draw(subject.by_block(maps, stage, block), subject.photograph, subject.query)
         pictures.append(_picture(figure, "Maps of weights over the photograph, for each route and summed"))
     return Section(
         "The scan of a block written as attention: the weight that each token has in the output of the query token, "
