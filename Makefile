@@ -6,7 +6,7 @@
 # make test-wheel  builds the wheel, installs it in .venv-wheel, and uses it from outside the checkout
 # make simulate    runs the tests of the Triton kernels on a simulated GPU: values, overruns and races
 # make zoo         counts what every config costs, and writes metafiles and the tables of the zoo
-# make gallery     trains on the bundled photographs, and makes the pictures of docs/gallery.md, about 20 minutes
+# make gallery     trains on the bundled photographs, and makes the pictures of docs/gallery.md, half an hour
 # make bench       measures the selective scan against other implementations, to benchmarks/results/<machine>.md
 # make gpu         goes through one round on a GPU: tests, sanitizers, kernels, models; results to GPU_OUT
 # make setup       only the set-up; MMCV=compiled builds the real mmcv (5-10 minutes, needs a C++ compiler); LOCKED=1
