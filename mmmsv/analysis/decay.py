@@ -22,7 +22,7 @@ from torch import Tensor
 from mmmsv.kernels.routes import Route
 
 from .networks import Network
-from .photographs import Photograph
+from .photographs import Photograph, of_one_size
 from .scans import Sequence, Walk, enlarge, record_sequences
 
 Map = NDArray[np.float64]
@@ -132,10 +132,8 @@ def decay_maps(
     """
     averages: list[RouteDecay] = []
     number, size = 0, None
-    for photograph in photographs:
+    for photograph in of_one_size(photographs):
         number += 1
-        if size not in (None, photograph.shape):
-            raise ValueError(f"{photograph.name} has {photograph.shape} pixels (H, W), and the first photograph {size}")
         size = photograph.shape
         sequences = record_sequences(network, network.prepare([photograph]), stage, block)
         maps = [

@@ -1,7 +1,7 @@
 """Read photographs, and bring them to the size that a figure is made at."""
 
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import floor
 from pathlib import Path
@@ -147,6 +147,20 @@ def read_photograph(path: str | Path, size: int, fit: Fit, note: Callable[[str],
 def read_photographs(path: str | Path, size: int, fit: Fit) -> list[Photograph]:
     """Read a photograph, or those of a folder; arguments and errors of :func:`read_photograph`."""
     return [read_photograph(one, size, fit) for one in find_photographs(path)]
+
+
+def of_one_size(photographs: Iterable[Photograph]) -> Iterator[Photograph]:
+    """Go through photographs that are averaged over.
+
+    Raises:
+        ValueError: One has another size than the first.
+    """
+    size = None
+    for photograph in photographs:
+        size = size or photograph.shape
+        if photograph.shape != size:
+            raise ValueError(f"{photograph.name} has {photograph.shape} pixels (H, W), and the first photograph {size}")
+        yield photograph
 
 
 def check_names(photographs: Collection[Photograph]) -> None:

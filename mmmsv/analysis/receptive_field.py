@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from .networks import Network
-from .photographs import Photograph
+from .photographs import Photograph, of_one_size
 
 # Shares of the gradient whose squares are reported.
 SHARES = (0.2, 0.5, 0.9, 0.99)
@@ -71,10 +71,8 @@ def receptive_field(network: Network, photographs: Iterable[Photograph]) -> Rece
             does not depend on any photograph.
     """
     total, size, tokens, number = torch.zeros(()), None, (0, 0), 0
-    for photograph in photographs:
+    for photograph in of_one_size(photographs):
         number += 1
-        if size not in (None, photograph.shape):
-            raise ValueError(f"{photograph.name} has {photograph.shape} pixels (H, W), and the first photograph {size}")
         size = photograph.shape
         image = network.prepare([photograph]).requires_grad_()
         with torch.enable_grad(), network.frozen():
