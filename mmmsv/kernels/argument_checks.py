@@ -107,30 +107,49 @@ def check_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], of: 
 
 
 def check_sequence_shapes(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None
-) -> None:
-    """Raise ValueError where the shapes of the arguments of ``selective_scan`` disagree."""
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    h0: Tensor | None,
+) -> int:
+    """Return the groups; raise ValueError where the shapes of the arguments of ``selective_scan`` disagree."""
     op = "selective_scan"
     if u.dim() != 3:
         raise _misshapen(op, "u", u, "(batch, D, L)")
     batch, channels, length = u.shape
     if A.dim() != 2 or A.shape[0] != channels or A.shape[1] == 0:
         raise _misshapen(op, "A", A, f"(D, N) = ({channels}, N >= 1) for u {tuple(u.shape)}")
-    if delta.shape != u.shape:
-        raise _misshapen(op, "delta", delta, f"that of u, {tuple(u.shape)}")
     state = A.shape[1]
+    for name, tensor in (("delta", delta), ("z", z)):
+        if tensor is not None and tensor.shape != u.shape:
+            raise _misshapen(op, name, tensor, f"that of u, {tuple(u.shape)}")
+    groups = None
     for name, tensor in (("B", B), ("C", C)):
+        if tensor.shape == (channels, state):
+            continue
         if tensor.dim() not in (3, 4) or (tensor.shape[0], *tensor.shape[-2:]) != (batch, state, length):
-            expected = f"(batch, G, N, L) = ({batch}, G, {state}, {length}), or that without G, for u {tuple(u.shape)}"
-            raise _misshapen(op, name, tensor, f"{expected} and A {tuple(A.shape)}")
-    if B.shape != C.shape:
-        raise ValueError(f"{op}: B {tuple(B.shape)} and C {tuple(C.shape)} must have one shape")
-    groups = B.shape[1] if B.dim() == 4 else 1
+            expected = (
+                f"(batch, G, N, L) = ({batch}, G, {state}, {length}), that without G, or (D, N) = ({channels}, {state})"
+            )
+            raise _misshapen(op, name, tensor, f"{expected} for u {tuple(u.shape)} and A {tuple(A.shape)}")
+        own = tensor.shape[1] if tensor.dim() == 4 else 1
+        if groups not in (None, own):
+            raise ValueError(f"{op}: B {tuple(B.shape)} and C {tuple(C.shape)} must have one number of groups")
+        groups = own
+    groups = 1 if groups is None else groups
     if groups == 0 or channels % groups:
-        raise ValueError(f"{op}: the {groups} groups of B do not divide the D = {channels} channels of u")
+        raise ValueError(f"{op}: the {groups} groups of B and C do not divide the D = {channels} channels of u")
     for name, weight in (("D", D), ("delta_bias", delta_bias)):
         if weight is not None and weight.shape != (channels,):
             raise _misshapen(op, name, weight, f"(D,) = ({channels},)")
+    if h0 is not None and h0.shape != (batch, channels, state):
+        raise _misshapen(op, "h0", h0, f"(batch, D, N) = {(batch, channels, state)}")
+    return groups
 
 
 def check_map_shapes(

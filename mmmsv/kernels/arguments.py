@@ -29,10 +29,86 @@ def ceil_div(count: int, by: int) -> int:
     return -(-count // by)
 
 
-class Scan2d(NamedTuple):
-    """Sequences over maps: the arguments of :func:`mmmsv.kernels.scan2d`, and those of a 1-D scan as one-row maps.
+def _states(kept: Tensor, chunk: int, shape: tuple[int, ...], op: str) -> Tensor:
+    if not chunk:
+        raise RuntimeError(
+            f"{op}: this program was recorded without gradients; record it with inputs that require them"
+        )
+    return kept.view(shape)
 
-    A sequence visits the tokens of a map along its routes; all sequences share one map, or each has a map of its own.
+
+class SelectiveScan(NamedTuple):
+    """Arguments of :func:`mmmsv.kernels.selective_scan`; weights and h0 are in the dtype of the state.
+
+    G groups of D channels are scanned, each with B and C of its own. Kernels keep the state before each chunk.
+
+    Args:
+        u: ``(batch, L, G, D)``.
+        delta: Step before bias and softplus, ``(batch, L, G, D)``.
+        B: ``(batch, L, G, N)``.
+        C: ``(batch, L, G, N)``.
+        z: Gate, ``(batch, L, G, D)``.
+        A: ``(G, D, N)``.
+        D: ``(G, D)``.
+        delta_bias: ``(G, D)``.
+        h0: State before the first token, ``(batch, N, G, D)``; 0 where it is None.
+        softplus: Whether the step goes through a softplus, after ``delta_bias`` was added.
+        chunk: As that of :class:`Scan2d`.
+    """
+
+    u: Tensor
+    delta: Tensor
+    B: Tensor
+    C: Tensor
+    z: Tensor | None
+    A: Tensor
+    D: Tensor | None
+    delta_bias: Tensor | None
+    h0: Tensor | None
+    softplus: bool
+    chunk: int
+
+    @property
+    def states_shape(self) -> tuple[int, ...]:
+        """Shape of the states before each chunk, ``(batch, chunks, N, G * D)``."""
+        batch, length, groups, channels = self.u.shape
+        return batch, ceil_div(length, self.chunk), self.A.shape[2], groups * channels
+
+    @property
+    def last_shape(self) -> tuple[int, ...]:
+        """Shape of the last state, ``(batch, N, G, D)``."""
+        batch, _, groups, channels = self.u.shape
+        return batch, self.A.shape[2], groups, channels
+
+    def kept_states(self, kept: Tensor) -> Tensor:
+        """View what a forward pass has kept as the states.
+
+        Raises:
+            RuntimeError: It has kept none: a program was recorded without gradients, and is asked for some.
+        """
+        return _states(kept, self.chunk, self.states_shape if self.chunk else (), "selective_scan")
+
+    def as_maps(self) -> "Scan2d":
+        """Return the scan over maps of one row, a map and a sequence for each group."""
+        u, delta, B, C = (tensor.unsqueeze(1) for tensor in self[:4])
+        routes = [0] * u.shape[3]
+        return Scan2d(
+            *(u, delta, B, C, None, self.delta_bias, self.A, self.D),
+            *(routes, False, False, self.softplus, self.chunk, None),
+        )
+
+    def new_results(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Make an uninitialised y, the last state, and what is kept: the states, flat."""
+        kept = self.A.new_empty(prod(self.states_shape) if self.chunk else 0)
+        return self.u.new_empty(self.u.shape), self.A.new_empty(self.last_shape), kept
+
+
+class Scan2d(NamedTuple):
+    """Sequences over maps: the arguments of :func:`mmmsv.kernels.scan2d`.
+
+    A sequence visits the tokens of a map along its routes; all sequences share one map. Kernels that walk over maps also
+    scan the one-row maps of :meth:`SelectiveScan.as_maps`, where each sequence has a map of its own, and the step is not
+    in its low-rank form.
 
     Args:
         x: Map that all sequences share, ``(batch, H, W, D)``, or one for each, ``(batch, H, W, S, D)``.
@@ -92,11 +168,7 @@ class Scan2d(NamedTuple):
         Raises:
             RuntimeError: It has kept none: a program was recorded without gradients, and is asked for some.
         """
-        if not self.chunk:
-            raise RuntimeError(
-                "scan2d: this program was recorded without gradients; record it with inputs that require them"
-            )
-        return kept.view(self.states_shape)
+        return _states(kept, self.chunk, self.states_shape if self.chunk else (), "scan2d")
 
     @property
     def y_dtype(self) -> torch.dtype:

@@ -50,6 +50,7 @@ class Backend:
         why_not: Returns in one clause why the backend cannot run on a device; None where it can.
         automatic_for: Types of device (``'cpu'``, ``'cuda'``, ...) that it is chosen for automatically; None for all.
         priority: Of the backends that are chosen automatically, the one with the highest number comes first.
+        selective_scan: Takes :class:`~.arguments.SelectiveScan`.
         scan2d: Takes :class:`~.arguments.Scan2d`.
         depthwise_conv: Takes :class:`~.arguments.DepthwiseConv`.
         gate: Takes :class:`~.arguments.Gate`.
@@ -66,6 +67,7 @@ class Backend:
     automatic_for: tuple[str, ...] | None = ()
     priority: int = 0
     _: KW_ONLY
+    selective_scan: Implementation | None = None
     scan2d: Implementation | None = None
     depthwise_conv: Implementation | None = None
     gate: Implementation | None = None

@@ -44,6 +44,23 @@ class ScanSizes(NamedTuple):
         return self.pairs * (9 * self.state + 1)
 
 
+@register_flop_formula(torch.ops.mmmsv.selective_scan)
+def _selective_scan(*arguments: Any, **_: object) -> int:
+    return _sizes_of_sequences(*arguments).recurrence
+
+
+@register_flop_formula(torch.ops.mmmsv.selective_scan_backward)
+def _selective_scan_backward(dy: tuple, dlast: tuple, kept: tuple, *arguments: Any, **_: object) -> int:
+    """Count as for a map."""
+    sizes = _sizes_of_sequences(*arguments)
+    return sizes.pairs * (23 * sizes.state + 8)
+
+
+def _sizes_of_sequences(*arguments: Any) -> ScanSizes:
+    u, _, _, _, _, (groups, _, state), D, *_ = arguments
+    return ScanSizes(prod(u), groups, groups, 0, state, int(D is not None))
+
+
 @register_flop_formula(torch.ops.mmmsv.scan2d)
 def _scan2d(*arguments: Any, **_: object) -> int:
     """Count the recurrence, and 2 R for the step of each pair."""

@@ -1,6 +1,7 @@
 """The selective scan, along sequences and over maps."""
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -18,9 +19,11 @@ from .argument_checks import (
 )
 from .arguments import choose_chunk
 from .bypass import are_gradients_asked_for
+from .constant_projections import scan_with_constants
 from .routes import Route
 
 
+@overload
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -28,14 +31,48 @@ def selective_scan(
     B: Tensor,
     C: Tensor,
     D: Tensor | None = None,
+    z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
-) -> Tensor:
+    return_last_state: Literal[False] = False,
+    h0: Tensor | None = None,
+) -> Tensor: ...
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    return_last_state: Literal[True],
+    h0: Tensor | None = None,
+) -> tuple[Tensor, Tensor]: ...
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    h0: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     r"""Run the S6 recurrence along the last axis.
 
-    .. math:: h_t = e^{\Delta_t A} h_{t-1} + \Delta_t B_t u_t, \qquad y_t = C_t \cdot h_t + D u_t, \qquad h_{-1} = 0
+    .. math::
+        h_t = e^{\Delta_t A} h_{t-1} + \Delta_t B_t u_t, \qquad y_t = (C_t \cdot h_t + D u_t)\,\mathrm{SiLU}(z_t),
+        \qquad h_{-1} = \mathtt{h0}
 
-    with :math:`\Delta = \mathrm{softplus}(\mathtt{delta} + \mathtt{delta\_bias})` where ``delta_softplus`` is set.
+    with :math:`\Delta = \mathrm{softplus}(\mathtt{delta} + \mathtt{delta\_bias})` where ``delta_softplus`` is set, and
+    without the factor SiLU(z) where there is no ``z``.
 
     Below, ``batch`` sequences have ``L`` tokens of ``D`` channels; each channel keeps a state of ``N`` numbers, and the
     ``D`` channels share ``G`` sets of B and C in contiguous groups of ``D / G``. Any strides are accepted; the fastest
@@ -44,48 +81,70 @@ def selective_scan(
     Args:
         u: Input, ``(batch, D, L)``; float16, bfloat16, float32 or float64.
         delta: Step before bias and softplus, shape and dtype of ``u``.
-        A: Decay rate, ``(D, N)``, as a rule negative (a positive one makes the state grow).
-        B: Input projection, ``(batch, G, N, L)`` or ``(batch, N, L)`` for one group; dtype of ``u``.
-        C: Output projection, shape and dtype of ``B``.
+        A: Decay rate, ``(D, N)``, as a rule negative (a positive one makes the state grow). It is real.
+        B: Input projection, ``(batch, G, N, L)`` or ``(batch, N, L)`` for one group, in the dtype of ``u``; or
+            ``(D, N)``, one for all tokens, which takes N times the memory.
+        C: Output projection, likewise. B and C of tokens have the same groups.
         D: Skip weight, ``(D,)``; none when omitted.
+        z: Gate, shape and dtype of ``u``; none when omitted.
         delta_bias: Added to ``delta`` before the softplus, ``(D,)``.
         delta_softplus: Whether the step goes through a softplus.
+        return_last_state: Whether to return the state after the last token, too.
+        h0: State before the first token, ``(batch, D, N)``; 0 when omitted. The last state of one call is the h0 of the
+            next: a sequence may be scanned piece by piece.
 
     Returns:
-        ``(batch, D, L)`` in ``u.dtype``, with the layout of ``u``. The state, ``A`` and the exponential are held in
-        float32 (float64 when ``u`` is float64), whatever the dtype of ``u``.
+        y, ``(batch, D, L)`` in ``u.dtype``, with the layout of ``u``; with ``return_last_state`` also the last state,
+        ``(batch, D, N)``. The state, ``A`` and the exponential are held in float32 (float64 when ``u`` is float64),
+        whatever the dtype of ``u``. Both results have gradients with respect to every tensor.
 
     Raises:
-        TypeError: An argument is no floating-point tensor, or its dtype disagrees with ``u``; ``delta_softplus`` is no
-            bool.
+        TypeError: An argument is no tensor of real floating-point numbers, or its dtype disagrees with ``u``; a switch is
+            no bool.
         ValueError: Shapes or devices disagree; the message names the argument and both shapes.
 
     Source:
-        Mamba, arXiv 2312.00752, Algorithm 2; the arguments are those of mamba-ssm's ``selective_scan_fn``, without
-        ``z`` and ``return_last_state``.
+        Mamba, arXiv 2312.00752, Algorithm 2. The arguments are those of mamba-ssm's ``selective_scan_fn``, and h0.
     """
     op = "selective_scan"
-    per_token = {"u": u, "delta": delta, "B": B, "C": C}
-    optional = {name: weight for name, weight in (("D", D), ("delta_bias", delta_bias)) if weight is not None}
-    check_tensors(op, {**per_token, "A": A, **optional})
+    maps, weights = {"u": u, "delta": delta, "B": B, "C": C}, {"D": D, "delta_bias": delta_bias, "h0": h0}
+    optional = {name: each for name, each in {"z": z, **weights}.items() if each is not None}
+    check_tensors(op, {**maps, "A": A, **optional})
     check_bool(op, "delta_softplus", delta_softplus)
-    u, delta, B, C = one_dtype(op, per_token)
-    check_sequence_shapes(u, delta, A, B, C, D, delta_bias)
-    if B.dim() == 3:
-        B, C = B.unsqueeze(1), C.unsqueeze(1)
-    groups = B.shape[1]
-    channels = (groups, A.shape[0] // groups)
-    # Each group of channels is a sequence over a map of its own, which has one row. Lists: torch.compile of torch 2.1
-    # cannot unpack a generator.
-    x, step = [tensor.unflatten(1, channels).permute(0, 3, 1, 2).unsqueeze(1) for tensor in (u, delta)]
-    B, C = [tensor.permute(0, 3, 1, 2).unsqueeze(1) for tensor in (B, C)]
-    A = A.unflatten(0, channels)
-    D, delta_bias = [None if weight is None else weight.unflatten(0, channels) for weight in (D, delta_bias)]
-    chunk = _chunk(x, A, step, B, C, delta_bias, D)
-    y = ops.scan2d(x, step, B, C, None, delta_bias, A, D, [0] * groups, False, False, delta_softplus, chunk, None)
-    y = y.squeeze(2).transpose(2, 3).flatten(1, 2)
+    check_bool(op, "return_last_state", return_last_state)
+    groups = check_sequence_shapes(u, delta, A, B, C, D, z, delta_bias, h0)
+    if z is not None:
+        maps["z"] = z
+    maps = {name: each for name, each in maps.items() if each.dim() > 2}
+    # Lists, here and below: torch.compile of torch 2.1 cannot unpack a generator.
+    maps = dict(zip(maps, one_dtype(op, maps), strict=True))
+    of_each = {"B": B, "C": C, **maps}
+    chunk = _chunk(u, A, *of_each.values(), D, delta_bias, h0)
+
+    sizes = (groups, A.shape[0] // groups)
+    x, step, gate = [_with_channels_last(of_each.get(name), sizes) for name in ("u", "delta", "z")]
+    B, C = [_with_states_last(of_each[name], sizes) for name in ("B", "C")]
+    A, D, delta_bias = [None if each is None else each.unflatten(0, sizes) for each in (A, D, delta_bias)]
+    h0 = None if h0 is None else h0.unflatten(1, sizes).permute(0, 3, 1, 2)
+    compute = scan_with_constants if B.dim() == 3 or C.dim() == 3 else ops.selective_scan
+    y, last = compute(x, step, B, C, gate, A, D, delta_bias, h0, delta_softplus, chunk)
+
+    y = y.flatten(2).transpose(1, 2)
     layout = torch.empty_like(u, device="meta").stride()
-    return y if y.stride() == layout else torch.empty_like(u).copy_(y)
+    y = y if y.stride() == layout else torch.empty_like(u, dtype=y.dtype).copy_(y)
+    return (y, last.permute(0, 2, 3, 1).flatten(1, 2)) if return_last_state else y
+
+
+def _with_channels_last(x: Tensor | None, sizes: tuple[int, int]) -> Tensor | None:
+    """View ``(batch, D, L)`` as ``(batch, L, G, D / G)``."""
+    return None if x is None else x.unflatten(1, sizes).permute(0, 3, 1, 2)
+
+
+def _with_states_last(projection: Tensor, sizes: tuple[int, int]) -> Tensor:
+    """View B or C of tokens as ``(batch, L, G, N)``, and of channels as ``(G, D / G, N)``."""
+    if projection.dim() == 2:
+        return projection.unflatten(0, sizes)
+    return (projection.unsqueeze(1) if projection.dim() == 3 else projection).permute(0, 3, 1, 2)
 
 
 def scan2d(

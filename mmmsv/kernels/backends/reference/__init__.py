@@ -3,7 +3,7 @@
 from torch.nn.functional import linear
 
 from ...dispatch import Backend, register
-from ..torch import fused, unrolled
+from ..torch import fused, sequences, unrolled
 from . import scan
 
 register(
@@ -11,6 +11,7 @@ register(
         "reference",
         why_not=lambda device: None,
         priority=-1,
+        selective_scan=sequences.kernel(scan.forward, scan.backward),
         scan2d=unrolled.kernel(scan.forward, scan.backward),
         depthwise_conv=fused.depthwise_conv,
         gate=fused.gate,

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import silu, softplus
 
-from .unrolled import Gradients, Sequences
+from .sequences import Gradients, Sequences
 
 # State elements worked on at once. Small enough for a CPU's last-level cache, large enough to hide launch costs.
 _ELEMENTS = 1 << 19
@@ -61,34 +61,38 @@ def linear_scan_(decay: Tensor, drive: Tensor, start: Tensor, reverse: bool = Fa
         start = drive[:, t].addcmul_(decay[:, t], start)
 
 
-def forward(given: Sequences) -> tuple[Tensor, Tensor]:
-    """Compute y and the states before each chunk."""
+def forward(given: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute y, the last state, and the states before each chunk."""
     walk = _Walk(given)
-    y = torch.empty_like(given.u)
-    state, kept = walk.zero_state(), []
+    y = torch.empty_like(given.u, memory_format=torch.contiguous_format)
+    state, kept = given.first_state(), []
     for chunks, where in walk.spans():
         chunk = walk.run(where, state)
         state = chunk.states[:, -1]
         kept.append(chunk.states[:, [start - where.start for start in given.chunk_starts[chunks]]].flatten(3))
-        total = _contract(chunk.C, chunk.states[:, 1:])
-        if given.skip is not None:
-            total.addcmul_(given.skip, chunk.u)
-        y[:, where] = total
-    return y, torch.cat(kept, 1) if kept else state.flatten(2).unsqueeze(1)[:, :0]
+        total = walk.outputs(chunk)
+        y[:, where] = total if given.z is None else total.mul_(silu(given.z[:, where].to(total.dtype)))
+    return y, state.contiguous(), torch.cat(kept, 1) if kept else state.flatten(2).unsqueeze(1)[:, :0]
 
 
-def backward(given: Sequences, dy: Tensor, states: Tensor) -> Gradients:
-    """Compute the gradients of the tensors, in their order."""
+def backward(given: Sequences, dy: Tensor, dlast: Tensor | None, states: Tensor) -> Gradients:
+    """Compute the gradients of the tensors."""
     walk = _Walk(given)
     du, ddelta, dB, dC = (torch.empty_like(tensor) for tensor in given[:4])
+    dz = None if given.z is None else torch.empty_like(given.z)
     dA, dskip, dbias = torch.zeros_like(walk.A), *(torch.zeros_like(walk.A[0]) for _ in range(2))
 
-    # What the tokens behind a chunk want of the state that leaves it: exp(step_{t+1} A) g_{t+1}.
-    wanted = walk.zero_state()
+    # What the tokens after a chunk want of the state that leaves it: exp(step_{t+1} A) g_{t+1}.
+    wanted = walk.A.new_zeros(len(given.u), *walk.A.shape) if dlast is None else dlast
     for chunks, where in reversed(list(walk.spans())):
-        u_, step, decay, states_, B_, C_ = walk.run(where, states[:, chunks.start].view_as(wanted))
+        chunk = walk.run(where, states[:, chunks.start].view(wanted.shape))
+        u_, step, decay, states_, B_, C_ = chunk
         before, after = states_[:, :-1], states_[:, 1:]
         dy_ = dy[:, where].to(walk.A.dtype)
+        if given.z is not None and dz is not None:
+            gate = given.z[:, where].to(walk.A.dtype)
+            dz[:, where] = walk.outputs(chunk) * dy_ * _silu_slope(gate)
+            dy_ = dy_ * silu(gate)
 
         # g_t = dL/dh_t = C_t dy_t + exp(step_{t+1} A) g_{t+1}
         g = C_ * dy_.unsqueeze(2)
@@ -112,7 +116,12 @@ def backward(given: Sequences, dy: Tensor, states: Tensor) -> Gradients:
             dskip += (dy_ * u_).sum((0, 1))
         du[:, where] = gB
 
-    return du, ddelta, dB, dC, dA.movedim(0, 2), dskip, dbias
+    return Gradients(du, ddelta, dB, dC, dA.movedim(0, 2), dskip, dbias, dz, wanted)
+
+
+def _silu_slope(z: Tensor) -> Tensor:
+    sigmoid = torch.sigmoid(z)
+    return sigmoid * (1 + z * (1 - sigmoid))
 
 
 def _contract(weight: Tensor, state: Tensor) -> Tensor:
@@ -142,9 +151,6 @@ class _Walk:
         self.given = given
         self.A = given.A.movedim(2, 0).contiguous()  # (N, K, D)
 
-    def zero_state(self) -> Tensor:
-        return self.A.new_zeros(self.given.u.shape[0], *self.A.shape)
-
     def spans(self) -> Iterator[tuple[slice, slice]]:
         """Yield which chunks are worked on at once, and which tokens these are."""
         batch, length = self.given.u.shape[:2]
@@ -158,6 +164,11 @@ class _Walk:
     def biased(self, where: slice) -> Tensor:
         delta = self.given.delta[:, where].to(self.A.dtype)
         return delta if self.given.bias is None else delta + self.given.bias
+
+    def outputs(self, chunk: _Chunk) -> Tensor:
+        """Return y before its gate, ``(batch, T, K, D)``."""
+        total = _contract(chunk.C, chunk.states[:, 1:])
+        return total if self.given.skip is None else total.addcmul_(self.given.skip, chunk.u)
 
     def run(self, where: slice, start: Tensor) -> _Chunk:
         """Read the tokens ``where`` and scan them from the state ``start``."""
