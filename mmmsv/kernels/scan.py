@@ -122,12 +122,13 @@ def selective_scan(
     chunk = _chunk(u, A, *of_each.values(), D, delta_bias, h0)
 
     sizes = (groups, A.shape[0] // groups)
-    x, step, gate = [_with_channels_last(of_each.get(name), sizes) for name in ("u", "delta", "z")]
+    x, step = [_with_channels_last(maps[name], sizes) for name in ("u", "delta")]
+    gate = None if z is None else _with_channels_last(maps["z"], sizes)
     B, C = [_with_states_last(of_each[name], sizes) for name in ("B", "C")]
-    A, D, delta_bias = [None if each is None else each.unflatten(0, sizes) for each in (A, D, delta_bias)]
-    h0 = None if h0 is None else h0.unflatten(1, sizes).permute(0, 3, 1, 2)
+    skip, bias = [None if each is None else each.unflatten(0, sizes) for each in (D, delta_bias)]
+    start = None if h0 is None else h0.unflatten(1, sizes).permute(0, 3, 1, 2)
     compute = scan_with_constants if B.dim() == 3 or C.dim() == 3 else ops.selective_scan
-    y, last = compute(x, step, B, C, gate, A, D, delta_bias, h0, delta_softplus, chunk)
+    y, last = compute(x, step, B, C, gate, A.unflatten(0, sizes), skip, bias, start, delta_softplus, chunk)
 
     y = y.flatten(2).transpose(1, 2)
     layout = torch.empty_like(u, device="meta").stride()
@@ -135,9 +136,9 @@ def selective_scan(
     return (y, last.permute(0, 2, 3, 1).flatten(1, 2)) if return_last_state else y
 
 
-def _with_channels_last(x: Tensor | None, sizes: tuple[int, int]) -> Tensor | None:
+def _with_channels_last(x: Tensor, sizes: tuple[int, int]) -> Tensor:
     """View ``(batch, D, L)`` as ``(batch, L, G, D / G)``."""
-    return None if x is None else x.unflatten(1, sizes).permute(0, 3, 1, 2)
+    return x.unflatten(1, sizes).permute(0, 3, 1, 2)
 
 
 def _with_states_last(projection: Tensor, sizes: tuple[int, int]) -> Tensor:

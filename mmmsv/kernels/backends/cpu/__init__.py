@@ -10,6 +10,7 @@ register(
         why_not,
         automatic_for=("cpu",),
         priority=10,
+        selective_scan=Kernel(scan.selective_scan, scan.selective_scan_backward),
         scan2d=Kernel(scan.forward, scan.backward),
         depthwise_conv=Kernel(fused.depthwise_conv, fused.depthwise_conv_backward),
         gate=Kernel(fused.gate, fused.gate_backward),

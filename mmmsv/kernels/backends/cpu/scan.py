@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...arguments import CHUNK, Scan2d, ceil_div
+from ...arguments import CHUNK, Scan2d, SelectiveScan, ceil_div
 from ...strides import last_axis_innermost
 from .library import DTYPES, GROUPS, LANES, loaded_library
 from .memory import in_huge_pages
@@ -40,7 +40,9 @@ class _Scan(ctypes.Structure):
         *((name, _PerToken) for name in ("x", "dt", "B", "C", "y")),
         ("padded", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("W_dt", "b_dt", "A", "Dskip", "kept")),
-        *((name, _PerToken) for name in ("dy", "dx", "ddelta")),
+        ("z", _PerToken),
+        *((name, ctypes.c_void_p) for name in ("entering", "leaving")),
+        *((name, _PerToken) for name in ("dy", "dx", "ddelta", "dz")),
         ("padded_rank", ctypes.c_int64),
         ("W_dt_rows", ctypes.c_void_p),
         ("groups", ctypes.c_int64),
@@ -80,10 +82,52 @@ class _Placed(NamedTuple):
         return (self.tensor.data_ptr(), *self[1:])
 
 
-def forward(scan: Scan2d) -> tuple[Tensor, Tensor]:
+class _Ends(NamedTuple):
+    """What is at the ends of a 1-D scan: a gate, ``(batch, L, S, D)``, and states, ``(batch, N, S, D)``, contiguous.
+
+    ``dz`` and ``leaving`` are written. In a backward pass, which walks from the last token to the first, the states are
+    gradients.
+    """
+
+    z: Tensor | None = None
+    dz: Tensor | None = None
+    entering: Tensor | None = None
+    leaving: Tensor | None = None
+
+    def describe(self, problem: _Scan) -> list[_Placed]:
+        """Describe them to the library; return what has to live as long as the description."""
+        gate = [_Placed.of_sequences(each.unsqueeze(1)) for each in (self.z, self.dz) if each is not None]
+        for name, placed in zip(("z", "dz"), gate, strict=False):
+            setattr(problem, name, placed.fields)
+        for name, state in (("entering", self.entering), ("leaving", self.leaving)):
+            setattr(problem, name, None if state is None else state.data_ptr())
+        return gate
+
+
+def selective_scan(given: SelectiveScan) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute y, the last state, and the states before each chunk."""
+    last = given.A.new_empty(given.last_shape)
+    ends = _Ends(given.z, None, None if given.h0 is None else given.h0.contiguous(), last)
+    y, states = forward(given.as_maps(), ends)
+    return y.permute(0, 2, 3, 1, 4).squeeze(1), last, states
+
+
+def selective_scan_backward(
+    given: SelectiveScan, dy: Tensor, dlast: Tensor | None, states: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of the tensors, in their order."""
+    dz = None if given.z is None else given.z.new_empty(given.z.shape)
+    dh0 = None if given.h0 is None else given.A.new_empty(given.last_shape)
+    ends = _Ends(given.z, dz, None if dlast is None else dlast.contiguous(), dh0)
+    by_route = dy.unsqueeze(1).permute(0, 3, 1, 2, 4)
+    du, ddelta, dB, dC, _, dbias, dA, dD = backward(given.as_maps(), by_route, states, ends)
+    return *(each if each is None else each.squeeze(1) for each in (du, ddelta, dB, dC)), dz, dA, dD, dbias, dh0
+
+
+def forward(scan: Scan2d, ends: _Ends | None = None) -> tuple[Tensor, Tensor]:
     """Compute y and the states before each chunk."""
     if scan.chunk not in (0, CHUNK):
-        raise RuntimeError("scan2d: this program was recorded for a GPU; record it again for a CPU")
+        raise RuntimeError("scan: this program was recorded for a GPU; record it again for a CPU")
     y_dtype, scan = scan.y_dtype, scan.in_one_dtype()
     dtype = scan.map_dtype(scan.x.dtype, scan.merge)
     y = in_huge_pages(scan.new_merged(dtype) if scan.merge else scan.new_routes(dtype))
@@ -94,11 +138,12 @@ def forward(scan: Scan2d) -> tuple[Tensor, Tensor]:
     problem, _alive = _describe(scan, blocks, threads)
     problem.wide = dtype != scan.x.dtype
     problem.y, problem.kept = _Placed.of_routes(y).fields, states.data_ptr() if scan.chunk else None
+    _gate = None if ends is None else ends.describe(problem)
     loaded_library().scan.forward(problem, scan.A)
     return y.to(y_dtype), states
 
 
-def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
+def backward(scan: Scan2d, dy: Tensor, states: Tensor, ends: _Ends | None = None) -> tuple[Tensor | None, ...]:
     """Compute the gradients of the tensors, in their order."""
     scan = scan.in_one_dtype()
     maps = scan.maps
@@ -121,6 +166,7 @@ def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, .
     token_parts = in_huge_pages(scan.A.new_empty(problem.blocks, batch, height, width, sets, rank + 2 * state))
     weight_parts = scan.A.new_zeros(groups, sets, rank + state + 2, problem.padded)
     problem.token_parts, problem.weight_parts, problem.groups = token_parts.data_ptr(), weight_parts.data_ptr(), groups
+    _gate = None if ends is None else ends.describe(problem)
     loaded_library().scan.backward(problem, scan.A)
 
     ddt, dB, dC = token_parts.sum(0).split((rank, state, state), 4)

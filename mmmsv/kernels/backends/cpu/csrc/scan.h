@@ -6,9 +6,11 @@
 // busy with a single image too; within such a task tokens are walked in order, CHUNK at a time.
 //
 //     step_t = softplus(W_dt dt_t + b_dt)    h_t = exp(step_t A) h_{t-1} + step_t B_t x_t    y_t = C_t h_t + Dskip x_t
-
+//
+// and, of a 1-D scan, y_t silu(z_t) in the place of y_t.
 #pragma once
 
+#include "activations.h"
 #include "tasks.h"
 
 constexpr int CHUNK = 64;  // tokens; the state before each chunk is kept for the backward pass (arguments.py)
@@ -38,8 +40,11 @@ struct Scan {
     int64_t padded;                          // channels with their padding
     const void *W_dt, *b_dt, *A, *Dskip;     // (S, R, padded), (S, padded), (S, N, padded), (S, padded)
     void* kept;                              // states before each chunk, (batch, chunks, N, sequences * D), or null
+    PerToken z;                              // the gate, or nowhere; with rank 0 only, as are all that follow
+    const void* entering;  // state before the first token, (batch, N, sequences * D), or null for 0
+    void* leaving;         // state after the last token, likewise, or null; backward: the gradients of both, swapped
     // Backward only.
-    PerToken dy, dx, ddelta;                 // ddelta: with rank 0 only
+    PerToken dy, dx, ddelta, dz;
     int64_t padded_rank;                     // R rounded up to a multiple of 16
     const void* W_dt_rows;                   // (S, padded, padded_rank)
     int64_t groups;                          // of images; each sums its own gradients of the weights
@@ -61,6 +66,23 @@ inline int64_t chunks_of(const Scan& scan) { return scan.routes * chunks_of_rout
 inline int64_t shared_width(const Scan& scan) { return scan.rank + 2 * scan.states; }
 inline int64_t sets_of(const Scan& scan) { return scan.shared ? 1 : scan.sequences; }
 inline int64_t set_of(const Scan& scan, int64_t sequence) { return scan.shared ? 0 : sequence; }
+
+// Where a block of channels of one of `states` states begins, (states, N, sequences * D): that of number n is n times
+// sequences * D on.
+template <class Real>
+const Real* state_at(const Scan& scan, const void* states, int64_t index, int64_t sequence, int64_t channel) {
+    return (const Real*)states + (index * scan.states * scan.sequences + sequence) * scan.channels + channel;
+}
+template <class Real>
+Real* state_at(const Scan& scan, void* states, int64_t index, int64_t sequence, int64_t channel) {
+    return (Real*)state_at<Real>(scan, (const void*)states, index, sequence, channel);
+}
+
+// Copy the numbers of a state, each a row of channels.
+template <class Real>
+void copy_state(const Scan& scan, int64_t channels, const Real* from, int64_t from_stride, Real* to, int64_t to_stride) {
+    for (int64_t n = 0; n < scan.states; ++n) std::copy_n(from + n * from_stride, channels, to + n * to_stride);
+}
 
 // How many numbers a block of a forward pass keeps of all tokens, from the first route of a sequence for the others: none
 // where there is but one, where each has a map of its own, or where they would not stay in the cache of a core. The same

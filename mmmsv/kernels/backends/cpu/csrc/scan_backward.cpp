@@ -6,11 +6,11 @@ namespace {
 template <class Real> struct Workspace {
     static constexpr int width = Simd<Real>::width, row = CHUNK * width;
     Real *shared, *wanted, *dstep, *dB, *dC;
-    Real *step, *slope, *x, *dy, *decay, *state, *gB, *dstep_rate;
+    Real *step, *slope, *x, *dy, *decay, *state, *gB, *dstep_rate, *y, *dz;
 
     // Of block.padded() = padded channels; returns how many numbers it takes, with base null to ask for that.
     static int64_t size(const Scan& scan, int64_t padded) {
-        return CHUNK * shared_width(scan) + (scan.states + CHUNK) * padded + 2 * scan.states * row + 8 * row + width;
+        return CHUNK * shared_width(scan) + (scan.states + CHUNK) * padded + 2 * scan.states * row + 10 * row + width;
     }
 
     Workspace(const Scan& scan, int64_t padded, Real* base) {
@@ -21,6 +21,7 @@ template <class Real> struct Workspace {
         dB = take(scan.states * row), dC = take(scan.states * row);
         step = take(row), slope = take(row), x = take(row), dy = take(row), decay = take(row);
         state = take(row + width), gB = take(row), dstep_rate = take(row);
+        y = take(row), dz = take(row);
     }
 };
 
@@ -47,9 +48,22 @@ void backward_read(const Scan& scan, const Real* shared, int t, typename T::Bits
     }
 }
 
+// Take the gate out of dy: with out = y silu(z) it is dy = dout silu(z), and dz = dout y slope(z), whose y comes later.
+template <class T, bool full, class Real = typename T::Real>
+void backward_gate(int count, typename T::Bits* const* z_at, int64_t offset, int lanes, Vec<Real> skip,
+                   const Workspace<Real> work) {
+    for (int t = 0; t < count; ++t) {
+        const int64_t at = t * Simd<Real>::width;
+        const Vec<Real> z = read<T, full>(z_at[t] + offset, lanes), dout = load(work.dy + at);
+        store(work.dy + at, dout * activate(SILU, z));
+        store(work.dz + at, dout * slope(SILU, z));
+        store(work.y + at, skip * load(work.x + at));
+    }
+}
+
 // State number n of one register of channels: from `state` forwards again, then g = dL/dh backwards from `wanted`.
-// Adds to dB, dC, gB = B g and dstep; returns its part of dA.
-template <class Real>
+// Adds to dB, dC, gB = B g and dstep and, where there is a gate, to y; returns its part of dA.
+template <bool gated, class Real>
 INLINE Vec<Real> backward_state(const Scan& scan, int count, int64_t n, Vec<Real> state, Real* wanted, Vec<Real> A,
                                 const Workspace<Real> work) {
     constexpr int width = Simd<Real>::width;
@@ -61,6 +75,7 @@ INLINE Vec<Real> backward_state(const Scan& scan, int count, int64_t n, Vec<Real
         store(work.decay + t * width, decay);
         store(work.state + t * width, state);
         state = decay * state + step * load(work.x + t * width) * B[t];
+        if (gated) store(work.y + t * width, load(work.y + t * width) + C[t] * state);
     }
     store(work.state + count * width, state);
     Vec<Real> carried = load(wanted), dA{};  // carried: exp(step_{t+1} A) g_{t+1}
@@ -112,14 +127,16 @@ INLINE void add_ddt(const Scan& scan, const Real* W_dt_rows, const Real* dstep, 
 
 // Where the tokens of a chunk have the first channel of a block.
 template <class T, class Out> struct BackwardPlaces {
-    typename T::Bits *x[CHUNK], *delta[CHUNK], *dy[CHUNK], *ddelta[CHUNK];
+    typename T::Bits *x[CHUNK], *delta[CHUNK], *z[CHUNK], *dy[CHUNK], *ddelta[CHUNK], *dz[CHUNK];
     typename Out::Bits* dx[CHUNK];
 
     BackwardPlaces(const Scan& scan, const Chunk<T>& chunk, int64_t channel) {
         chunk.template find<T>(scan.x, channel, x);
         chunk.template find<T>(scan.dt, channel, delta);
+        chunk.template find<T>(scan.z, channel, z);
         chunk.template find<T>(scan.dy, channel, dy);
         chunk.template find<T>(scan.ddelta, channel, ddelta);
+        chunk.template find<T>(scan.dz, channel, dz);
         chunk.template find<Out>(scan.dx, channel, dx);
     }
 };
@@ -140,20 +157,23 @@ void backward_register(const Scan& scan, const Block<Real>& block, const Chunk<T
     for (; t < count; ++t)
         backward_read<T, full, 1>(scan, work.shared, t, places.x, places.delta, places.dy, d, lanes, weights, work);
 
+    const Vec<Real> skip = load(weights.Dskip);
+    const bool gated = scan.z.data;
+    if (gated) backward_gate<T, full>(count, places.z, d, lanes, skip, work);
+
     Real* dW_dt = weight_parts + set * (rank + states + 2) * scan.padded + block.begin + d;
     Real *dA = dW_dt + rank * scan.padded, *db_dt = dA + states * scan.padded, *dDskip = db_dt + scan.padded;
     for (int64_t n = 0; n < states; ++n) {
-        Vec<Real> start{};
-        memcpy(&start, kept + (n * scan.sequences + chunk.sequence) * scan.channels + block.begin + d,
-               lanes * sizeof(Real));
-        const Vec<Real> sum = backward_state(scan, count, n, start, work.wanted + n * padded + d,
-                                             load(weights.A + n * scan.padded), work);
+        const Vec<Real> start = read_real<full>(kept + n * scan.sequences * scan.channels + d, lanes);
+        const Vec<Real> A = load(weights.A + n * scan.padded);
+        Real* wanted = work.wanted + n * padded + d;
+        const Vec<Real> sum = gated ? backward_state<true>(scan, count, n, start, wanted, A, work)
+                                    : backward_state<false>(scan, count, n, start, wanted, A, work);
         store(dA + n * scan.padded, load(dA + n * scan.padded) + sum);
     }
 
     // The walk goes backwards: at each place of the map the last route comes first, and others add to what it left.
     const int64_t last_route = scan.one_map ? scan.sequences * scan.routes - 1 : -1;
-    const Vec<Real> skip = load(weights.Dskip);
     Vec<Real> bias_sum = load(db_dt), skip_sum = load(dDskip);
     for (t = count - 1; t >= 0; --t) {
         const int64_t at = t * width;
@@ -163,6 +183,7 @@ void backward_register(const Scan& scan, const Block<Real>& block, const Chunk<T
         if (last_route >= 0 && chunk.route != last_route) dx += read<Out, full>(places.dx[t] + d, lanes);
         write<Out, full>(places.dx[t] + d, dx, lanes);
         if (rank == 0) write<T, full>(places.ddelta[t] + d, dstep, lanes);
+        if (gated) write<T, full>(places.dz[t] + d, load(work.dz + at) * load(work.y + at), lanes);
         store(work.dstep + t * padded + d, dstep);
         bias_sum += dstep;
         skip_sum += dy * x;
@@ -214,8 +235,8 @@ void backward_chunk(const Scan& scan, const Block<Real>& block, const Chunk<T>& 
 
 template <class T, class Out, class Real = typename T::Real>
 void backward_task(const Scan& scan, int64_t group, const Block<Real>& block, Real* scratch) {
-    const int64_t chunks = chunks_of(scan);
-    const Workspace<Real> work(scan, block.padded(), scratch);
+    const int64_t chunks = chunks_of(scan), padded = block.padded(), row = scan.sequences * scan.channels;
+    const Workspace<Real> work(scan, padded, scratch);
     Chunk<T> chunk;
     chunk.shared = work.shared;
     Real* weight_parts =
@@ -223,13 +244,19 @@ void backward_task(const Scan& scan, int64_t group, const Block<Real>& block, Re
     const int64_t end = scan.batch * (group + 1) / scan.groups;
     for (chunk.batch = scan.batch * group / scan.groups; chunk.batch < end; ++chunk.batch) {
         for (chunk.sequence = scan.sequences - 1; chunk.sequence >= 0; --chunk.sequence) {
-            std::fill_n(work.wanted, scan.states * block.padded(), Real(0));
+            const int64_t batch = chunk.batch, sequence = chunk.sequence;
+            std::fill_n(work.wanted, scan.states * padded, Real(0));
+            if (scan.entering)
+                copy_state(scan, block.channels(), state_at<Real>(scan, scan.entering, batch, sequence, block.begin), row,
+                           work.wanted, padded);
             for (int64_t c = chunks - 1; c >= 0; --c) {
                 chunk.fill(scan, c);
-                const Real* kept =
-                    (const Real*)scan.kept + (chunk.batch * chunks + c) * scan.states * scan.sequences * scan.channels;
+                const Real* kept = state_at<Real>(scan, (const void*)scan.kept, batch * chunks + c, sequence, block.begin);
                 backward_chunk<T, Out>(scan, block, chunk, kept, work, weight_parts);
             }
+            if (scan.leaving)
+                copy_state(scan, block.channels(), work.wanted, padded,
+                           state_at<Real>(scan, scan.leaving, batch, sequence, block.begin), row);
         }
     }
 }

@@ -12,7 +12,8 @@ template <class Real> struct Kept {
 // One register of channels, `count` tokens from t on.
 template <class T, class Out, bool full, int count, class Real = typename T::Real>
 void forward_tile(const Scan& scan, const Chunk<T>& chunk, int t, typename T::Bits* const* x_at,
-                  typename T::Bits* const* delta_at, typename Out::Bits* const* y_at, int64_t offset, int lanes,
+                  typename T::Bits* const* delta_at, typename T::Bits* const* z_at, typename Out::Bits* const* y_at,
+                  int64_t offset, int lanes,
                   const Weights<Real>& weights, Real* state, int64_t state_stride, bool fetch, const Kept<Real>& kept) {
     const Real* shared = chunk.shared + t;
     Vec<Real> step[count] = {}, drive[count], y[count];
@@ -43,6 +44,8 @@ void forward_tile(const Scan& scan, const Chunk<T>& chunk, int t, typename T::Bi
         }
         store(state + n * state_stride, h);
     }
+    if (scan.z.data)
+        for (int i = 0; i < count; ++i) y[i] *= activate(SILU, read<T, full>(z_at[t + i] + offset, lanes));
     for (int i = 0; i < count; ++i) {
         auto* to = y_at[t + i] + offset;
         if (scan.merge && chunk.route) y[i] += read<Out, full>(to, lanes);
@@ -52,32 +55,36 @@ void forward_tile(const Scan& scan, const Chunk<T>& chunk, int t, typename T::Bi
 
 template <class T, class Out, class Real = typename T::Real>
 void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Real* scratch) {
-    const int64_t chunks = chunks_of(scan), padded = block.padded();
+    const int64_t chunks = chunks_of(scan), padded = block.padded(), row = scan.sequences * scan.channels;
     Chunk<T> chunk;
     chunk.batch = batch, chunk.shared = scratch;
     Real *state = scratch + CHUNK * shared_width(scan), *tokens = state + scan.states * padded;
     Kept<Real> kept{{}, padded, false};
     const bool keeps = kept_by_routes<Real>(scan) > 0;
-    typename T::Bits *x_at[CHUNK + TILE], *delta_at[CHUNK];
+    typename T::Bits *x_at[CHUNK + TILE], *delta_at[CHUNK], *z_at[CHUNK];
     typename Out::Bits* y_at[CHUNK];
     // From main memory the next tile is fetched ahead: blocks of rows are no pattern that a processor foresees. From its
     // caches that costs more than it brings.
     const bool fetch = scan.height * scan.width * scan.channels * sizeof(typename T::Bits) > (16 << 20);
     for (chunk.sequence = 0; chunk.sequence < scan.sequences; ++chunk.sequence) {
+        const int64_t sequence = chunk.sequence;
         std::fill_n(state, scan.states * padded, Real(0));
+        if (scan.entering)
+            copy_state(scan, block.channels(), state_at<Real>(scan, scan.entering, batch, sequence, block.begin), row, state,
+                       padded);
         for (int64_t c = 0; c < chunks; ++c) {
             chunk.fill(scan, c);
             chunk.template find<T>(scan.x, block.begin, x_at);
             std::fill_n(x_at + chunk.count, TILE, x_at[chunk.count - 1]);
             chunk.template find<T>(scan.dt, block.begin, delta_at);
+            chunk.template find<T>(scan.z, block.begin, z_at);
             chunk.template find<Out>(scan.y, block.begin, y_at);
             kept.made = keeps && c >= chunks_of_route(scan);
             for (int t = 0; keeps && t < chunk.count; ++t)
                 kept.at[t] = tokens + (chunk.row[t] * scan.width + chunk.column[t]) * (1 + scan.states) * padded;
-            const int64_t rows = (batch * chunks + c) * scan.states;
-            for (int64_t n = 0; scan.kept && n < scan.states; ++n)
-                std::copy_n(state + n * padded, block.channels(),
-                            (Real*)scan.kept + ((rows + n) * scan.sequences + chunk.sequence) * scan.channels + block.begin);
+            if (scan.kept)
+                copy_state(scan, block.channels(), state, padded,
+                           state_at<Real>(scan, scan.kept, batch * chunks + c, sequence, block.begin), row);
             for (int t = 0; t < chunk.count;) {
                 const bool whole = t + TILE <= chunk.count;
                 for (int64_t d = 0; d < block.channels(); d += block.width) {
@@ -86,11 +93,14 @@ void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Rea
                     const bool full = lanes == block.width;
                     const auto tile = whole ? (full ? forward_tile<T, Out, true, TILE> : forward_tile<T, Out, false, TILE>)
                                             : (full ? forward_tile<T, Out, true, 1> : forward_tile<T, Out, false, 1>);
-                    tile(scan, chunk, t, x_at, delta_at, y_at, d, lanes, weights, state + d, padded, fetch, kept);
+                    tile(scan, chunk, t, x_at, delta_at, z_at, y_at, d, lanes, weights, state + d, padded, fetch, kept);
                 }
                 t += whole ? TILE : 1;
             }
         }
+        if (scan.leaving)
+            copy_state(scan, block.channels(), state, padded,
+                       state_at<Real>(scan, scan.leaving, batch, sequence, block.begin), row);
     }
 }
 
