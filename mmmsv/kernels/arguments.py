@@ -100,7 +100,7 @@ class SelectiveScan(NamedTuple):
     def new_results(self) -> tuple[Tensor, Tensor, Tensor]:
         """Make an uninitialised y, the last state, and what is kept: the states, flat."""
         kept = self.A.new_empty(prod(self.states_shape) if self.chunk else 0)
-        return self.u.new_empty(self.u.shape), self.A.new_empty(self.last_shape), kept
+        return torch.empty_like(self.u), self.A.new_empty(self.last_shape), kept
 
 
 class Scan2d(NamedTuple):

@@ -10,6 +10,7 @@ from torch.nn.functional import silu
 
 from . import ops
 from .argument_checks import state_dtype
+from .strides import laid_out_as
 
 
 def scan_with_constants(
@@ -64,7 +65,7 @@ def scan_with_constants(
         y = y + D * wide
     if z is not None:
         y = y * silu(z.to(dtype))
-    return y.to(u.dtype), last[:, 0].unflatten(1, (groups, state)).transpose(1, 2)
+    return laid_out_as(u, y.to(u.dtype)), last[:, 0].unflatten(1, (groups, state)).transpose(1, 2)
 
 
 def _for_each_number(x: Tensor, state: int) -> Tensor:

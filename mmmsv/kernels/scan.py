@@ -131,8 +131,6 @@ def selective_scan(
     y, last = compute(x, step, B, C, gate, A.unflatten(0, sizes), skip, bias, start, delta_softplus, chunk)
 
     y = y.flatten(2).transpose(1, 2)
-    layout = torch.empty_like(u, device="meta").stride()
-    y = y if y.stride() == layout else torch.empty_like(u, dtype=y.dtype).copy_(y)
     return (y, last.permute(0, 2, 3, 1).flatten(1, 2)) if return_last_state else y
 
 

@@ -1,7 +1,7 @@
 """Backend ``cpu``: C++ with SIMD and OpenMP, in ``csrc/``, compiled when mmmsv is installed."""
 
 from ...dispatch import Backend, Kernel, register
-from . import block, downsampling, fused, linear, scan
+from . import block, downsampling, fused, linear, scan, sequences
 from .library import choices, why_not
 
 register(
@@ -10,7 +10,7 @@ register(
         why_not,
         automatic_for=("cpu",),
         priority=10,
-        selective_scan=Kernel(scan.selective_scan, scan.selective_scan_backward),
+        selective_scan=Kernel(sequences.forward, sequences.backward),
         scan2d=Kernel(scan.forward, scan.backward),
         depthwise_conv=Kernel(fused.depthwise_conv, fused.depthwise_conv_backward),
         gate=Kernel(fused.gate, fused.gate_backward),

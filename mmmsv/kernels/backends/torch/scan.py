@@ -64,7 +64,7 @@ def linear_scan_(decay: Tensor, drive: Tensor, start: Tensor, reverse: bool = Fa
 def forward(given: Sequences) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y, the last state, and the states before each chunk."""
     walk = _Walk(given)
-    y = torch.empty_like(given.u, memory_format=torch.contiguous_format)
+    y = torch.empty_like(given.u)
     state, kept = given.first_state(), []
     for chunks, where in walk.spans():
         chunk = walk.run(where, state)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...arguments import CHUNK, SelectiveScan
 from ...dispatch import Kernel
+from ...strides import laid_out_as
 
 
 class Sequences(NamedTuple):
@@ -73,7 +74,7 @@ def kernel(forward: Forward, backward: Backward) -> Kernel:
 
     def scan(given: SelectiveScan) -> tuple[Tensor, Tensor, Tensor]:
         y, last, states = forward(_sequences_of(given))
-        return y, last, states if given.chunk else states.new_empty(0)
+        return laid_out_as(given.u, y), last, states if given.chunk else states.new_empty(0)
 
     def scan_backward(
         given: SelectiveScan, dy: Tensor, dlast: Tensor | None, states: Tensor

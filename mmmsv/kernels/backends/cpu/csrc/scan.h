@@ -18,10 +18,11 @@ constexpr int TILE = 8;    // tokens whose steps are made together: each weight 
 
 extern "C" {
 
-// Something that each token has; strides in elements. The last axis (D, R or N) is contiguous.
+// Something that each token has; strides in elements. The last axis (D, R or N) is contiguous, unless `channel` is more
+// than 1: then it is the stride of D, and scratch has room for some of it (see Rows).
 struct PerToken {
     void* data;
-    int64_t batch, sequence, route, row, column;
+    int64_t batch, sequence, route, row, column, channel;
 };
 
 struct Scan {
@@ -162,17 +163,68 @@ template <class T> struct Chunk {
                column[t] * tensor.column;
     }
 
-    // Where each token's first channel of a block lies; nowhere where there is no such tensor.
-    template <class Stored>
-    void find(const PerToken& tensor, int64_t channel, typename Stored::Bits** places) const {
-        if (!tensor.data) return;
-        for (int t = 0; t < count; ++t) places[t] = (typename Stored::Bits*)tensor.data + place(tensor, t) + channel;
-    }
-
 private:
     void gather(Real* to, const PerToken& tensor, int t, int64_t size) const {
         const auto* from = (const typename T::Bits*)tensor.data + place(tensor, t);
         for (int64_t i = 0; i < size; ++i) to[i * CHUNK] = read_one<T>(from + i);
+    }
+};
+
+// How many numbers a block holds of the tokens of a chunk for each tensor whose channels are not contiguous. Rows are a
+// register longer than they need be: those of a power of two would share few places of a cache.
+template <class Real> int64_t staged_row(int64_t padded) { return padded + Simd<Real>::width; }
+template <class Real> int64_t staged_size(const Scan& scan) {
+    int64_t tensors = 0;
+    for (const PerToken* each : {&scan.x, &scan.dt, &scan.z, &scan.y, &scan.dy, &scan.dx, &scan.ddelta, &scan.dz})
+        tensors += each->channel > 1;
+    return tensors * CHUNK * staged_row<Real>(Block<Real>::most_padded(scan.channels, scan.blocks));
+}
+
+// Where the tokens of a chunk have the channels of a block. Those that are not contiguous in memory are copied, chunk by
+// chunk, to scratch that stays in the cache of a core, and back.
+template <class Stored> class Rows {
+    using Bits = typename Stored::Bits;
+    using Real = typename Stored::Real;
+
+public:
+    Bits* at[CHUNK + TILE];
+
+    Rows(const PerToken& tensor, const Block<Real>& block, Real*& scratch)
+        : tensor(tensor), block(block), stride(staged_row<Real>(block.padded())),
+          staged(tensor.channel > 1 ? (Bits*)take(scratch, CHUNK * stride) : nullptr) {}
+
+    // Find them; what is not contiguous is not yet copied.
+    template <class T> void find(const Chunk<T>& chunk) {
+        if (!tensor.data) return;
+        for (int t = 0; t < chunk.count; ++t) at[t] = staged ? staged + t * stride : from(chunk, t) + block.begin;
+    }
+
+    template <class T> void read(const Chunk<T>& chunk) {
+        find(chunk);
+        copy(chunk, [](Bits& in_memory, Bits& in_scratch) { in_scratch = in_memory; });
+    }
+
+    // Write back what was written to the rows that were found.
+    template <class T> void write(const Chunk<T>& chunk) const {
+        copy(chunk, [](Bits& in_memory, Bits& in_scratch) { in_memory = in_scratch; });
+    }
+
+private:
+    const PerToken& tensor;
+    const Block<Real> block;
+    const int64_t stride;
+    Bits* const staged;
+
+    template <class T> Bits* from(const Chunk<T>& chunk, int t) const {
+        return (Bits*)tensor.data + chunk.place(tensor, t);
+    }
+
+    template <class T, class Copy> void copy(const Chunk<T>& chunk, const Copy& one) const {
+        if (!staged) return;
+        Bits* tokens[CHUNK];
+        for (int t = 0; t < chunk.count; ++t) tokens[t] = from(chunk, t) + block.begin * tensor.channel;
+        for (int64_t d = 0; d < block.channels(); ++d)
+            for (int t = 0; t < chunk.count; ++t) one(tokens[t][d * tensor.channel], staged[t * stride + d]);
     }
 };
 

@@ -125,27 +125,29 @@ INLINE void add_ddt(const Scan& scan, const Real* W_dt_rows, const Real* dstep, 
     }
 }
 
-// Where the tokens of a chunk have the first channel of a block.
-template <class T, class Out> struct BackwardPlaces {
-    typename T::Bits *x[CHUNK], *delta[CHUNK], *z[CHUNK], *dy[CHUNK], *ddelta[CHUNK], *dz[CHUNK];
-    typename Out::Bits* dx[CHUNK];
+template <class T, class Out> struct BackwardRows {
+    using Real = typename T::Real;
+    Rows<T> x, delta, z, dy, ddelta, dz;
+    Rows<Out> dx;
 
-    BackwardPlaces(const Scan& scan, const Chunk<T>& chunk, int64_t channel) {
-        chunk.template find<T>(scan.x, channel, x);
-        chunk.template find<T>(scan.dt, channel, delta);
-        chunk.template find<T>(scan.z, channel, z);
-        chunk.template find<T>(scan.dy, channel, dy);
-        chunk.template find<T>(scan.ddelta, channel, ddelta);
-        chunk.template find<T>(scan.dz, channel, dz);
-        chunk.template find<Out>(scan.dx, channel, dx);
+    BackwardRows(const Scan& scan, const Block<Real>& block, Real*& scratch)
+        : x(scan.x, block, scratch), delta(scan.dt, block, scratch), z(scan.z, block, scratch),
+          dy(scan.dy, block, scratch), ddelta(scan.ddelta, block, scratch), dz(scan.dz, block, scratch),
+          dx(scan.dx, block, scratch) {}
+
+    void read(const Chunk<T>& chunk) {
+        x.read(chunk), delta.read(chunk), z.read(chunk), dy.read(chunk);
+        ddelta.find(chunk), dz.find(chunk), dx.find(chunk);
     }
+
+    void write(const Chunk<T>& chunk) const { ddelta.write(chunk), dz.write(chunk), dx.write(chunk); }
 };
 
 // One register of channels, d of the block on, over a chunk: all gradients but those summed over channels, which it adds
 // to work.dB and work.dC or leaves to be made of work.dstep.
 template <class T, class Out, bool full, class Real = typename T::Real>
 void backward_register(const Scan& scan, const Block<Real>& block, const Chunk<T>& chunk,
-                       const BackwardPlaces<T, Out>& places, int64_t d, const Real* kept, const Workspace<Real> work,
+                       const BackwardRows<T, Out>& rows, int64_t d, const Real* kept, const Workspace<Real> work,
                        Real* weight_parts) {
     constexpr int width = Simd<Real>::width;
     const int64_t padded = block.padded(), set = set_of(scan, chunk.sequence), rank = scan.rank, states = scan.states;
@@ -153,13 +155,13 @@ void backward_register(const Scan& scan, const Block<Real>& block, const Chunk<T
     const Weights<Real> weights(scan, set, block.begin + d);
     int t = 0;
     for (; t + TILE <= count; t += TILE)
-        backward_read<T, full, TILE>(scan, work.shared, t, places.x, places.delta, places.dy, d, lanes, weights, work);
+        backward_read<T, full, TILE>(scan, work.shared, t, rows.x.at, rows.delta.at, rows.dy.at, d, lanes, weights, work);
     for (; t < count; ++t)
-        backward_read<T, full, 1>(scan, work.shared, t, places.x, places.delta, places.dy, d, lanes, weights, work);
+        backward_read<T, full, 1>(scan, work.shared, t, rows.x.at, rows.delta.at, rows.dy.at, d, lanes, weights, work);
 
     const Vec<Real> skip = load(weights.Dskip);
     const bool gated = scan.z.data;
-    if (gated) backward_gate<T, full>(count, places.z, d, lanes, skip, work);
+    if (gated) backward_gate<T, full>(count, rows.z.at, d, lanes, skip, work);
 
     Real* dW_dt = weight_parts + set * (rank + states + 2) * scan.padded + block.begin + d;
     Real *dA = dW_dt + rank * scan.padded, *db_dt = dA + states * scan.padded, *dDskip = db_dt + scan.padded;
@@ -180,10 +182,10 @@ void backward_register(const Scan& scan, const Block<Real>& block, const Chunk<T
         const Vec<Real> x = load(work.x + at), dy = load(work.dy + at), gB = load(work.gB + at);
         const Vec<Real> dstep = (load(work.dstep_rate + at) + gB * x) * load(work.slope + at);
         Vec<Real> dx = gB * load(work.step + at) + skip * dy;
-        if (last_route >= 0 && chunk.route != last_route) dx += read<Out, full>(places.dx[t] + d, lanes);
-        write<Out, full>(places.dx[t] + d, dx, lanes);
-        if (rank == 0) write<T, full>(places.ddelta[t] + d, dstep, lanes);
-        if (gated) write<T, full>(places.dz[t] + d, load(work.dz + at) * load(work.y + at), lanes);
+        if (last_route >= 0 && chunk.route != last_route) dx += read<Out, full>(rows.dx.at[t] + d, lanes);
+        write<Out, full>(rows.dx.at[t] + d, dx, lanes);
+        if (rank == 0) write<T, full>(rows.ddelta.at[t] + d, dstep, lanes);
+        if (gated) write<T, full>(rows.dz.at[t] + d, load(work.dz + at) * load(work.y + at), lanes);
         store(work.dstep + t * padded + d, dstep);
         bias_sum += dstep;
         skip_sum += dy * x;
@@ -196,21 +198,22 @@ void backward_register(const Scan& scan, const Block<Real>& block, const Chunk<T
 }
 
 template <class T, class Out, class Real = typename T::Real>
-void backward_chunk(const Scan& scan, const Block<Real>& block, const Chunk<T>& chunk, const Real* kept,
-                    const Workspace<Real>& work, Real* weight_parts) {
+void backward_chunk(const Scan& scan, const Block<Real>& block, const Chunk<T>& chunk, BackwardRows<T, Out>& rows,
+                    const Real* kept, const Workspace<Real>& work, Real* weight_parts) {
     constexpr int width = Simd<Real>::width;
     const int64_t padded = block.padded(), set = set_of(scan, chunk.sequence);
-    const BackwardPlaces<T, Out> places(scan, chunk, block.begin);
+    rows.read(chunk);
     for (int t = 0; t < chunk.count; ++t) {
-        __builtin_prefetch(places.x[t]);
-        __builtin_prefetch(places.dy[t]);
+        __builtin_prefetch(rows.x.at[t]);
+        __builtin_prefetch(rows.dy.at[t]);
     }
     std::fill_n(work.dB, 2 * scan.states * work.row, Real(0));  // dC follows it
     for (int64_t d = 0; d < block.channels(); d += width) {
         const auto one = block.lanes(block.begin + d) == width ? backward_register<T, Out, true>
                                                                : backward_register<T, Out, false>;
-        one(scan, block, chunk, places, d, kept, work, weight_parts);
+        one(scan, block, chunk, rows, d, kept, work, weight_parts);
     }
+    rows.write(chunk);
 
     // A token's dt, B and C serve all routes where these share their parameters: first the last route, as above.
     const int64_t wide = shared_width(scan), sets = sets_of(scan), size = scan.height * scan.width;
@@ -226,16 +229,17 @@ void backward_chunk(const Scan& scan, const Block<Real>& block, const Chunk<T>& 
             parts[t][scan.rank + scan.states + n] += lane_sum(load(work.dC + (t * scan.states + n) * width));
         }
     }
-    const Real* rows = (const Real*)scan.W_dt_rows + (set * scan.padded + block.begin) * scan.padded_rank;
+    const Real* W_dt_rows = (const Real*)scan.W_dt_rows + (set * scan.padded + block.begin) * scan.padded_rank;
     int t = 0;
     for (; t + TILE <= chunk.count; t += TILE)
-        add_ddt<TILE>(scan, rows, work.dstep + t * padded, block.channels(), padded, parts + t);
-    for (; t < chunk.count; ++t) add_ddt<1>(scan, rows, work.dstep + t * padded, block.channels(), padded, parts + t);
+        add_ddt<TILE>(scan, W_dt_rows, work.dstep + t * padded, block.channels(), padded, parts + t);
+    for (; t < chunk.count; ++t) add_ddt<1>(scan, W_dt_rows, work.dstep + t * padded, block.channels(), padded, parts + t);
 }
 
 template <class T, class Out, class Real = typename T::Real>
 void backward_task(const Scan& scan, int64_t group, const Block<Real>& block, Real* scratch) {
     const int64_t chunks = chunks_of(scan), padded = block.padded(), row = scan.sequences * scan.channels;
+    BackwardRows<T, Out> rows(scan, block, scratch);
     const Workspace<Real> work(scan, padded, scratch);
     Chunk<T> chunk;
     chunk.shared = work.shared;
@@ -252,7 +256,7 @@ void backward_task(const Scan& scan, int64_t group, const Block<Real>& block, Re
             for (int64_t c = chunks - 1; c >= 0; --c) {
                 chunk.fill(scan, c);
                 const Real* kept = state_at<Real>(scan, (const void*)scan.kept, batch * chunks + c, sequence, block.begin);
-                backward_chunk<T, Out>(scan, block, chunk, kept, work, weight_parts);
+                backward_chunk<T, Out>(scan, block, chunk, rows, kept, work, weight_parts);
             }
             if (scan.leaving)
                 copy_state(scan, block.channels(), work.wanted, padded,
@@ -263,7 +267,7 @@ void backward_task(const Scan& scan, int64_t group, const Block<Real>& block, Re
 
 template <class Real> int64_t scratch_size(const Scan& scan) {
     const int64_t padded = Block<Real>::most_padded(scan.channels, scan.blocks);
-    return Workspace<Real>::size(scan, padded) + kept_by_routes<Real>(scan);
+    return Workspace<Real>::size(scan, padded) + kept_by_routes<Real>(scan) + staged_size<Real>(scan);
 }
 
 }  // namespace

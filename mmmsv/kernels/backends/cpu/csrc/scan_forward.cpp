@@ -56,13 +56,13 @@ void forward_tile(const Scan& scan, const Chunk<T>& chunk, int t, typename T::Bi
 template <class T, class Out, class Real = typename T::Real>
 void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Real* scratch) {
     const int64_t chunks = chunks_of(scan), padded = block.padded(), row = scan.sequences * scan.channels;
+    Rows<T> x(scan.x, block, scratch), delta(scan.dt, block, scratch), z(scan.z, block, scratch);
+    Rows<Out> y(scan.y, block, scratch);
     Chunk<T> chunk;
     chunk.batch = batch, chunk.shared = scratch;
     Real *state = scratch + CHUNK * shared_width(scan), *tokens = state + scan.states * padded;
     Kept<Real> kept{{}, padded, false};
     const bool keeps = kept_by_routes<Real>(scan) > 0;
-    typename T::Bits *x_at[CHUNK + TILE], *delta_at[CHUNK], *z_at[CHUNK];
-    typename Out::Bits* y_at[CHUNK];
     // From main memory the next tile is fetched ahead: blocks of rows are no pattern that a processor foresees. From its
     // caches that costs more than it brings.
     const bool fetch = scan.height * scan.width * scan.channels * sizeof(typename T::Bits) > (16 << 20);
@@ -74,11 +74,8 @@ void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Rea
                        padded);
         for (int64_t c = 0; c < chunks; ++c) {
             chunk.fill(scan, c);
-            chunk.template find<T>(scan.x, block.begin, x_at);
-            std::fill_n(x_at + chunk.count, TILE, x_at[chunk.count - 1]);
-            chunk.template find<T>(scan.dt, block.begin, delta_at);
-            chunk.template find<T>(scan.z, block.begin, z_at);
-            chunk.template find<Out>(scan.y, block.begin, y_at);
+            x.read(chunk), delta.read(chunk), z.read(chunk), y.find(chunk);
+            std::fill_n(x.at + chunk.count, TILE, x.at[chunk.count - 1]);
             kept.made = keeps && c >= chunks_of_route(scan);
             for (int t = 0; keeps && t < chunk.count; ++t)
                 kept.at[t] = tokens + (chunk.row[t] * scan.width + chunk.column[t]) * (1 + scan.states) * padded;
@@ -93,10 +90,11 @@ void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Rea
                     const bool full = lanes == block.width;
                     const auto tile = whole ? (full ? forward_tile<T, Out, true, TILE> : forward_tile<T, Out, false, TILE>)
                                             : (full ? forward_tile<T, Out, true, 1> : forward_tile<T, Out, false, 1>);
-                    tile(scan, chunk, t, x_at, delta_at, z_at, y_at, d, lanes, weights, state + d, padded, fetch, kept);
+                    tile(scan, chunk, t, x.at, delta.at, z.at, y.at, d, lanes, weights, state + d, padded, fetch, kept);
                 }
                 t += whole ? TILE : 1;
             }
+            y.write(chunk);
         }
         if (scan.leaving)
             copy_state(scan, block.channels(), state, padded,

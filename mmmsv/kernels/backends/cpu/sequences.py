@@ -1,0 +1,74 @@
+"""The scan along sequences in C++: the library walks over maps of one row, one for each group of channels."""
+
+import torch
+from torch import Tensor
+
+from ...arguments import SelectiveScan, ceil_div
+from .library import GROUPS, loaded_library
+from .memory import in_huge_pages
+from .scan import BACKWARD_CHANNELS, FORWARD_CHANNELS, forward_blocks
+from .scan_problem import Described, Placed, check_chunk, describe
+
+# Of a block of channels whose tokens lie side by side in memory: those of a chunk are copied to the cache of a core.
+_COPIED_CHANNELS = 128
+
+
+def forward(given: SelectiveScan) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute y, the last state, and the states before each chunk."""
+    check_chunk(given.chunk)
+    y, last, states = given.new_results()
+    copied = given.u.stride(3) != 1
+    described = _describe(given, forward_blocks(given.u, _COPIED_CHANNELS if copied else FORWARD_CHANNELS))
+    described.place(y=Placed.of_groups(in_huge_pages(y)))
+    problem = described.problem
+    problem.kept = states.data_ptr() if given.chunk else None
+    h0 = None if given.h0 is None else given.h0.contiguous()
+    problem.entering, problem.leaving = _address(h0), last.data_ptr()
+    loaded_library().scan.forward(problem, given.A)
+    return y, last, states
+
+
+def backward(
+    given: SelectiveScan, dy: Tensor, dlast: Tensor | None, states: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of the tensors, in their order."""
+    batch, length, groups, channels = given.u.shape
+    state = given.A.shape[2]
+    described = _describe(given, 2 * ceil_div(channels, 2 * BACKWARD_CHANNELS))
+    du, ddelta = (in_huge_pages(torch.empty_like(each)) for each in (given.u, given.delta))
+    described.place(dy=Placed.of_groups(dy), dx=Placed.of_groups(du), ddelta=Placed.of_groups(ddelta))
+    dz = None if given.z is None else in_huge_pages(torch.empty_like(given.z))
+    if dz is not None:
+        described.place(dz=Placed.of_groups(dz))
+    problem = described.problem
+    problem.kept = given.kept_states(states).data_ptr()
+    dlast = None if dlast is None else dlast.contiguous()
+    dh0 = None if given.h0 is None else given.A.new_empty(given.last_shape)
+    # The walk begins with the last token.
+    problem.entering, problem.leaving = _address(dlast), _address(dh0)
+    images = min(batch, GROUPS)
+    token_parts = in_huge_pages(given.A.new_empty(problem.blocks, batch, length, groups, 2 * state))
+    weight_parts = given.A.new_zeros(images, groups, state + 2, problem.padded)
+    problem.token_parts, problem.weight_parts, problem.groups = token_parts.data_ptr(), weight_parts.data_ptr(), images
+    loaded_library().scan.backward(problem, given.A)
+
+    dB, dC = token_parts.sum(0).chunk(2, 3)
+    dA, dbias, dD = weight_parts.sum(0)[..., :channels].transpose(1, 2).split((state, 1, 1), 2)
+    return du, ddelta, dB, dC, dz, dA, dD[..., 0], dbias[..., 0], dh0
+
+
+def _describe(given: SelectiveScan, blocks: int) -> Described:
+    """Describe all but the results to the library."""
+    groups = len(given.A)
+    row = given.u.shape[1]
+    described = describe(given.u, given.A, given.delta_bias, given.D, 1, row, ((0,),) * groups, blocks)
+    B, C = (Placed.of_sequences(each.unsqueeze(1)) for each in (given.B, given.C))
+    described.place(x=Placed.of_groups(given.u), dt=Placed.of_groups(given.delta), B=B, C=C)
+    if given.z is not None:
+        described.place(z=Placed.of_groups(given.z))
+    described.problem.softplus = given.softplus
+    return described
+
+
+def _address(state: Tensor | None) -> int | None:
+    return None if state is None else state.data_ptr()
