@@ -199,14 +199,15 @@ public:
         for (int t = 0; t < chunk.count; ++t) at[t] = staged ? staged + t * stride : from(chunk, t) + block.begin;
     }
 
-    template <class T> void read(const Chunk<T>& chunk) {
+    // Find and copy them; `ahead` is where the tokens of the next chunk are, CHUNK or -CHUNK.
+    template <class T> void read(const Chunk<T>& chunk, int ahead) {
         find(chunk);
-        copy(chunk, [](Bits& in_memory, Bits& in_scratch) { in_scratch = in_memory; });
+        copy(chunk, ahead, [](Bits& in_memory, Bits& in_scratch) { in_scratch = in_memory; });
     }
 
     // Write back what was written to the rows that were found.
-    template <class T> void write(const Chunk<T>& chunk) const {
-        copy(chunk, [](Bits& in_memory, Bits& in_scratch) { in_memory = in_scratch; });
+    template <class T> void write(const Chunk<T>& chunk, int ahead) const {
+        copy(chunk, ahead, [](Bits& in_memory, Bits& in_scratch) { in_memory = in_scratch; });
     }
 
 private:
@@ -219,12 +220,16 @@ private:
         return (Bits*)tensor.data + chunk.place(tensor, t);
     }
 
-    template <class T, class Copy> void copy(const Chunk<T>& chunk, const Copy& one) const {
+    template <class T, class Copy> void copy(const Chunk<T>& chunk, int ahead, const Copy& one) const {
         if (!staged) return;
+        constexpr int LINE = 64 / sizeof(Bits);
         Bits* tokens[CHUNK];
         for (int t = 0; t < chunk.count; ++t) tokens[t] = from(chunk, t) + block.begin * tensor.channel;
-        for (int64_t d = 0; d < block.channels(); ++d)
+        for (int64_t d = 0; d < block.channels(); ++d) {
+            // Each channel is on a page of its own: no prefetcher of the processor sees the next chunk coming.
+            for (int i = 0; i < CHUNK; i += LINE) __builtin_prefetch(tokens[0] + d * tensor.channel + ahead + i, 1, 2);
             for (int t = 0; t < chunk.count; ++t) one(tokens[t][d * tensor.channel], staged[t * stride + d]);
+        }
     }
 };
 

@@ -136,11 +136,13 @@ template <class T, class Out> struct BackwardRows {
           dx(scan.dx, block, scratch) {}
 
     void read(const Chunk<T>& chunk) {
-        x.read(chunk), delta.read(chunk), z.read(chunk), dy.read(chunk);
+        x.read(chunk, -CHUNK), delta.read(chunk, -CHUNK), z.read(chunk, -CHUNK), dy.read(chunk, -CHUNK);
         ddelta.find(chunk), dz.find(chunk), dx.find(chunk);
     }
 
-    void write(const Chunk<T>& chunk) const { ddelta.write(chunk), dz.write(chunk), dx.write(chunk); }
+    void write(const Chunk<T>& chunk) const {
+        ddelta.write(chunk, -CHUNK), dz.write(chunk, -CHUNK), dx.write(chunk, -CHUNK);
+    }
 };
 
 // One register of channels, d of the block on, over a chunk: all gradients but those summed over channels, which it adds

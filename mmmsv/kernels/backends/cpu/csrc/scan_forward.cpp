@@ -74,7 +74,7 @@ void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Rea
                        padded);
         for (int64_t c = 0; c < chunks; ++c) {
             chunk.fill(scan, c);
-            x.read(chunk), delta.read(chunk), z.read(chunk), y.find(chunk);
+            x.read(chunk, CHUNK), delta.read(chunk, CHUNK), z.read(chunk, CHUNK), y.find(chunk);
             std::fill_n(x.at + chunk.count, TILE, x.at[chunk.count - 1]);
             kept.made = keeps && c >= chunks_of_route(scan);
             for (int t = 0; keeps && t < chunk.count; ++t)
@@ -94,7 +94,7 @@ void forward_task(const Scan& scan, int64_t batch, const Block<Real>& block, Rea
                 }
                 t += whole ? TILE : 1;
             }
-            y.write(chunk);
+            y.write(chunk, CHUNK);
         }
         if (scan.leaving)
             copy_state(scan, block.channels(), state, padded,
