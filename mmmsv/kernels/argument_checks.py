@@ -130,15 +130,16 @@ def check_sequence_shapes(
             raise _misshapen(op, name, tensor, f"that of u, {tuple(u.shape)}")
     groups = None
     for name, tensor in (("B", B), ("C", C)):
-        if tensor.shape == (channels, state):
+        axes = tensor.dim()
+        if axes == 2 and tensor.shape == A.shape:
             continue
-        if tensor.dim() not in (3, 4) or (tensor.shape[0], *tensor.shape[-2:]) != (batch, state, length):
-            expected = (
-                f"(batch, G, N, L) = ({batch}, G, {state}, {length}), that without G, or (D, N) = ({channels}, {state})"
-            )
-            raise _misshapen(op, name, tensor, f"{expected} for u {tuple(u.shape)} and A {tuple(A.shape)}")
-        own = tensor.shape[1] if tensor.dim() == 4 else 1
-        if groups not in (None, own):
+        if axes not in (3, 4) or (tensor.shape[0], *tensor.shape[-2:]) != (batch, state, length):
+            of_tokens = f"(batch, G, N, L) = ({batch}, G, {state}, {length}), or that without G"
+            of_channels = f"or (D, N) = ({channels}, {state})"
+            of = f"for u {tuple(u.shape)} and A {tuple(A.shape)}"
+            raise _misshapen(op, name, tensor, f"{of_tokens}, {of_channels}, {of}")
+        own = tensor.shape[1] if axes == 4 else 1
+        if groups is not None and groups != own:
             raise ValueError(f"{op}: B {tuple(B.shape)} and C {tuple(C.shape)} must have one number of groups")
         groups = own
     groups = 1 if groups is None else groups

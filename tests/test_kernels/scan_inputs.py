@@ -47,8 +47,12 @@ def scan_inputs(
     groups: int = 1,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
+    all_of_them: bool = False,
 ) -> dict[str, Tensor]:
-    """Random arguments of selective_scan by name, u and delta channels-last in memory; A, D, bias at least float32."""
+    """Random arguments of selective_scan by name, u and delta channels-last in memory; A, D, bias at least float32.
+
+    With z and h0 if ``all_of_them`` are wanted.
+    """
     normal, wide = _normal(seed), torch.promote_types(dtype, torch.float32)
     inputs = {
         "u": normal(batch, length, dim).transpose(1, 2).to(dtype),
@@ -59,6 +63,9 @@ def scan_inputs(
         "D": normal(dim).to(wide),
         "delta_bias": normal(dim).to(wide),
     }
+    if all_of_them:
+        inputs["z"] = normal(batch, length, dim).transpose(1, 2).to(dtype)
+        inputs["h0"] = normal(batch, dim, state).to(wide)
     return {name: tensor.requires_grad_() for name, tensor in inputs.items()}
 
 
@@ -106,6 +113,11 @@ class MapCase:
 def run(backend: str, inputs: dict[str, Tensor], softplus: bool = True) -> tuple[Tensor, ...]:
     """Return y of selective_scan and the gradients of a loss that weighs each output differently, in order of NAMES."""
     return _run(backend, functools.partial(selective_scan, delta_softplus=softplus), inputs)
+
+
+def run_with_last_state(backend: str, inputs: dict[str, Tensor], softplus: bool = True) -> tuple[Tensor, ...]:
+    """Return y, the last state, and the gradients of a loss of both, in the order of the inputs."""
+    return _run(backend, functools.partial(selective_scan, delta_softplus=softplus, return_last_state=True), inputs)
 
 
 def run_map(backend: str, inputs: dict[str, Tensor], options: dict) -> tuple[Tensor, ...]:
@@ -157,9 +169,10 @@ def _run(backend: str, scan: functools.partial, inputs: dict[str, Tensor]) -> tu
     device = device_of(backend)
     moved = {name: tensor.detach().to(device).requires_grad_() for name, tensor in inputs.items()}
     with use_backend(backend):
-        y = scan(**moved)
-        gradients = torch.autograd.grad(loss(y), list(moved.values()))
-    return tuple(tensor.detach().cpu() for tensor in (y, *gradients))
+        results = scan(**moved)
+        results = results if isinstance(results, tuple) else (results,)
+        gradients = torch.autograd.grad(sum(map(loss, results)), list(moved.values()))
+    return tuple(tensor.detach().cpu() for tensor in (*results, *gradients))
 
 
 def _normal(seed: int) -> functools.partial:

@@ -23,9 +23,9 @@ def calls(monkeypatch):
     """The names of the backends that compute, as they come."""
     names = []
     for name, backend in BACKENDS.items():
-        spy = lambda scan, name=name, real=backend.scan2d.forward: names.append(name) or real(scan)  # noqa: E731
-        kernel = dataclasses.replace(backend.scan2d, forward=spy)
-        monkeypatch.setitem(BACKENDS, name, dataclasses.replace(backend, scan2d=kernel))
+        spy = lambda scan, name=name, real=backend.selective_scan.forward: names.append(name) or real(scan)  # noqa: E731
+        kernel = dataclasses.replace(backend.selective_scan, forward=spy)
+        monkeypatch.setitem(BACKENDS, name, dataclasses.replace(backend, selective_scan=kernel))
     return names
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mmmsv.kernels import BACKENDS, gate, linear, merge_scales, scan2d, selective_scan, use_backend
-from mmmsv.kernels.arguments import Gate, Scan2d
+from mmmsv.kernels.arguments import Gate, Scan2d, SelectiveScan
 from mmmsv.kernels.dispatch import Backend, Kernel, register
 
-from .scan_inputs import MapCase, assert_near, exact_map, run, run_map, scan_inputs
+from .scan_inputs import MapCase, assert_near, exact_map, run_map, run_with_last_state, scan_inputs
 
 CASE = MapCase(dtype=torch.float32, state=2, routes=("row", "col_rev"), carry=True, merge=False)
 
@@ -27,6 +27,14 @@ class Toy:
     def scan_backward(self, scan: Scan2d, dy, states):
         self.calls.append("scan_backward")
         return BACKENDS["reference"].scan2d.backward(scan, dy, states)
+
+    def sequences(self, given: SelectiveScan):
+        self.calls.append("sequences")
+        return BACKENDS["reference"].selective_scan.forward(given)
+
+    def sequences_backward(self, given: SelectiveScan, dy, dlast, states):
+        self.calls.append("sequences_backward")
+        return BACKENDS["reference"].selective_scan.backward(given, dy, dlast, states)
 
     def gate(self, given: Gate):
         self.calls.append("gate")
@@ -54,6 +62,7 @@ def toy():
             toy.why_not,
             automatic_for=("cpu",),
             priority=100,
+            selective_scan=Kernel(toy.sequences, toy.sequences_backward),
             scan2d=Kernel(toy.scan, toy.scan_backward),
             gate=Kernel(toy.gate, toy.gate_backward),
         )
@@ -77,13 +86,14 @@ def test_it_is_chosen_for_its_device(toy):
     assert toy.calls == ["scan"]
 
 
-def test_its_scan_serves_maps_and_sequences(toy):
+def test_its_scans_of_maps_and_of_sequences(toy):
     for ours, theirs in zip(run_map("toy", CASE.inputs(), CASE.options), exact_map(CASE), strict=True):
         assert_near(ours, theirs, 2e-5)
-    inputs = scan_inputs(state=2, groups=3)
-    for ours, theirs in zip(run("toy", inputs), run("reference", inputs), strict=True):
+    inputs = scan_inputs(state=2, groups=3, all_of_them=True)
+    results = run_with_last_state("toy", inputs), run_with_last_state("reference", inputs)
+    for ours, theirs in zip(*results, strict=True):
         assert_near(ours, theirs, 1e-12)
-    assert toy.calls == ["scan", "scan_backward"] * 2
+    assert toy.calls == ["scan", "scan_backward", "sequences", "sequences_backward"]
 
 
 def test_its_gate_has_gradients_and_compiles(toy):

@@ -27,6 +27,7 @@ from .scan_inputs import (
     loss,
     run,
     run_map,
+    run_with_last_state,
     scan_inputs,
 )
 
@@ -71,12 +72,18 @@ class Scan(nn.Module):
 )
 def test_gradcheck(backend, numbers, length, softplus):
     state, groups = numbers
-    inputs = scan_inputs(batch=1, dim=12 if groups == 4 else 6, length=length, state=state, groups=groups)
+    dim = 12 if groups == 4 else 6
+    inputs = scan_inputs(batch=1, dim=dim, length=length, state=state, groups=groups, all_of_them=True)
     if not softplus:  # the step as it is, without bias: positive, so that the state stays small
         inputs["delta"] = inputs["delta"].detach().abs()
-    arguments = [v.detach().to(device_of(backend)).requires_grad_() for v in inputs.values()][: 7 if softplus else 6]
+        del inputs["delta_bias"]
+    arguments = [tensor.detach().to(device_of(backend)).requires_grad_() for tensor in inputs.values()]
+
+    def scan(*tensors):
+        by_name = dict(zip(inputs, tensors, strict=True))
+        return selective_scan(**by_name, delta_softplus=softplus, return_last_state=True)
+
     with use_backend(backend):
-        scan = functools.partial(selective_scan, delta_softplus=softplus)
         assert torch.autograd.gradcheck(scan, arguments, fast_mode=True)
 
 
@@ -93,18 +100,23 @@ def test_gradcheck_of_maps(backend, case):
 @needs_opcheck
 @pytest.mark.parametrize(("state", "groups"), [(1, 1), (3, 2)])
 @pytest.mark.parametrize("optional", [True, False])
-def test_opcheck_of_sequences(state, groups, optional):
-    """One-row maps, one for each group of channels, with the step of each channel."""
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_opcheck_of_sequences(state, groups, optional, contiguous):
     channels = 6 // groups
-    u, delta = torch.randn(2, 2, 1, 9, groups, channels)
-    B, C = torch.randn(2, 2, 1, 9, groups, state)
-    bias, skip = torch.randn(2, groups, channels) if optional else (None, None)
-    tensors = (u, delta, B, C, None, bias, -torch.rand(groups, channels, state), skip)
-    options = ([0] * groups, False, False, True, 64, None)
+    u, delta, z = torch.randn(3, 2, groups, channels, 9).permute(0, 1, 4, 2, 3)
+    if not contiguous:
+        u, delta, z = (tensor.contiguous() for tensor in (u, delta, z))
+    B, C = torch.randn(2, 2, 9, groups, state)
+    bias, skip = torch.randn(2, groups, channels)
+    h0, A = torch.randn(2, state, groups, channels), -torch.rand(groups, channels, state)
+    optionals = (skip, bias, h0) if optional else (None, None, None)
+    tensors = (u, delta, B, C, z if optional else None, A, *optionals)
     leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in tensors]
-    torch.library.opcheck(torch.ops.mmmsv.scan2d, (*leaves, *options))
-    y, states = torch.ops.mmmsv.scan2d(*tensors, *options)
-    torch.library.opcheck(torch.ops.mmmsv.scan2d_backward, (torch.randn_like(y), states, *tensors, *options))
+    torch.library.opcheck(torch.ops.mmmsv.selective_scan, (*leaves, True, 64))
+    y, last, states = torch.ops.mmmsv.selective_scan(*tensors, True, 64)
+    for dlast in (torch.randn_like(last), None):
+        given = (torch.randn_like(y), dlast, states, *tensors, True, 64)
+        torch.library.opcheck(torch.ops.mmmsv.selective_scan_backward, given)
 
 
 @pytest.mark.slow
@@ -128,22 +140,27 @@ def test_opcheck_of_maps(case):
 @pytest.mark.parametrize("groups", [1, 3])
 def test_results_are_as_the_compiler_expects(backend, groups, monkeypatch):
     """Shape, dtype and strides of y are those of ``new_results``, whichever way the inputs lie in memory."""
-    made, forward = [], BACKENDS[backend].scan2d.forward
+    made = []
 
-    def spy(scan):
-        y, states = forward(scan)
-        made.append((y, states, *scan.new_results()))
-        return y, states
+    def spied(forward):
+        def spy(scan):
+            results = forward(scan)
+            made.append((results, scan.new_results()))
+            return results
 
-    kernel = dataclasses.replace(BACKENDS[backend].scan2d, forward=spy)
-    monkeypatch.setitem(BACKENDS, backend, dataclasses.replace(BACKENDS[backend], scan2d=kernel))
-    inputs = scan_inputs(length=9, state=2, groups=groups, dtype=torch.bfloat16)
-    run(backend, inputs)
-    run(backend, {name: tensor.detach().contiguous() for name, tensor in inputs.items()})
+        return spy
+
+    ops = {"selective_scan": BACKENDS[backend].selective_scan, "scan2d": BACKENDS[backend].scan2d}
+    kernels = {name: dataclasses.replace(kernel, forward=spied(kernel.forward)) for name, kernel in ops.items()}
+    monkeypatch.setitem(BACKENDS, backend, dataclasses.replace(BACKENDS[backend], **kernels))
+    inputs = scan_inputs(length=9, state=2, groups=groups, dtype=torch.bfloat16, all_of_them=True)
+    run_with_last_state(backend, inputs)
+    run_with_last_state(backend, {name: tensor.detach().contiguous() for name, tensor in inputs.items()})
     for case in (CARRIED, FOUR_SETS, dataclasses.replace(FOUR_SETS, dtype=torch.float16, y_dtype=torch.float32)):
         run_map(backend, case.inputs(), case.options)
-    for y, states, expected_y, expected_states in made:
-        assert (y.shape, y.dtype, y.stride()) == (expected_y.shape, expected_y.dtype, expected_y.stride())
+    for (*results, states), (*expected, expected_states) in made:
+        for one, other in zip(results, expected, strict=True):
+            assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
         assert (states.numel(), states.dtype) == (expected_states.numel(), expected_states.dtype)
     assert len(made) == 5
 
@@ -170,6 +187,16 @@ def test_flops():
     assert counter.get_total_flops() == 3 * 50 * 6 * (23 * 4 + 8)
 
 
+def test_flops_of_sequences_with_all_arguments():
+    """z and both states cost nothing that is counted."""
+    inputs = scan_inputs(batch=3, dim=6, length=50, state=4, dtype=torch.float32, all_of_them=True)
+    with FlopCounterMode(display=False) as counter:
+        y, last = selective_scan(**inputs, return_last_state=True)
+        assert counter.get_total_flops() == 3 * (9 * 50 * 6 * 4 + 50 * 6)
+        (y.sum() + last.sum()).backward()
+    assert counter.get_total_flops() == 3 * (9 * 50 * 6 * 4 + 50 * 6) + 3 * 50 * 6 * (23 * 4 + 8)
+
+
 def test_flops_of_maps():
     pairs, state, rank = 2 * 5 * 4 * 6 * 3, 2, 2
     with FlopCounterMode(display=False) as counter:
@@ -186,7 +213,7 @@ def test_a_second_derivative_is_refused(backend):
     with use_backend(backend):
         y = selective_scan(**inputs, delta_softplus=True)
         (du,) = torch.autograd.grad(y.square().sum(), inputs["u"], create_graph=True)
-        with pytest.raises(NotImplementedError, match="mmmsv::scan2d has first derivatives only"):
+        with pytest.raises(NotImplementedError, match="mmmsv::selective_scan has first derivatives only"):
             du.sum().backward()
 
 
@@ -260,9 +287,14 @@ def test_compiles_without_graph_break(dynamic):
     for size in (x, torch.randn(1, 4, 9, 6)):
         for ours, theirs in zip(gradients_of(compiled, module, size), gradients_of(module, module, size), strict=True):
             torch.testing.assert_close(ours, theirs)
-    sequences = torch.compile(selective_scan, fullgraph=True, backend="aot_eager")
-    inputs = scan_inputs(dtype=torch.float32)
-    assert_near(sequences(**inputs), selective_scan(**inputs), 1e-6)
+    sequences = functools.partial(selective_scan, return_last_state=True, delta_softplus=True)
+    compiled = torch.compile(sequences, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for length, state in ((37, 1), (20, 2)):
+        inputs = scan_inputs(length=length, state=state, dtype=torch.float32, all_of_them=True)
+        results = [each(**inputs) for each in (compiled, sequences)]
+        gradients = [torch.autograd.grad(loss(y) + loss(h), list(inputs.values())) for y, h in results]
+        for ours, theirs in zip((*results[0], *gradients[0]), (*results[1], *gradients[1]), strict=True):
+            assert_near(ours, theirs, 1e-6)
 
 
 @pytest.mark.slow
@@ -284,6 +316,35 @@ def test_exports():
     torch.testing.assert_close(exported.module()(other), module(other))
 
 
+class Sequences(nn.Module):
+    """selective_scan with weights of its own, of sequences (batch, 6, L)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.A, self.D, self.bias = (nn.Parameter(tensor) for tensor in (-torch.rand(6, 2), *torch.randn(2, 6)))
+
+    def forward(self, u, delta, B, C, z, h0):
+        return selective_scan(u, delta, self.A, B, C, self.D, z, self.bias, True, True, h0)
+
+
+@needs_dim
+def test_exports_sequences():
+    module = Sequences()
+
+    def arguments(batch, length):
+        inputs = scan_inputs(batch, length=length, state=2, dtype=torch.float32, all_of_them=True)
+        return tuple(inputs[name].detach() for name in ("u", "delta", "B", "C", "z", "h0"))
+
+    batch, length = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("length", min=2, max=4096)
+    last_axis = ({0: batch, 2: length}, {0: batch, 2: length}, {0: batch, 3: length}, {0: batch, 3: length})
+    shapes = (*last_axis, {0: batch, 2: length}, {0: batch})
+    exported = torch.export.export(module, arguments(2, 20), dynamic_shapes=shapes)
+    assert any("mmmsv.selective_scan" in str(node.target) for node in exported.graph.nodes)
+    for ours, theirs in zip(exported.module()(*arguments(3, 131)), module(*arguments(3, 131)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_activation_checkpointing():
     module, x = Scan(), torch.randn(2, 5, 7, 6)
     ours = gradients_of(functools.partial(checkpoint, module, use_reentrant=False), module, x)
@@ -297,10 +358,20 @@ def test_vmap(function):
     if function == "scan2d":
         inputs, scan = CARRIED.inputs(), functools.partial(scan2d, **CARRIED.options)
     else:
-        inputs, scan = scan_inputs(), selective_scan
+        inputs = scan_inputs(all_of_them=True)
+
+        def scan(*tensors):
+            return torch.cat(
+                [
+                    y.flatten(1)
+                    for y in selective_scan(**dict(zip(inputs, tensors, strict=True)), return_last_state=True)
+                ],
+                1,
+            )
+
     tensors = [tensor.detach() for tensor in inputs.values()]
     if torch.__version__ < "2.5":
-        with pytest.raises(NotImplementedError, match=r"mmmsv::scan2d works under .*vmap from torch 2.5 on"):
+        with pytest.raises(NotImplementedError, match=rf"mmmsv::{function} works under .*vmap from torch 2.5 on"):
             torch.func.vmap(scan)(*(tensor.unsqueeze(0) for tensor in tensors))
         return
     for batched in (range(len(tensors)), [0], [3, 4]):
@@ -332,6 +403,23 @@ def test_autocast(kind):
     inputs = CARRIED.inputs()
     with pytest.raises(TypeError, match=r"dt is torch.float32 and x is torch.bfloat16; cast one"):
         scan2d(**{**inputs, "x": inputs["x"].bfloat16()}, **CARRIED.options)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, pytest.param(torch.float16, marks=needs_half_on_cpus)])
+def test_autocast_of_sequences(kind):
+    inputs = scan_inputs(state=2, dtype=torch.float32, all_of_them=True)
+    scan = functools.partial(selective_scan, delta_softplus=True, return_last_state=True)
+    exact = scan(**inputs)
+    narrow = {name: inputs[name].to(kind) for name in ("delta", "B", "C", "z")}
+    with torch.autocast("cpu", kind):
+        mixed = scan(**{**inputs, **narrow})
+        all_narrow = scan(**{**inputs, **narrow, "u": inputs["u"].to(kind)})
+    assert [y.dtype for y in (*mixed, *all_narrow)] == [torch.float32, torch.float32, kind, torch.float32]
+    for ours in (mixed, all_narrow):
+        for one, other in zip(ours, exact, strict=True):
+            assert_near(one, other, 3e-2)
+    with pytest.raises(TypeError, match=r"z is torch.* and u is torch.float32; cast one"):
+        selective_scan(**{**inputs, "z": narrow["z"]})
 
 
 def _train_one_of_two(rank, port, path):

@@ -24,7 +24,7 @@ def test_optional_weights(backend):
     zeros = torch.zeros_like(t["D"].detach())
     with use_backend(backend):
         bare = selective_scan(t["u"], t["delta"], t["A"], t["B"][:, 0], t["C"][:, 0])
-        full = selective_scan(t["u"], t["delta"], t["A"], t["B"], t["C"], zeros, zeros)
+        full = selective_scan(t["u"], t["delta"], t["A"], t["B"], t["C"], zeros, delta_bias=zeros)
         torch.testing.assert_close(bare, full, rtol=0, atol=0)
         bare.sum().backward()
     assert t["u"].grad is not None
@@ -67,7 +67,12 @@ def test_strides_do_not_matter(backend):
         ("A", torch.ones(5, 1), ValueError, r"A has shape \(5, 1\), expected \(D, N\) = \(6, N >= 1\)"),
         ("A", torch.ones(6, 0), ValueError, r"A has shape \(6, 0\), expected"),
         ("B", torch.ones(2, 1, 2, 37), ValueError, r"B has shape \(2, 1, 2, 37\), expected \(batch, G, N, L\)"),
-        ("B", torch.ones(2, 2, 1, 37), ValueError, r"B \(2, 2, 1, 37\) and C \(2, 1, 1, 37\) must have one shape"),
+        (
+            "B",
+            torch.ones(2, 2, 1, 37),
+            ValueError,
+            r"B .2, 2, 1, 37. and C .2, 1, 1, 37. must have one number of groups",
+        ),
         ("C", torch.ones(2, 1, 1, 36), ValueError, r"C has shape \(2, 1, 1, 36\), expected"),
         ("D", torch.ones(6, 1), ValueError, r"D has shape \(6, 1\), expected \(D,\) = \(6,\)"),
         ("delta_softplus", torch.ones(6), TypeError, "delta_softplus is a Tensor, expected True or False"),
@@ -84,7 +89,7 @@ def test_bad_input(name, value, error, message):
 def test_groups_must_divide_the_channels():
     inputs = scan_inputs(dim=6, groups=1, dtype=torch.float32)
     inputs["B"] = inputs["C"] = torch.ones(2, 4, 1, 37)
-    with pytest.raises(ValueError, match="the 4 groups of B do not divide the D = 6 channels of u"):
+    with pytest.raises(ValueError, match="the 4 groups of B and C do not divide the D = 6 channels of u"):
         selective_scan(**inputs)
 
 

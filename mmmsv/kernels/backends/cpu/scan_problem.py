@@ -11,6 +11,7 @@ from ...arguments import CHUNK, ceil_div
 from ...strides import last_axis_innermost
 from .library import DTYPES, LANES
 
+
 class _PerToken(ctypes.Structure):
     """``PerToken`` of scan.h."""
 

@@ -28,9 +28,7 @@ def forward(given: SelectiveScan) -> tuple[Tensor, Tensor, Tensor]:
     return y, last, states
 
 
-def backward(
-    given: SelectiveScan, dy: Tensor, dlast: Tensor | None, states: Tensor
-) -> tuple[Tensor | None, ...]:
+def backward(given: SelectiveScan, dy: Tensor, dlast: Tensor | None, states: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients of the tensors, in their order."""
     batch, length, groups, channels = given.u.shape
     state = given.A.shape[2]
