@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten
 from mmmsv.kernels import BACKENDS, ops
 from mmmsv.kernels import scan as public
 from mmmsv.kernels.arguments import choose_chunk
-from mmmsv.kernels.backends.triton import scan
+from mmmsv.kernels.backends.triton import plan, step
 from mmmsv.models.recompute import RecomputingModule
 
 from .launches import Launch, recording
@@ -230,9 +230,9 @@ def pretended_gpu(multiprocessors: int) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.dict(BACKENDS, backends, clear=True))
         stack.enter_context(patch.object(public, "choose_chunk", lambda device, state: choose_chunk(_CUDA, state)))
-        wanted = multiprocessors * scan._WARPS_WANTED
-        stack.enter_context(patch.object(scan, "_warps_wanted", lambda device: wanted))
-        stack.enter_context(patch.object(scan, "_wide_product", partial(torch.bmm, out_dtype=torch.float32)))
+        wanted = multiprocessors * plan._WARPS_WANTED
+        stack.enter_context(patch.object(plan, "warps_wanted", lambda device: wanted))
+        stack.enter_context(patch.object(step, "_wide_product", partial(torch.bmm, out_dtype=torch.float32)))
         stack.enter_context(patch.object(torch, "layer_norm", _layer_norm_of_cuda))
         yield
 

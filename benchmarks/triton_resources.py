@@ -21,7 +21,7 @@ from mmmsv.analysis.speed.markdown import table
 from mmmsv.kernels import branch_off, depthwise_conv, gate, layer_norm, merge_scales, read_twice, use_backend
 from mmmsv.kernels import scan as public
 from mmmsv.kernels.arguments import choose_chunk
-from mmmsv.kernels.backends.triton import scan
+from mmmsv.kernels.backends.triton import plan
 
 from .baselines import list_implementations
 from .cases import Case, MapCase, SequenceCase
@@ -69,7 +69,7 @@ def usages(capability: int) -> Iterator[tuple[object, ...]]:
             # As on a GPU, on a map that is small enough to be made here.
             with (
                 patch.object(public, "choose_chunk", lambda device, state: choose_chunk(CUDA, state)),
-                patch.object(scan, "_warps_wanted", lambda device, wanted=wanted: wanted),
+                patch.object(plan, "warps_wanted", lambda device, wanted=wanted: wanted),
             ):
                 Call(case, CPU).results(triton)
             routes = "1-D" if isinstance(case, SequenceCase) else "+".join(case.routes) + (", cut" if wanted else "")

@@ -38,7 +38,7 @@ import triton
 
 from mmmsv.kernels import scan
 from mmmsv.kernels.arguments import Scan2d, choose_chunk
-from mmmsv.kernels.backends.triton import maps
+from mmmsv.kernels.backends.triton import maps, plan, problem
 from mmmsv.kernels.backends.triton import scan_forward as forward_kernel
 from mmmsv.kernels.backends.triton.tokens import divisor
 from mmmsv.kernels.routes import ROUTES
@@ -49,7 +49,7 @@ CARRIED = MapCase(routes=("row_rev", "col", "col_rev"), carry=True, state=2, bat
 
 def set_spans(monkeypatch, many):
     """Make the device seem large enough for a program to each chunk, or small enough for one program to a sequence."""
-    monkeypatch.setattr(triton_scan, "_warps_wanted", lambda device: 1 << 20 if many else 1)
+    monkeypatch.setattr(plan, "warps_wanted", lambda device: 1 << 20 if many else 1)
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,7 @@ def test_borders_of_chunks(monkeypatch, length):
 @pytest.mark.slow
 def test_more_spans_than_are_carried_at_once(monkeypatch):
     set_spans(monkeypatch, many=True)
-    monkeypatch.setattr(triton_scan, "_CARRY_ROWS", 8)
+    monkeypatch.setattr(problem, "_CARRY_ROWS", 8)
     length = 8 * 8 + 1
     inputs = scan_inputs(batch=1, dim=1, length=length, dtype=torch.float32)
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_more_spans_than_are_carried_at_once(monkeypatch):
 def test_long_offsets(monkeypatch):
     """Offsets of 64 bits, for which real inputs would have to have gigabytes, give the same."""
     expected = run_map("triton", CARRIED.inputs(), CARRIED.options)
-    monkeypatch.setattr(triton_scan, "_extent", lambda tensor: 1 << 31)
+    monkeypatch.setattr(plan, "_extent", lambda tensor: 1 << 31)
     for ours, theirs in zip(run_map("triton", CARRIED.inputs(), CARRIED.options), expected, strict=True):
         assert torch.equal(ours, theirs)
 
@@ -147,16 +147,16 @@ def test_channels_of_a_thread(monkeypatch):
     set_spans(monkeypatch, many=False)
     expected = {1: 1, 32: 1, 96: 1, 128: 4, 192: 2, 193: 1, 384: 4, 1536: 4}
     assert {channels: _vector(_problem(channels)) for channels in expected} == expected
-    monkeypatch.setattr(triton_scan, "_warps_wanted", lambda device: 4)
+    monkeypatch.setattr(plan, "warps_wanted", lambda device: 4)
     assert [_vector(_problem(channels)) for channels in (128, 192, 384, 640)] == [1, 1, 2, 4]
 
 
 def test_channels_that_lie_apart(monkeypatch):
     """A thread reads neighbours at once where each token's channels begin at a multiple of as many."""
     set_spans(monkeypatch, many=False)
-    problem = _problem(128)
-    apart = problem.u.new_zeros(1, 1, 3, 130)[..., 1:129]
-    assert [_vector(problem, part) for part in (apart, apart.contiguous())] == [1, 4]
+    given = _problem(128)
+    apart = given.u.new_zeros(1, 1, 3, 130)[..., 1:129]
+    assert [_vector(given, part) for part in (apart, apart.contiguous())] == [1, 4]
 
 
 def _problem(channels):
@@ -164,14 +164,14 @@ def _problem(channels):
     options = case.options
     codes = [ROUTES.index(route) for route in options["routes"]]
     tensors = {name: tensor.detach() for name, tensor in case.inputs().items()}
-    return triton_scan._Problem.of(
+    return problem.Problem.of(
         Scan2d(**tensors, route_codes=codes, carry=False, merge=True, softplus=True, chunk=8, dtype=None)
     )
 
 
-def _vector(problem, other=None):
-    tile = triton_scan._forward_tile(1, torch.float32)
-    return problem._plan(tile, problem.u if other is None else other).constants["VECTOR"]
+def _vector(given, other=None):
+    tile = plan.forward_tile(1, torch.float32)
+    return given._plan(tile, given.u if other is None else other).constants["VECTOR"]
 
 
 def test_an_image_beyond_32_bits():

@@ -1,4 +1,4 @@
-"""How the Triton kernels around the scans read maps ``(batch, H, W, D)``."""
+"""How the Triton kernels read maps ``(batch, H, W, D)``."""
 
 import torch
 from torch import Tensor
@@ -16,6 +16,18 @@ def flat(map_: Tensor) -> Tensor:
     map_ = last_axis_innermost(map_)
     *_, row, token, _ = map_.stride()
     return map_ if row == map_.shape[-2] * token or map_.shape[-3] == 1 else map_.contiguous()
+
+
+def for_routes(tensor: Tensor, routes: int) -> Tensor:
+    """View what each token has for each set, ``(batch, H, W, S, *)``, as ``(batch, routes, tokens, *)``."""
+    batch, height, width, sets, columns = tensor.shape
+    image, row, token, route, column = tensor.stride()
+    apart = (row != width * token and height > 1 < width) or (column != 1 and columns > 1)
+    if apart and tensor.numel():  # one without numbers has any strides, and keeps them
+        return for_routes(tensor.contiguous(), routes)
+    # One call of torch, for four.
+    size = batch, routes, height * width, columns
+    return tensor.as_strided(size, (image, 0 if sets == 1 else route, token if width > 1 else row, 1))
 
 
 def optional(map_: Tensor | None, dtype: torch.dtype) -> Tensor | None:

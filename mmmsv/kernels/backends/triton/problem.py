@@ -1,0 +1,179 @@
+"""A scan as its kernels see it, and their launches."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...arguments import CHUNK, Scan2d, ceil_div
+from .maps import for_routes
+from .plan import Plan, Tile, backward_tile, forward_tile, plan_scan
+from .step import dense_step
+
+if TYPE_CHECKING:  # which imports Triton
+    from .launch import Launch
+
+# Spans that carry_over takes at once, and columns.
+_CARRY_ROWS, _CARRY_COLUMNS = 256, 8
+
+
+class Gradients(NamedTuple):
+    """Gradients, some of them in parts."""
+
+    u: Tensor  # (batch, routes or 1, H, W, D)
+    delta: Tensor  # (batch, routes or 1, H, W, D)
+    BC: Tensor  # (batch, blocks of channels, routes, tokens, 2 N)
+    weights: Tensor  # of bias, skip and A, (batch, spans, 2 + N, sequences, D)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The scan as the kernels see it: D channels for each sequence, S sets of weights, one or one a sequence."""
+
+    scan: Scan2d
+    u: Tensor  # (batch, routes, tokens, D)
+    delta: Tensor  # (batch, routes, tokens, D)
+    B: Tensor  # (batch, routes, tokens, N)
+    C: Tensor  # (batch, routes, tokens, N), strides of B
+    bias: Tensor | None  # (S, D)
+    A: Tensor  # (N, S, D)
+    skip: Tensor | None  # (S, D)
+
+    @classmethod
+    def of(cls, scan: Scan2d) -> "Problem":
+        """View the arguments as the kernels read them; make the step of each channel."""
+        routes = len(scan.route_codes)
+        u, delta, B, C = (for_routes(tensor, routes) for tensor in (scan.maps, dense_step(scan), scan.B, scan.C))
+        if B.stride() != C.stride():
+            B, C = B.contiguous(), C.contiguous()
+        bias, skip = (None if weight is None else weight.contiguous() for weight in (scan.b_dt, scan.Dskip))
+        return cls(scan, u, delta, B, C, bias, scan.A.movedim(-1, 0).contiguous(), skip)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Write y ``(batch, routes, tokens, D)`` and return the states."""
+        from .launch import launch
+        from .scan_forward import scan_forward
+
+        states = self.A.new_empty(prod(self.scan.states_shape)) if self.scan.chunk else None
+        if self.u.numel():
+            plan = self._plan(forward_tile(self.A.shape[0], self.A.dtype), y)
+            carry = self._carried(plan, self.u, self.B, backward=False)
+            tensors = (self.u, self.delta, self.B, self.C, self.bias, self.A, self.skip, y, states, carry)
+            launch(scan_forward, tensors, _prepare_forward, plan, self.chunk)
+        return self.A.new_empty(0) if states is None else states
+
+    def backward(self, states: Tensor, dy: Tensor) -> Gradients:
+        """Compute the gradients from that of y, ``(batch, routes, tokens, D)``, and the states."""
+        from .launch import launch
+        from .scan_backward import scan_backward
+
+        batch, routes, tokens, channels = self.u.shape
+        scan, state, sequences = self.scan, self.A.shape[0], self._sequences
+        plan = self._plan(backward_tile(state, scan.x.dtype), dy)
+        # The routes that one program walks are summed there, in maps of the state's dtype.
+        summed = scan.x.dim() == 4 and scan.carry and routes > 1 and not plan.spans
+        if summed:
+            du, ddelta = (scan.new_merged(scan.x.dtype).unsqueeze(1) for _ in range(2))
+            sums = [each.new_empty(each.shape, dtype=self.A.dtype) for each in (du, ddelta)]
+        else:
+            # Of routes that share a map or a step, sums are rounded, not what is summed.
+            du = scan.new_routes(scan.map_dtype(scan.x.dtype, scan.x.dim() == 4))
+            ddelta = scan.new_routes(scan.map_dtype(scan.x.dtype, scan.W_dt is not None and scan.A.shape[0] == 1))
+            sums = [du, ddelta]  # which the kernel does not touch
+        gradients = Gradients(
+            *(du, ddelta),
+            BC=self.A.new_empty(batch, plan.blocks, routes, tokens, 2 * state),
+            weights=self.A.new_empty(batch, plan.rows, 2 + state, sequences, channels),
+        )
+        if not self.u.numel():
+            return Gradients(*(gradient.zero_() for gradient in gradients))
+        tiles = self.chunk // plan.constants["TILE"]
+        starts = self.A.new_empty(batch * plan.rows * (tiles + 1 if tiles > 1 else 0), state, sequences * channels)
+        carry = self._carried(plan, dy, self.C, backward=True)
+        inputs = (self.u, self.delta, self.B, self.C, self.bias, self.A, self.skip, dy)
+        tensors = (*inputs, du, ddelta, *sums, *gradients[2:], states.contiguous(), carry, starts)
+        launch(scan_backward, tensors, _prepare_backward, plan, self.chunk, summed)
+        return gradients
+
+    def _carried(self, plan: Plan, signal: Tensor, projection: Tensor, backward: bool) -> Tensor:
+        """Return the state that enters each span, ``(batch, spans, N, sequences * D)``; without spans, any numbers."""
+        batch, channels, state, sequences = self.u.shape[0], self.u.shape[3], self.A.shape[0], self._sequences
+        carry = self.A.new_empty(batch, plan.rows, state, sequences * channels)
+        if plan.spans:
+            from .launch import launch
+            from .spans import carry_over, summarise
+
+            ends, totals = torch.empty_like(carry), self.A.new_empty(batch, plan.rows, sequences * channels)
+            tensors = (signal, self.delta, projection, self.bias, self.A, ends, totals)
+            launch(summarise, tensors, _prepare_summary, plan, backward)
+            launch(carry_over, (self.A, totals, ends, carry), _prepare_carry, backward)
+        return carry
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a chunk, whether or not the states before them are kept."""
+        return self.scan.chunk or CHUNK
+
+    @property
+    def _sequences(self) -> int:
+        return len(self.scan.sequences)
+
+    def _plan(self, tile: Tile, other: Tensor) -> Plan:
+        return plan_scan(self.scan, tile, self.chunk, (self.u, self.delta, self.B, self.C, self.A, other))
+
+
+def _prepare_forward(
+    u: Tensor,
+    delta: Tensor,
+    B: Tensor,
+    C: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    skip: Tensor | None,
+    y: Tensor,
+    states: Tensor | None,
+    carry: Tensor,
+    plan: Plan,
+    chunk: int,
+) -> "Launch":
+    # maxnreg as in the backward pass.
+    maxnreg = 255 if A.shape[0] > 1 else None
+    return plan.launch((u, delta, B, y), SPLIT=plan.spans > 0, CHUNK=chunk, maxnreg=maxnreg)
+
+
+def _prepare_backward(*given: Any) -> "Launch":
+    u, delta, B, _, _, _, _, dy, du, ddelta, *_, plan, chunk, summed = given
+    views = [gradient.expand(-1, u.shape[1], -1, -1, -1).flatten(2, 3) for gradient in (du, ddelta)]
+    # maxnreg: else the assembler spills some, where that fits one more program on a multiprocessor.
+    maps = (u, delta, B, dy, *views)
+    return plan.launch(maps, SPLIT=plan.spans > 0, SUMMED=summed, CHUNK=chunk, maxnreg=255)
+
+
+def _prepare_summary(
+    signal: Tensor,
+    delta: Tensor,
+    projection: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    ends: Tensor,
+    totals: Tensor,
+    plan: Plan,
+    backward: bool,
+) -> "Launch":
+    return plan.launch((signal, delta, projection), BACKWARD=backward)
+
+
+def _prepare_carry(A: Tensor, totals: Tensor, ends: Tensor, carry: Tensor, backward: bool) -> "Launch":
+    from .launch import Launch
+
+    batch, rows, state, size = carry.shape
+    constants = {
+        "N": state,
+        "ROWS": min(_CARRY_ROWS, 1 << (rows - 1).bit_length()),
+        "BLOCK_D": _CARRY_COLUMNS,
+        "BACKWARD": backward,
+        "num_warps": 8,
+    }
+    return Launch(batch * state * ceil_div(size, _CARRY_COLUMNS), (rows, size, A[0].numel()), constants)
