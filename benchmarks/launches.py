@@ -26,7 +26,7 @@ from .sass import instructions_a_pair, instructions_an_element, resources
 # What each kernel writes; the other tensors among its arguments are read.
 WRITTEN = {
     "scan_forward": ("y", "states"),
-    "scan_backward": ("du", "ddelta", "dBC", "dweights"),
+    "scan_backward": ("du", "ddelta", "dz", "dBC", "dweights"),
     "summarise": ("ends", "totals"),
     "carry_over": ("carry",),
     "convolve": ("y",),

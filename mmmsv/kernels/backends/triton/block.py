@@ -269,7 +269,7 @@ def _scan(x: Tensor, given: SelectiveScan, merge: bool) -> Tensor:
     dt, B, C = linear(x, *given.x_proj).unflatten(-1, (sets, -1)).split((rank, states, states), -1)
     W_dt, b_dt, A_log, Dskip = (weight.to(wide) for weight in (given.W_dt, given.b_dt, given.A_log, given.Dskip))
     codes = [ROUTES.index(route) for route in given.routes]
-    y, _ = scan.forward(Scan2d(x, dt, B, C, W_dt, b_dt, -A_log.exp(), Dskip, codes, given.carry, merge, True, 0, None))
+    y, _ = scan.scan2d(Scan2d(x, dt, B, C, W_dt, b_dt, -A_log.exp(), Dskip, codes, given.carry, merge, True, 0, None))
     return y
 
 

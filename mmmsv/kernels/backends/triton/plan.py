@@ -52,30 +52,40 @@ class Plan:
 
     programs: int
     blocks: int  # of channels
-    spans: int  # of a route; 0: a program walks a whole sequence
+    spans: int  # of a route; 0: a program walks a whole sequence, and begins with 0
     rows: int  # spans of a sequence
     sizes: tuple[int, ...]
     constants: dict[str, Any]
 
-    def launch(self, maps: tuple[Tensor, ...], **constants: Any) -> "Launch":
+    def launch(self, maps: tuple[Tensor | None, ...], **constants: Any) -> "Launch":
         """Return how a kernel is launched that takes the strides of some maps, and more constants."""
         from .launch import Launch
 
         return Launch(self.programs, (*_strides(*maps), *self.sizes), {**self.constants, **constants})
 
 
-def plan_scan(scan: Scan2d, tile: Tile, chunk: int, tensors: tuple[Tensor, ...]) -> Plan:
-    """Plan the launch of a kernel that reads u, delta, B, C and A, and reads or writes another tensor like u."""
+def plan_scan(scan: Scan2d, tile: Tile, chunk: int, begun: bool, u: Tensor, *others: Tensor | None) -> Plan:
+    """Plan the launch of a kernel.
+
+    Args:
+        scan: What is scanned.
+        tile: What a thread holds.
+        chunk: Tokens of a chunk.
+        begun: Whether sequences begin with a state that is given.
+        u: ``(batch, routes, tokens, D)``.
+        *others: What the kernel also reads or writes: delta, z, B, C, A, and another tensor like u.
+    """
     from .launch import once
 
     codes, sequences = tuple(scan.route_codes), len(scan.sequences)
-    wanted = warps_wanted(tensors[0].device)
-    return once(_make_plan, tensors, tile, scan.x.shape[1:3], codes, sequences, chunk, scan.softplus, wanted)
+    options = tile, scan.x.shape[1:3], codes, sequences, chunk, begun, scan.softplus, warps_wanted(u.device)
+    return once(_make_plan, (u, *others), *options)
 
 
 def _make_plan(
     u: Tensor,
     delta: Tensor,
+    z: Tensor | None,
     B: Tensor,
     C: Tensor,
     A: Tensor,
@@ -85,15 +95,18 @@ def _make_plan(
     codes: tuple[int, ...],
     sequences: int,
     chunk: int,
+    begun: bool,
     softplus: bool,
     wanted: int,
 ) -> Plan:
     batch, routes, tokens, channels = u.shape
-    like_u = (u, delta, other)
+    like_u = (u, delta, other) if z is None else (u, delta, z, other)
     per_sequence = routes // sequences
     count, blocks = _choose_vector(tile, vector(*like_u), channels, wanted / max(batch * sequences, 1))
     block, programs = _WARP * count, batch * sequences * blocks
     spans, span = _cut(tokens, per_sequence, programs, chunk, wanted)
+    if begun and not spans:
+        spans = 1  # which programs begin with a state
     offsets = max(routes * tokens * 2 * A.shape[0], *map(_extent, (*like_u, B, C)))
     column_major, reversed_ = _masks(codes)
     rows = per_sequence * spans if spans else 1
@@ -119,8 +132,9 @@ def _make_plan(
     )
 
 
-def _strides(*tensors: Tensor) -> tuple[int, ...]:
-    return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
+def _strides(*tensors: Tensor | None) -> tuple[int | None, ...]:
+    """Return the strides of each :class:`.tokens.Map`; None, for which there is no code, where there is no tensor."""
+    return tuple(stride for tensor in tensors for stride in ((None,) * 3 if tensor is None else tensor.stride()[:3]))
 
 
 def _extent(tensor: Tensor) -> int:

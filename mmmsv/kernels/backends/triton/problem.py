@@ -24,8 +24,10 @@ class Gradients(NamedTuple):
 
     u: Tensor  # (batch, routes or 1, H, W, D)
     delta: Tensor  # (batch, routes or 1, H, W, D)
+    z: Tensor | None  # (batch, routes, H, W, D), strides of u's
     BC: Tensor  # (batch, blocks of channels, routes, tokens, 2 N)
     weights: Tensor  # of bias, skip and A, (batch, spans, 2 + N, sequences, D)
+    first: Tensor  # of the first state, (batch, N, sequences, D)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Problem:
     scan: Scan2d
     u: Tensor  # (batch, routes, tokens, D)
     delta: Tensor  # (batch, routes, tokens, D)
+    z: Tensor | None  # (batch, routes, tokens, D)
     B: Tensor  # (batch, routes, tokens, N)
     C: Tensor  # (batch, routes, tokens, N), strides of B
     bias: Tensor | None  # (S, D)
@@ -42,36 +45,53 @@ class Problem:
     skip: Tensor | None  # (S, D)
 
     @classmethod
-    def of(cls, scan: Scan2d) -> "Problem":
-        """View the arguments as the kernels read them; make the step of each channel."""
+    def of(cls, scan: Scan2d, z: Tensor | None = None) -> "Problem":
+        """View the arguments as the kernels read them, with a gate ``(batch, H, W, S, D)``; make the step."""
         routes = len(scan.route_codes)
         u, delta, B, C = (for_routes(tensor, routes) for tensor in (scan.maps, dense_step(scan), scan.B, scan.C))
         if B.stride() != C.stride():
             B, C = B.contiguous(), C.contiguous()
+        z = None if z is None else for_routes(z, routes)
         bias, skip = (None if weight is None else weight.contiguous() for weight in (scan.b_dt, scan.Dskip))
-        return cls(scan, u, delta, B, C, bias, scan.A.movedim(-1, 0).contiguous(), skip)
+        return cls(scan, u, delta, z, B, C, bias, scan.A.movedim(-1, 0).contiguous(), skip)
 
-    def forward(self, y: Tensor) -> Tensor:
-        """Write y ``(batch, routes, tokens, D)`` and return the states."""
+    def forward(self, y: Tensor, first: Tensor | None = None, keep_last: bool = False) -> tuple[Tensor, Tensor]:
+        """Write y ``(batch, routes, tokens, D)``, and return the states before chunks and the last state.
+
+        Args:
+            y: What is written.
+            first: The first state, ``(batch, N, sequences, D)``; 0 where it is None.
+            keep_last: Whether to return the last state, shaped like the first; otherwise these are any numbers.
+        """
         from .launch import launch
         from .scan_forward import scan_forward
 
         states = self.A.new_empty(prod(self.scan.states_shape)) if self.scan.chunk else None
         if self.u.numel():
-            plan = self._plan(forward_tile(self.A.shape[0], self.A.dtype), y)
-            carry = self._carried(plan, self.u, self.B, backward=False)
-            tensors = (self.u, self.delta, self.B, self.C, self.bias, self.A, self.skip, y, states, carry)
-            launch(scan_forward, tensors, _prepare_forward, plan, self.chunk)
-        return self.A.new_empty(0) if states is None else states
+            plan = self._plan(forward_tile(self.A.shape[0], self.A.dtype), y, first)
+            carry = self._carried(plan, self.u, None, self.B, first, backward=False)
+            inputs = (self.u, self.delta, self.z, self.B, self.C, self.bias, self.A, self.skip)
+            launch(scan_forward, (*inputs, y, states, carry), _prepare_forward, plan, self.chunk, keep_last)
+            last = self._state_in(carry, -1)
+        else:
+            last = self._new_state(first)
+        return self.A.new_empty(0) if states is None else states, last
 
-    def backward(self, states: Tensor, dy: Tensor) -> Gradients:
-        """Compute the gradients from that of y, ``(batch, routes, tokens, D)``, and the states."""
+    def backward(self, states: Tensor, dy: Tensor, dlast: Tensor | None = None, keep_first: bool = False) -> Gradients:
+        """Compute the gradients.
+
+        Args:
+            states: The states before chunks.
+            dy: The gradient of y, ``(batch, routes, tokens, D)``.
+            dlast: That of the last state, ``(batch, N, sequences, D)``; 0 where it is None.
+            keep_first: Whether to return that of the first state; otherwise these are any numbers.
+        """
         from .launch import launch
         from .scan_backward import scan_backward
 
         batch, routes, tokens, channels = self.u.shape
         scan, state, sequences = self.scan, self.A.shape[0], self._sequences
-        plan = self._plan(backward_tile(state, scan.x.dtype), dy)
+        plan = self._plan(backward_tile(state, scan.x.dtype), dy, dlast)
         # The routes that one program walks are summed there, in maps of the state's dtype.
         summed = scan.x.dim() == 4 and scan.carry and routes > 1 and not plan.spans
         if summed:
@@ -82,34 +102,50 @@ class Problem:
             du = scan.new_routes(scan.map_dtype(scan.x.dtype, scan.x.dim() == 4))
             ddelta = scan.new_routes(scan.map_dtype(scan.x.dtype, scan.W_dt is not None and scan.A.shape[0] == 1))
             sums = [du, ddelta]  # which the kernel does not touch
-        gradients = Gradients(
-            *(du, ddelta),
-            BC=self.A.new_empty(batch, plan.blocks, routes, tokens, 2 * state),
-            weights=self.A.new_empty(batch, plan.rows, 2 + state, sequences, channels),
-        )
+        dz = None if self.z is None else scan.new_routes(scan.x.dtype)
+        dBC = self.A.new_empty(batch, plan.blocks, routes, tokens, 2 * state)
+        dweights = self.A.new_empty(batch, plan.rows, 2 + state, sequences, channels)
+        written = du, ddelta, dz, dBC, dweights
         if not self.u.numel():
-            return Gradients(*(gradient.zero_() for gradient in gradients))
+            zeros = (None if gradient is None else gradient.zero_() for gradient in written)
+            return Gradients(*zeros, first=self._new_state(dlast))
         tiles = self.chunk // plan.constants["TILE"]
         starts = self.A.new_empty(batch * plan.rows * (tiles + 1 if tiles > 1 else 0), state, sequences * channels)
-        carry = self._carried(plan, dy, self.C, backward=True)
-        inputs = (self.u, self.delta, self.B, self.C, self.bias, self.A, self.skip, dy)
-        tensors = (*inputs, du, ddelta, *sums, *gradients[2:], states.contiguous(), carry, starts)
-        launch(scan_backward, tensors, _prepare_backward, plan, self.chunk, summed)
-        return gradients
+        carry = self._carried(plan, dy, self.z, self.C, dlast, backward=True)
+        inputs = (self.u, self.delta, self.z, self.B, self.C, self.bias, self.A, self.skip, dy)
+        tensors = (*inputs, du, ddelta, *sums, dz, dBC, dweights, states.contiguous(), carry, starts)
+        launch(scan_backward, tensors, _prepare_backward, plan, self.chunk, summed, keep_first)
+        return Gradients(*written, first=self._state_in(carry, 0))
 
-    def _carried(self, plan: Plan, signal: Tensor, projection: Tensor, backward: bool) -> Tensor:
+    def _carried(
+        self, plan: Plan, signal: Tensor, z: Tensor | None, projection: Tensor, first: Tensor | None, backward: bool
+    ) -> Tensor:
         """Return the state that enters each span, ``(batch, spans, N, sequences * D)``; without spans, any numbers."""
         batch, channels, state, sequences = self.u.shape[0], self.u.shape[3], self.A.shape[0], self._sequences
         carry = self.A.new_empty(batch, plan.rows, state, sequences * channels)
-        if plan.spans:
+        if plan.rows > 1:
             from .launch import launch
             from .spans import carry_over, summarise
 
             ends, totals = torch.empty_like(carry), self.A.new_empty(batch, plan.rows, sequences * channels)
-            tensors = (signal, self.delta, projection, self.bias, self.A, ends, totals)
+            tensors = (signal, self.delta, z, projection, self.bias, self.A, ends, totals)
             launch(summarise, tensors, _prepare_summary, plan, backward)
-            launch(carry_over, (self.A, totals, ends, carry), _prepare_carry, backward)
+            first = None if first is None else first.contiguous()
+            launch(carry_over, (self.A, totals, ends, first, carry), _prepare_carry, backward)
+        elif first is not None:
+            carry.view(first.shape).copy_(first)
         return carry
+
+    def _state_in(self, carry: Tensor, row: int) -> Tensor:
+        """Return the state in a row of ``(batch, spans, N, sequences * D)``, in memory of its own."""
+        state = carry if carry.shape[1] == 1 else carry[:, row].clone(memory_format=torch.contiguous_format)
+        return state.view(self.u.shape[0], self.A.shape[0], self._sequences, self.u.shape[3])
+
+    def _new_state(self, state: Tensor | None) -> Tensor:
+        """Copy a state ``(batch, N, sequences, D)``; make one of zeros where it is None."""
+        if state is None:
+            return self.A.new_zeros(self.u.shape[0], self.A.shape[0], self._sequences, self.u.shape[3])
+        return state.clone(memory_format=torch.contiguous_format)
 
     @property
     def chunk(self) -> int:
@@ -120,13 +156,15 @@ class Problem:
     def _sequences(self) -> int:
         return len(self.scan.sequences)
 
-    def _plan(self, tile: Tile, other: Tensor) -> Plan:
-        return plan_scan(self.scan, tile, self.chunk, (self.u, self.delta, self.B, self.C, self.A, other))
+    def _plan(self, tile: Tile, other: Tensor, first: Tensor | None) -> Plan:
+        tensors = (self.u, self.delta, self.z, self.B, self.C, self.A, other)
+        return plan_scan(self.scan, tile, self.chunk, first is not None, *tensors)
 
 
 def _prepare_forward(
     u: Tensor,
     delta: Tensor,
+    z: Tensor | None,
     B: Tensor,
     C: Tensor,
     bias: Tensor | None,
@@ -137,23 +175,26 @@ def _prepare_forward(
     carry: Tensor,
     plan: Plan,
     chunk: int,
+    keep_last: bool,
 ) -> "Launch":
     # maxnreg as in the backward pass.
     maxnreg = 255 if A.shape[0] > 1 else None
-    return plan.launch((u, delta, B, y), SPLIT=plan.spans > 0, CHUNK=chunk, maxnreg=maxnreg)
+    constants = {"SPLIT": plan.spans > 0, "KEEP_END": keep_last, "CHUNK": chunk, "maxnreg": maxnreg}
+    return plan.launch((u, delta, z, B, y), **constants)
 
 
 def _prepare_backward(*given: Any) -> "Launch":
-    u, delta, B, _, _, _, _, dy, du, ddelta, *_, plan, chunk, summed = given
+    u, delta, z, B, _, _, _, _, dy, du, ddelta, *_, plan, chunk, summed, keep_first = given
     views = [gradient.expand(-1, u.shape[1], -1, -1, -1).flatten(2, 3) for gradient in (du, ddelta)]
     # maxnreg: else the assembler spills some, where that fits one more program on a multiprocessor.
-    maps = (u, delta, B, dy, *views)
-    return plan.launch(maps, SPLIT=plan.spans > 0, SUMMED=summed, CHUNK=chunk, maxnreg=255)
+    constants = {"SPLIT": plan.spans > 0, "KEEP_END": keep_first, "SUMMED": summed, "CHUNK": chunk, "maxnreg": 255}
+    return plan.launch((u, delta, z, B, dy, *views), **constants)
 
 
 def _prepare_summary(
     signal: Tensor,
     delta: Tensor,
+    z: Tensor | None,
     projection: Tensor,
     bias: Tensor | None,
     A: Tensor,
@@ -162,10 +203,12 @@ def _prepare_summary(
     plan: Plan,
     backward: bool,
 ) -> "Launch":
-    return plan.launch((signal, delta, projection), BACKWARD=backward)
+    return plan.launch((signal, delta, z, projection), BACKWARD=backward)
 
 
-def _prepare_carry(A: Tensor, totals: Tensor, ends: Tensor, carry: Tensor, backward: bool) -> "Launch":
+def _prepare_carry(
+    A: Tensor, totals: Tensor, ends: Tensor, start: Tensor | None, carry: Tensor, backward: bool
+) -> "Launch":
     from .launch import Launch
 
     batch, rows, state, size = carry.shape

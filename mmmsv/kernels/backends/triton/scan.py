@@ -18,7 +18,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ...arguments import Scan2d
+from ...arguments import Scan2d, SelectiveScan
 from ...strides import last_axis_innermost
 from .maps import for_routes
 from .problem import Problem
@@ -61,30 +61,63 @@ def why_not(device: torch.device) -> str | None:
     return None
 
 
-def forward(scan: Scan2d) -> tuple[Tensor, Tensor]:
+def scan2d(scan: Scan2d) -> tuple[Tensor, Tensor]:
     """Compute y and the states before each chunk."""
     y = scan.new_routes(scan.map_dtype(scan.y_dtype, scan.merge))
-    states = Problem.of(scan).forward(y.flatten(2, 3))
+    states, _ = Problem.of(scan).forward(y.flatten(2, 3))
     return _sum_maps(y, scan.y_dtype) if scan.merge else y, states
 
 
-def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
+def scan2d_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients of the tensors, in their order."""
     dy = for_routes(dy.unsqueeze(3), len(scan.route_codes)) if scan.merge else last_axis_innermost(dy.flatten(2, 3))
-    dx, ddelta, dBC, dweights = Problem.of(scan).backward(scan.kept_states(states), dy)
-    dx = _sum_maps(dx, scan.x.dtype) if scan.x.dim() == 4 else dx.permute(0, 2, 3, 1, 4)
-    # Parts are summed over batch and programs, and over routes where one set of weights takes all.
-    shared, state = scan.A.shape[0] == 1, scan.A.shape[2]
-    dBC = dBC.sum((1, 2) if shared else 1, keepdim=True)[:, 0].transpose(1, 2).unflatten(1, scan.x.shape[1:3])
-    dB, dC = dBC.split(state, -1)
-    dweights = dweights.sum((0, 1))
-    if shared and dweights.shape[1] > 1:
-        dweights = dweights.sum(1, keepdim=True)
-    db_dt, dDskip, dA = dweights[0], dweights[1], dweights[2:].permute(1, 2, 0)
-    ddt, dW_dt = ddelta.permute(0, 2, 3, 1, 4), None
+    of = Problem.of(scan).backward(scan.kept_states(states), dy)
+    dx = _sum_maps(of.u, scan.x.dtype) if scan.x.dim() == 4 else of.u.permute(0, 2, 3, 1, 4)
+    ddt, dW_dt = of.delta.permute(0, 2, 3, 1, 4), None
     if scan.W_dt is not None:
-        ddt, dW_dt = low_rank_gradients(scan, scan.W_dt, ddelta)
-    return dx, ddt, dB, dC, dW_dt, db_dt, dA, dDskip
+        ddt, dW_dt = low_rank_gradients(scan, scan.W_dt, of.delta)
+    dB, dC = _sum_projections(scan, of.BC)
+    return dx, ddt, dB, dC, dW_dt, *_sum_weights(scan, of.weights)
+
+
+def selective_scan(given: SelectiveScan) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute y, the last state, and the states before each chunk."""
+    y = given.u.new_empty(given.u.shape)
+    states, last = _problem_of(given).forward(y.transpose(1, 2), given.h0, keep_last=True)
+    return y, last, states
+
+
+def selective_scan_backward(
+    given: SelectiveScan, dy: Tensor, dlast: Tensor | None, states: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of the tensors, in their order."""
+    dy = last_axis_innermost(dy).transpose(1, 2)
+    scan = given.as_maps()
+    of = _problem_of(given).backward(given.kept_states(states), dy, dlast, keep_first=given.h0 is not None)
+    du, ddelta, dz = (None if one is None else one[:, :, 0].transpose(1, 2) for one in (of.u, of.delta, of.z))
+    dB, dC = (projection[:, 0] for projection in _sum_projections(scan, of.BC))
+    dbias, dA, dD = _sum_weights(scan, of.weights)
+    return du, ddelta, dB, dC, dz, dA, dD, dbias, of.first
+
+
+def _problem_of(given: SelectiveScan) -> Problem:
+    return Problem.of(given.as_maps(), None if given.z is None else given.z.unsqueeze(1))
+
+
+def _sum_projections(scan: Scan2d, parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the gradients of B and C, ``(batch, H, W, S, N)``, over programs, and over routes that share them."""
+    shared = scan.A.shape[0] == 1
+    summed = parts.sum((1, 2) if shared else 1, keepdim=True)[:, 0].transpose(1, 2).unflatten(1, scan.x.shape[1:3])
+    dB, dC = summed.split(scan.A.shape[2], -1)
+    return dB, dC
+
+
+def _sum_weights(scan: Scan2d, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the gradients of bias, A and skip over batch and programs, and over sequences where one set serves all."""
+    sums = parts.sum((0, 1))
+    if scan.A.shape[0] == 1 < sums.shape[1]:
+        sums = sums.sum(1, keepdim=True)
+    return sums[0], sums[2:].permute(1, 2, 0), sums[1]
 
 
 def _sum_maps(maps: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .activations import activate
+from .activations import slope as slope_of_gate
 from .tokens import (
     LOG2_E,
     SIZES,
@@ -14,6 +16,8 @@ from .tokens import (
     load_tile,
     of_batch,
     of_route,
+    optional_of_batch,
+    read_gate,
     read_like,
     read_projection,
     read_tile,
@@ -92,10 +96,11 @@ def _read_sums(sums, places, block, begun, VECTOR: tl.constexpr, TILE: tl.conste
     return values
 
 
-@triton.jit(do_not_specialize=[*strides_of("u", "delta", "BC", "dy", "du", "ddelta"), *SIZES])
+@triton.jit(do_not_specialize=[*strides_of("u", "delta", "z", "BC", "dy", "du", "ddelta"), *SIZES])
 def scan_backward(
     u,
     delta,
+    z,
     B,
     C,
     bias,
@@ -106,6 +111,7 @@ def scan_backward(
     ddelta,
     du_sum,
     ddelta_sum,
+    dz,
     dBC,
     dweights,
     states,
@@ -117,6 +123,9 @@ def scan_backward(
     delta_batch,
     delta_route,
     delta_token,
+    z_batch,
+    z_route,
+    z_token,
     BC_batch,
     BC_route,
     BC_token,
@@ -144,6 +153,7 @@ def scan_backward(
     REVERSED: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     SPLIT: tl.constexpr,
+    KEEP_END: tl.constexpr,
     SUMMED: tl.constexpr,
     WIDE: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -155,7 +165,10 @@ def scan_backward(
     """Walk each span backwards from what is wanted of its last token's state.
 
     That is in ``carry``, as in :func:`scan_forward`, where routes are SPLIT, and else 0. With
-    g_t = dL/dh_t = C_t dy_t + w_{t+1} and w_t = decay_t g_t, w_t h_{t-1} is the gradient of the exponent step A.
+    g_t = dL/dh_t = C_t dy_t + w_{t+1} and w_t = decay_t g_t, w_t h_{t-1} is the gradient of the exponent step A. Where
+    N is more than 1 or KEEP_END, ``carry`` has w of each span's first token afterwards.
+
+    Unless ``z`` is None, dy is multiplied by SiLU(z) first, and the gradient of z is written, with the strides of u's.
 
     Writes the gradients of u and delta: for each route or, SUMMED over the routes, by way of ``du_sum`` and
     ``ddelta_sum``. Of others it writes the part of a program: to ``dBC``, ``(batch, blocks of channels, routes, tokens,
@@ -172,6 +185,8 @@ def scan_backward(
     block = find_block(sizes, ROUTES, SPLIT, BLOCK_D)
     u = of_batch(Map(u + block.channels, u_batch, u_route, u_token), block.batch, VECTOR)
     delta = of_batch(Map(delta + block.channels, delta_batch, delta_route, delta_token), block.batch, VECTOR)
+    z = optional_of_batch(z, z_batch, z_route, z_token, block, VECTOR)
+    dz = optional_of_batch(dz, du_batch, du_route, du_token, block, VECTOR)
     B = of_batch(Map(B, BC_batch, BC_route, BC_token), block.batch, 1)
     C = of_batch(Map(C, BC_batch, BC_route, BC_token), block.batch, 1)
     dy = of_batch(Map(dy + block.channels, dy_batch, dy_route, dy_token), block.batch, VECTOR)
@@ -213,6 +228,7 @@ def scan_backward(
             TILE,
         )
         dys = read_like(dy_, places, block, VECTOR, FULL, TILE)
+        zs = read_gate(z, route, places, block, WIDE, VECTOR, FULL, TILE)
         Bs, Cs = read_projection(B_, places, 0, TILE), read_projection(C_, places, 0, TILE)
         for i in range(tiles):
             tile = tiles - 1 - i
@@ -258,11 +274,16 @@ def scan_backward(
                 TILE,
             )
             next_dys = read_like(dy_, next_places, block, VECTOR, FULL, TILE)
+            next_zs = read_gate(z, route, next_places, block, WIDE, VECTOR, FULL, TILE)
             next_Bs, next_Cs = read_projection(B_, next_places, 0, TILE), read_projection(C_, next_places, 0, TILE)
             steps = steps_of(deltas, bias_, block, start, SOFTPLUS, TILE, dtype)
-            inside_dys, gBs, dsteps = (), (), ()
+            inside_dys, gBs, dsteps, ys = (), (), (), ()
             for k in tl.static_range(TILE):
-                inside_dys = inside_dys + (tl.where(start + k < block.end, dys[k].to(dtype), 0.0),)
+                dy_k = dys[k].to(dtype)
+                if z is not None:
+                    dy_k *= activate(zs[k].to(dtype), "silu")
+                    ys = ys + (skip_ * us[k].to(dtype),)  # before the gate
+                inside_dys = inside_dys + (tl.where(start + k < block.end, dy_k, 0.0),)
                 gBs = gBs + (tl.zeros((BLOCK_D,), dtype),)  # the sum over n of g B
                 dsteps = dsteps + (tl.zeros((BLOCK_D,), dtype),)  # of the step, but for what goes through step u
             dus_before, dsteps_before = (), ()
@@ -285,11 +306,14 @@ def scan_backward(
                     h = tl.load(row_of(starts, first + tile % TILES * N + n, sizes, block, VECTOR), block.real, 0.0)
                 else:
                     h = tl.load(row_of(states, (chunk + start // CHUNK) * N + n, sizes, block, VECTOR), block.real, 0.0)
-                befores, decays = (), ()
+                befores, decays, new_ys = (), (), ()
                 for k in tl.static_range(TILE):
                     decay = tl.exp2(steps[k] * rate)
                     befores, decays = befores + (h,), decays + (decay,)
                     h = decay * h + (steps[k] * Bs[k].to(dtype)) * us[k].to(dtype)
+                    if z is not None:
+                        new_ys = new_ys + (ys[k] + Cs[k].to(dtype) * h,)
+                ys = new_ys
                 new_gBs, new_dsteps = (), ()
                 for k in tl.static_range(TILE - 1, -1, -1):
                     inside = start + k < block.end
@@ -325,8 +349,14 @@ def scan_backward(
                     inside &= last
                 write_channels(ddelta_, places[k], block, dstep, inside, VECTOR)
                 write_channels(du_, places[k], block, du_k, inside, VECTOR)
+                if z is not None:
+                    dz_k = dys[k].to(dtype) * ys[k] * slope_of_gate(zs[k].to(dtype), "silu")
+                    write_channels(of_route(dz, route, WIDE, VECTOR), places[k], block, dz_k, inside, VECTOR)
             places, us, deltas, dys, Bs, Cs = next_places, next_us, next_deltas, next_dys, next_Bs, next_Cs
+            zs = next_zs
     tl.store(row_of(dweights, block.row * (2 + N) + 0, sizes, block, VECTOR), dbias, block.real)
     tl.store(row_of(dweights, block.row * (2 + N) + 1, sizes, block, VECTOR), dskip, block.real)
     if N == 1:
         tl.store(row_of(dweights, block.row * (2 + N) + 2, sizes, block, VECTOR), dA, block.real)
+        if KEEP_END:
+            tl.store(row_of(carry, block.row, sizes, block, VECTOR), w, block.real)

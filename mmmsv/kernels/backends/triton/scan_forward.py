@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .activations import activate
 from .tokens import (
     LOG2_E,
     SIZES,
@@ -13,6 +14,8 @@ from .tokens import (
     load_tile,
     of_batch,
     of_route,
+    optional_of_batch,
+    read_gate,
     read_projection,
     read_weight,
     row_of,
@@ -22,10 +25,11 @@ from .tokens import (
 )
 
 
-@triton.jit(do_not_specialize=[*strides_of("u", "delta", "BC", "y"), *SIZES])
+@triton.jit(do_not_specialize=[*strides_of("u", "delta", "z", "BC", "y"), *SIZES])
 def scan_forward(
     u,
     delta,
+    z,
     B,
     C,
     bias,
@@ -40,6 +44,9 @@ def scan_forward(
     delta_batch,
     delta_route,
     delta_token,
+    z_batch,
+    z_route,
+    z_token,
     BC_batch,
     BC_route,
     BC_token,
@@ -61,6 +68,7 @@ def scan_forward(
     REVERSED: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     SPLIT: tl.constexpr,
+    KEEP_END: tl.constexpr,
     WIDE: tl.constexpr,
     VECTOR: tl.constexpr,
     FULL: tl.constexpr,
@@ -71,7 +79,9 @@ def scan_forward(
     """Compute y and, unless ``states`` is None, the states before each chunk, ``(batch, chunks, N, sequences * D)``.
 
     Where routes are SPLIT, spans begin with the state in ``carry``, ``(batch, spans, N, sequences * D)``; else
-    sequences begin with 0. Where N is more than 1, ``carry`` is overwritten.
+    sequences begin with 0. Where N is more than 1 or KEEP_END, ``carry`` has the state after each span afterwards.
+
+    Unless ``z`` is None, y is multiplied by SiLU(z).
     """
     dtype: tl.constexpr = A.dtype.element_ty
     channels = channels // VECTOR * VECTOR  # says that it is a multiple
@@ -79,6 +89,7 @@ def scan_forward(
     block = find_block(sizes, ROUTES, SPLIT, BLOCK_D)
     u = of_batch(Map(u + block.channels, u_batch, u_route, u_token), block.batch, VECTOR)
     delta = of_batch(Map(delta + block.channels, delta_batch, delta_route, delta_token), block.batch, VECTOR)
+    z = optional_of_batch(z, z_batch, z_route, z_token, block, VECTOR)
     B = of_batch(Map(B, BC_batch, BC_route, BC_token), block.batch, 1)
     C = of_batch(Map(C, BC_batch, BC_route, BC_token), block.batch, 1)
     y = of_batch(Map(y + block.channels, y_batch, y_route, y_token), block.batch, VECTOR)
@@ -104,6 +115,7 @@ def scan_forward(
                 u_, delta_, sizes, block, route, start + TILE, COLUMN_MAJOR, REVERSED, WIDE, VECTOR, FULL, TILE
             )
             next_Bs, next_Cs = read_projection(B_, next_places, 0, TILE), read_projection(C_, next_places, 0, TILE)
+            zs = read_gate(z, route, places, block, WIDE, VECTOR, FULL, TILE)
             steps = steps_of(deltas, bias_, block, start, SOFTPLUS, TILE, dtype)
             ys = ()
             for k in tl.static_range(TILE):
@@ -126,5 +138,10 @@ def scan_forward(
                 if N > 1:
                     tl.store(row, h, block.real)
             for k in tl.static_range(TILE):
-                write_channels(y_, places[k], block, ys[k], start + k < block.end, VECTOR)
+                y_k = ys[k]
+                if z is not None:
+                    y_k *= activate(zs[k].to(dtype), "silu")
+                write_channels(y_, places[k], block, y_k, start + k < block.end, VECTOR)
             places, us, deltas, Bs, Cs = next_places, next_us, next_deltas, next_Bs, next_Cs
+    if N == 1 and KEEP_END:
+        tl.store(row_of(carry, block.row, sizes, block, VECTOR), h, block.real)

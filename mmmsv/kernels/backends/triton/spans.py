@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .activations import activate
 from .tokens import (
     LOG2_E,
     SIZES,
@@ -13,6 +14,8 @@ from .tokens import (
     find_block,
     of_batch,
     of_route,
+    optional_of_batch,
+    read_gate,
     read_tile,
     read_weight,
     row_of,
@@ -20,10 +23,11 @@ from .tokens import (
 )
 
 
-@triton.jit(do_not_specialize=[*strides_of("signal", "delta", "projection"), *SIZES])
+@triton.jit(do_not_specialize=[*strides_of("signal", "delta", "z", "projection"), *SIZES])
 def summarise(
     signal,
     delta,
+    z,
     projection,
     bias,
     A,
@@ -35,6 +39,9 @@ def summarise(
     delta_batch,
     delta_route,
     delta_token,
+    z_batch,
+    z_route,
+    z_token,
     projection_batch,
     projection_route,
     projection_token,
@@ -61,8 +68,9 @@ def summarise(
 ):
     """Find what each span makes of a state of 0: ``ends``, ``(batch, spans, N, sequences * D)``.
 
-    The state is h_t = decay_t h_{t-1} + step_t B_t u_t or, where BACKWARD, w_t = decay_t (C_t dy_t + w_{t+1}). Writes
-    the sum of a span's steps, ``(batch, spans, sequences * D)``, to ``totals``.
+    The state is h_t = decay_t h_{t-1} + step_t B_t u_t or, where BACKWARD, w_t = decay_t (C_t dy_t + w_{t+1}). Unless
+    ``z`` is None, the signal is multiplied by SiLU(z) first. Writes the sum of a span's steps, ``(batch, spans,
+    sequences * D)``, to ``totals``.
     """
     FIRST: tl.constexpr = TILE - 1 if BACKWARD else 0
     STEP: tl.constexpr = -1 if BACKWARD else 1
@@ -74,6 +82,7 @@ def summarise(
     signal = of_route(of_batch(signal, block.batch, VECTOR), block.route, WIDE, VECTOR)
     delta = Map(delta + block.channels, delta_batch, delta_route, delta_token)
     delta = of_route(of_batch(delta, block.batch, VECTOR), block.route, WIDE, VECTOR)
+    z = optional_of_batch(z, z_batch, z_route, z_token, block, VECTOR)
     projection = Map(projection, projection_batch, projection_route, projection_token)
     projection = of_route(of_batch(projection, block.batch, 1), block.route, WIDE, 1)
     bias_ = read_weight(bias, 0, sizes, block, VECTOR)
@@ -99,6 +108,11 @@ def summarise(
             TILE,
             dtype,
         )
+        if z is not None:
+            zs, gated = read_gate(z, block.route, places, block, WIDE, VECTOR, FULL, TILE), ()
+            for k in tl.static_range(TILE):
+                gated = gated + (values[k] * activate(zs[k].to(dtype), "silu"),)
+            values = gated
         for n in range(N):
             row = row_of(ends, block.row * N + n, sizes, block, VECTOR)
             if N > 1:
@@ -131,6 +145,7 @@ def carry_over(
     A,
     totals,
     ends,
+    start,
     carry,
     rows,
     size,
@@ -142,7 +157,8 @@ def carry_over(
 ):
     """Write to ``carry`` the state that enters each span; all are ``(batch, rows, N, size)``, ``totals`` without N.
 
-    A span makes exp(A_n total) h + end of a state h. One program for a batch index, an n and some columns takes ROWS
+    The first state is ``start``, ``(batch, N, size)``, or 0 where that is None. A span makes exp(A_n total) h + end of
+    a state h. One program for a batch index, an n and some columns takes ROWS
     spans at once, then the next. A has ``weights`` columns, as many as there are or a part that all share.
     """
     blocks = tl.cdiv(size, BLOCK_D)
@@ -155,6 +171,8 @@ def carry_over(
     carry += (batch * rows * N + n) * size + columns[None, :]
     totals += batch * rows * size + columns[None, :]
     h = tl.zeros((BLOCK_D,), A_n.dtype)
+    if start is not None:
+        h = tl.load(start + (batch * N + n) * size + columns, real, 0.0)
     tl.store(carry + (rows - 1 if BACKWARD else 0) * N * size, h[None, :], real[None, :])
     i = tl.arange(0, ROWS)[:, None]
     for first in range(0, rows, ROWS):

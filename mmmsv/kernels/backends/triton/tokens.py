@@ -178,6 +178,27 @@ def read_like(tensor, places, block, VECTOR: tl.constexpr, FULL: tl.constexpr, T
 
 
 @triton.jit
+def optional_of_batch(pointer, batch_stride, route, token, block, VECTOR: tl.constexpr):
+    """Return the program's channels in its batch index as a :class:`Map`; None where there is no tensor."""
+    if pointer is None:
+        tensor = None
+    else:
+        tensor = of_batch(Map(pointer + block.channels, batch_stride, route, token), block.batch, VECTOR)
+    return tensor
+
+
+@triton.jit
+def read_gate(
+    z, route, places, block, WIDE: tl.constexpr, VECTOR: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr
+):
+    """Read the gate of the TILE tokens of a route, as it lies in memory; nothing where there is none."""
+    values = ()
+    if z is not None:
+        values = read_like(of_route(z, route, WIDE, VECTOR), places, block, VECTOR, FULL, TILE)
+    return values
+
+
+@triton.jit
 def read_projection(tensor, places, n, TILE: tl.constexpr):
     """Read number n of B or C of the TILE tokens."""
     values = ()
