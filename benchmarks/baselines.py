@@ -43,7 +43,7 @@ def list_implementations(device: torch.device) -> list[Implementation]:
     """Return all of them, the backend that is taken automatically on ``device`` first."""
     reasons = {name: backend.why_not(device) for name, backend in BACKENDS.items()}
     fastest = next(name for name, reason in reasons.items() if not reason)
-    public = (scan2d, partial(selective_scan, delta_softplus=True))
+    public = (scan2d, _selective_scan)
     notes = {fastest: ", the automatic choice here"}
     backends = (
         (name, f"backend of `mmmsv.kernels`{notes.get(name, '')}", reasons[name], *public, partial(use_backend, name))
@@ -62,6 +62,11 @@ def list_implementations(device: torch.device) -> list[Implementation]:
         *(Implementation(*backend) for backend in backends),
         *(Implementation(*about, partial(_along_routes, scan1d), scan1d) for *about, scan1d in baselines),
     ]
+
+
+def _selective_scan(*tensors: Tensor) -> Tensor:
+    *others, delta_bias = tensors
+    return selective_scan(*others, delta_bias=delta_bias, delta_softplus=True)
 
 
 def _not_installed(package: str) -> str | None:

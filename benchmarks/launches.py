@@ -108,6 +108,7 @@ class Launch:
         a = self.arguments
         name = self.kernel + (" backward" if a.get("BACKWARD") else "")
         name += {True: ", norm first", False: ", norm last"}.get(a.get("NORM_FIRST"), "")
+        name += ", gated" if self.is_scan and a["z"] is not None else ""
         name += f", {a['K']} x {a['K']}, {a['ACTIVATION']}" if "K" in a else ""
         return name + "".join(f", {one}" for one in ("dy_again", "dx_again", "added") if a.get(one) is not None)
 

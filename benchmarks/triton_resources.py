@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 
 from mmmsv.analysis.speed.markdown import table
-from mmmsv.kernels import branch_off, depthwise_conv, gate, layer_norm, merge_scales, read_twice, use_backend
+from mmmsv.kernels import (
+    branch_off,
+    depthwise_conv,
+    gate,
+    layer_norm,
+    merge_scales,
+    read_twice,
+    selective_scan,
+    use_backend,
+)
 from mmmsv.kernels import scan as public
 from mmmsv.kernels.arguments import choose_chunk
 from mmmsv.kernels.backends.triton import plan
@@ -76,6 +85,11 @@ def usages(capability: int) -> Iterator[tuple[object, ...]]:
             for launch in launches.values():
                 yield _usage(launch, capability, case.dtype, case.state, routes)
             launches.clear()
+        for state in (1, 16):
+            _run_gated_sequence(state)
+            for launch in launches.values():
+                yield _usage(launch, capability, BFLOAT16, state, "1-D from a state to a state")
+            launches.clear()
         for channels in CHANNELS:
             _run_fused(channels)
             if channels == CHANNELS[0]:
@@ -102,6 +116,15 @@ def _usage(launch: Launch, capability: int, dtype: torch.dtype, state: object, c
 
 def _leaf(*shape: int, dtype: torch.dtype = BFLOAT16) -> Tensor:
     return torch.zeros(shape, dtype=dtype, requires_grad=True)
+
+
+def _run_gated_sequence(state: int) -> None:
+    u, delta, z = (_leaf(1, 64, 192).transpose(1, 2) for _ in range(3))
+    B, C = (_leaf(1, 64, state).transpose(1, 2) for _ in range(2))
+    A, D, h0 = (_leaf(*shape, dtype=torch.float32) for shape in ((192, state), (192,), (1, 192, state)))
+    with use_backend("triton"), patch.object(public, "choose_chunk", lambda device, n: choose_chunk(CUDA, n)):
+        y, last = selective_scan(u, delta, A, B, C, D, z, None, True, return_last_state=True, h0=h0)
+        (y.sum() + last.sum()).backward()
 
 
 def _run_convolutions(channels: int) -> None:

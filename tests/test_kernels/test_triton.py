@@ -26,8 +26,10 @@ from .scan_inputs import (
     device_of,
     exact,
     exact_map,
+    loss,
     run,
     run_map,
+    run_with_last_state,
     scan_inputs,
 )
 
@@ -36,7 +38,7 @@ if reason := triton_scan.why_no_triton():
 
 import triton
 
-from mmmsv.kernels import scan
+from mmmsv.kernels import BACKENDS, scan, selective_scan, use_backend
 from mmmsv.kernels.arguments import Scan2d, choose_chunk
 from mmmsv.kernels.backends.triton import maps, plan, problem
 from mmmsv.kernels.backends.triton import scan_forward as forward_kernel
@@ -120,6 +122,61 @@ def test_borders_of_chunks(monkeypatch, length):
     inputs = scan_inputs(batch=1, length=length, dtype=torch.float32)
     for name, ours, theirs in zip(("y", *NAMES), run("triton", inputs), run("reference", exact(inputs)), strict=True):
         assert_near(ours, theirs, TOLERANCE[torch.float32], name)
+
+
+def check_sequence(dtype, inputs):
+    assert BACKENDS["triton"].selective_scan  # otherwise the next backend computes
+    expected = run_with_last_state("reference", exact(inputs))
+    for name, ours, theirs in zip(("y", "last", *inputs), run_with_last_state("triton", inputs), expected, strict=True):
+        assert_near(ours, theirs, TOLERANCE[dtype], name)
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(
+    ("state", "groups", "length", "dtype"),
+    [(1, 2, 21, torch.float32), (2, 1, 24, torch.float16), (16, 1, 17, torch.float64)],
+)
+def test_from_state_to_state(monkeypatch, many, state, groups, length, dtype):
+    """A gate, and states before the first and after the last token, in one span and in three."""
+    set_spans(monkeypatch, many)
+    monkeypatch.setattr(scan, "choose_chunk", lambda device, state: 8)
+    check_sequence(dtype, scan_inputs(1, 6, length, state, groups, dtype, all_of_them=True))
+
+
+@pytest.mark.parametrize(("left_out", "state"), [("z", 1), ("h0", 2)])
+def test_gate_or_first_state(monkeypatch, left_out, state):
+    set_spans(monkeypatch, many=False)
+    inputs = scan_inputs(1, 6, 11, state, dtype=torch.float32, all_of_them=True)
+    del inputs[left_out]
+    check_sequence(torch.float32, inputs)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(0, 5), (2, 0)])
+def test_no_tokens(batch, length):
+    """The last state is the first one, and so are their gradients."""
+    inputs = scan_inputs(batch, length=length, dtype=torch.float32, all_of_them=True)
+    y, last, *gradients = run_with_last_state("triton", inputs)
+    assert y.shape == inputs["u"].shape
+    assert torch.equal(last, inputs["h0"])
+    of = dict(zip(inputs, gradients, strict=True))
+    assert torch.equal(of.pop("h0"), torch.autograd.grad(loss(inputs["h0"]), inputs["h0"])[0])
+    for name, gradient in of.items():
+        assert torch.equal(gradient, torch.zeros_like(inputs[name])), name
+
+
+def test_piece_by_piece():
+    """Without gradients, a state goes from call to call; the gate lies beside another tensor, and u does not."""
+    inputs = {name: each.detach() for name, each in scan_inputs(1, 6, 13, all_of_them=True).items()}
+    whole = selective_scan(**inputs, return_last_state=True)
+    inputs["z"] = torch.cat((inputs["z"], inputs["z"]), 1)[:, :6]
+    ys, state = [], inputs.pop("h0")
+    with use_backend("triton"):
+        for begin, end in ((0, 5), (5, 6), (6, 13)):
+            piece = {name: each[..., begin:end] if each.dim() > 2 else each for name, each in inputs.items()}
+            y, state = selective_scan(**piece, return_last_state=True, h0=state)
+            ys.append(y)
+    assert_near(torch.cat(ys, -1), whole[0], TOLERANCE[torch.float64])
+    assert_near(state, whole[1], TOLERANCE[torch.float64])
 
 
 @pytest.mark.slow

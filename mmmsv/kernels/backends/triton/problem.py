@@ -156,7 +156,7 @@ class Problem:
     def _sequences(self) -> int:
         return len(self.scan.sequences)
 
-    def _plan(self, tile: Tile, other: Tensor, first: Tensor | None) -> Plan:
+    def _plan(self, tile: Tile, other: Tensor, first: Tensor | None = None) -> Plan:
         tensors = (self.u, self.delta, self.z, self.B, self.C, self.A, other)
         return plan_scan(self.scan, tile, self.chunk, first is not None, *tensors)
 
