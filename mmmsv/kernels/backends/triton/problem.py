@@ -27,7 +27,6 @@ class Gradients(NamedTuple):
     z: Tensor | None  # (batch, routes, H, W, D), strides of u's
     BC: Tensor  # (batch, blocks of channels, routes, tokens, 2 N)
     weights: Tensor  # of bias, skip and A, (batch, spans, 2 + N, sequences, D)
-    first: Tensor  # of the first state, (batch, N, sequences, D)
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,13 @@ class Problem:
         bias, skip = (None if weight is None else weight.contiguous() for weight in (scan.b_dt, scan.Dskip))
         return cls(scan, u, delta, z, B, C, bias, scan.A.movedim(-1, 0).contiguous(), skip)
 
-    def forward(self, y: Tensor, first: Tensor | None = None, keep_last: bool = False) -> tuple[Tensor, Tensor]:
-        """Write y ``(batch, routes, tokens, D)``, and return the states before chunks and the last state.
+    def forward(self, y: Tensor, first: Tensor | None = None, last: Tensor | None = None) -> Tensor:
+        """Write y, and the last state if there is a tensor for it; return the states before chunks.
 
         Args:
-            y: What is written.
+            y: ``(batch, routes, tokens, D)``.
             first: The first state, ``(batch, N, sequences, D)``; 0 where it is None.
-            keep_last: Whether to return the last state, shaped like the first; otherwise these are any numbers.
+            last: The last state, likewise, contiguous.
         """
         from .launch import launch
         from .scan_forward import scan_forward
@@ -69,22 +68,24 @@ class Problem:
         states = self.A.new_empty(prod(self.scan.states_shape)) if self.scan.chunk else None
         if self.u.numel():
             plan = self._plan(forward_tile(self.A.shape[0], self.A.dtype), y, first)
-            carry = self._carried(plan, self.u, None, self.B, first, backward=False)
+            carry = self._carried(plan, self.u, None, self.B, first, last, backward=False)
             inputs = (self.u, self.delta, self.z, self.B, self.C, self.bias, self.A, self.skip)
-            launch(scan_forward, (*inputs, y, states, carry), _prepare_forward, plan, self.chunk, keep_last)
-            last = self._state_in(carry, -1)
-        else:
-            last = self._new_state(first)
-        return self.A.new_empty(0) if states is None else states, last
+            launch(scan_forward, (*inputs, y, states, carry), _prepare_forward, plan, self.chunk, last is not None)
+            _copy_row(carry, -1, last)
+        elif last is not None:
+            _copy_state(first, last)
+        return self.A.new_empty(0) if states is None else states
 
-    def backward(self, states: Tensor, dy: Tensor, dlast: Tensor | None = None, keep_first: bool = False) -> Gradients:
+    def backward(
+        self, states: Tensor, dy: Tensor, dlast: Tensor | None = None, dfirst: Tensor | None = None
+    ) -> Gradients:
         """Compute the gradients.
 
         Args:
             states: The states before chunks.
             dy: The gradient of y, ``(batch, routes, tokens, D)``.
             dlast: That of the last state, ``(batch, N, sequences, D)``; 0 where it is None.
-            keep_first: Whether to return that of the first state; otherwise these are any numbers.
+            dfirst: That of the first state, likewise, contiguous; written if there is a tensor for it.
         """
         from .launch import launch
         from .scan_backward import scan_backward
@@ -105,24 +106,40 @@ class Problem:
         dz = None if self.z is None else scan.new_routes(scan.x.dtype)
         dBC = self.A.new_empty(batch, plan.blocks, routes, tokens, 2 * state)
         dweights = self.A.new_empty(batch, plan.rows, 2 + state, sequences, channels)
-        written = du, ddelta, dz, dBC, dweights
+        gradients = Gradients(du, ddelta, dz, dBC, dweights)
         if not self.u.numel():
-            zeros = (None if gradient is None else gradient.zero_() for gradient in written)
-            return Gradients(*zeros, first=self._new_state(dlast))
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.zero_()
+            if dfirst is not None:
+                _copy_state(dlast, dfirst)
+            return gradients
         tiles = self.chunk // plan.constants["TILE"]
         starts = self.A.new_empty(batch * plan.rows * (tiles + 1 if tiles > 1 else 0), state, sequences * channels)
-        carry = self._carried(plan, dy, self.z, self.C, dlast, backward=True)
+        carry = self._carried(plan, dy, self.z, self.C, dlast, dfirst, backward=True)
         inputs = (self.u, self.delta, self.z, self.B, self.C, self.bias, self.A, self.skip, dy)
         tensors = (*inputs, du, ddelta, *sums, dz, dBC, dweights, states.contiguous(), carry, starts)
-        launch(scan_backward, tensors, _prepare_backward, plan, self.chunk, summed, keep_first)
-        return Gradients(*written, first=self._state_in(carry, 0))
+        launch(scan_backward, tensors, _prepare_backward, plan, self.chunk, summed, dfirst is not None)
+        _copy_row(carry, 0, dfirst)
+        return gradients
 
     def _carried(
-        self, plan: Plan, signal: Tensor, z: Tensor | None, projection: Tensor, first: Tensor | None, backward: bool
+        self,
+        plan: Plan,
+        signal: Tensor,
+        z: Tensor | None,
+        projection: Tensor,
+        start: Tensor | None,
+        end: Tensor | None,
+        backward: bool,
     ) -> Tensor:
-        """Return the state that enters each span, ``(batch, spans, N, sequences * D)``; without spans, any numbers."""
+        """Return the state that enters each span, ``(batch, spans, N, sequences * D)``; if none does, any numbers.
+
+        It is the memory of ``end`` where that has as many numbers.
+        """
         batch, channels, state, sequences = self.u.shape[0], self.u.shape[3], self.A.shape[0], self._sequences
-        carry = self.A.new_empty(batch, plan.rows, state, sequences * channels)
+        size = batch, plan.rows, state, sequences * channels
+        carry = self.A.new_empty(size) if end is None or plan.rows > 1 else end.view(size)
         if plan.rows > 1:
             from .launch import launch
             from .spans import carry_over, summarise
@@ -130,22 +147,11 @@ class Problem:
             ends, totals = torch.empty_like(carry), self.A.new_empty(batch, plan.rows, sequences * channels)
             tensors = (signal, self.delta, z, projection, self.bias, self.A, ends, totals)
             launch(summarise, tensors, _prepare_summary, plan, backward)
-            first = None if first is None else first.contiguous()
-            launch(carry_over, (self.A, totals, ends, first, carry), _prepare_carry, backward)
-        elif first is not None:
-            carry.view(first.shape).copy_(first)
+            start = None if start is None else start.contiguous()
+            launch(carry_over, (self.A, totals, ends, start, carry), _prepare_carry, backward)
+        elif start is not None:
+            carry.view(start.shape).copy_(start)
         return carry
-
-    def _state_in(self, carry: Tensor, row: int) -> Tensor:
-        """Return the state in a row of ``(batch, spans, N, sequences * D)``, in memory of its own."""
-        state = carry if carry.shape[1] == 1 else carry[:, row].clone(memory_format=torch.contiguous_format)
-        return state.view(self.u.shape[0], self.A.shape[0], self._sequences, self.u.shape[3])
-
-    def _new_state(self, state: Tensor | None) -> Tensor:
-        """Copy a state ``(batch, N, sequences, D)``; make one of zeros where it is None."""
-        if state is None:
-            return self.A.new_zeros(self.u.shape[0], self.A.shape[0], self._sequences, self.u.shape[3])
-        return state.clone(memory_format=torch.contiguous_format)
 
     @property
     def chunk(self) -> int:
@@ -159,6 +165,20 @@ class Problem:
     def _plan(self, tile: Tile, other: Tensor, first: Tensor | None = None) -> Plan:
         tensors = (self.u, self.delta, self.z, self.B, self.C, self.A, other)
         return plan_scan(self.scan, tile, self.chunk, first is not None, *tensors)
+
+
+def _copy_row(carry: Tensor, row: int, state: Tensor | None) -> None:
+    """Copy a row of ``(batch, spans, N, sequences * D)`` to a state, if there is one; a single row is in its memory."""
+    if state is not None and carry.shape[1] > 1:
+        state.copy_(carry[:, row].view(state.shape))
+
+
+def _copy_state(source: Tensor | None, state: Tensor) -> None:
+    """Copy a state; fill with 0 where the source is None."""
+    if source is None:
+        state.zero_()
+    else:
+        state.copy_(source)
 
 
 def _prepare_forward(
@@ -175,19 +195,19 @@ def _prepare_forward(
     carry: Tensor,
     plan: Plan,
     chunk: int,
-    keep_last: bool,
+    keeps_end: bool,
 ) -> "Launch":
     # maxnreg as in the backward pass.
     maxnreg = 255 if A.shape[0] > 1 else None
-    constants = {"SPLIT": plan.spans > 0, "KEEP_END": keep_last, "CHUNK": chunk, "maxnreg": maxnreg}
+    constants = {"SPLIT": plan.spans > 0, "KEEP_END": keeps_end, "CHUNK": chunk, "maxnreg": maxnreg}
     return plan.launch((u, delta, z, B, y), **constants)
 
 
 def _prepare_backward(*given: Any) -> "Launch":
-    u, delta, z, B, _, _, _, _, dy, du, ddelta, *_, plan, chunk, summed, keep_first = given
+    u, delta, z, B, _, _, _, _, dy, du, ddelta, *_, plan, chunk, summed, keeps_end = given
     views = [gradient.expand(-1, u.shape[1], -1, -1, -1).flatten(2, 3) for gradient in (du, ddelta)]
     # maxnreg: else the assembler spills some, where that fits one more program on a multiprocessor.
-    constants = {"SPLIT": plan.spans > 0, "KEEP_END": keep_first, "SUMMED": summed, "CHUNK": chunk, "maxnreg": 255}
+    constants = {"SPLIT": plan.spans > 0, "KEEP_END": keeps_end, "SUMMED": summed, "CHUNK": chunk, "maxnreg": 255}
     return plan.launch((u, delta, z, B, dy, *views), **constants)
 
 

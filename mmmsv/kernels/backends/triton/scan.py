@@ -64,7 +64,7 @@ def why_not(device: torch.device) -> str | None:
 def scan2d(scan: Scan2d) -> tuple[Tensor, Tensor]:
     """Compute y and the states before each chunk."""
     y = scan.new_routes(scan.map_dtype(scan.y_dtype, scan.merge))
-    states, _ = Problem.of(scan).forward(y.flatten(2, 3))
+    states = Problem.of(scan).forward(y.flatten(2, 3))
     return _sum_maps(y, scan.y_dtype) if scan.merge else y, states
 
 
@@ -82,8 +82,8 @@ def scan2d_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | 
 
 def selective_scan(given: SelectiveScan) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y, the last state, and the states before each chunk."""
-    y = given.u.new_empty(given.u.shape)
-    states, last = _problem_of(given).forward(y.transpose(1, 2), given.h0, keep_last=True)
+    y, last = given.u.new_empty(given.u.shape), given.A.new_empty(given.last_shape)
+    states = _problem_of(given).forward(y.transpose(1, 2), given.h0, last)
     return y, last, states
 
 
@@ -92,12 +92,13 @@ def selective_scan_backward(
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of the tensors, in their order."""
     dy = last_axis_innermost(dy).transpose(1, 2)
-    scan = given.as_maps()
-    of = _problem_of(given).backward(given.kept_states(states), dy, dlast, keep_first=given.h0 is not None)
+    dh0 = None if given.h0 is None else given.A.new_empty(given.last_shape)
+    problem = _problem_of(given)
+    of = problem.backward(given.kept_states(states), dy, dlast, dh0)
     du, ddelta, dz = (None if one is None else one[:, :, 0].transpose(1, 2) for one in (of.u, of.delta, of.z))
-    dB, dC = (projection[:, 0] for projection in _sum_projections(scan, of.BC))
-    dbias, dA, dD = _sum_weights(scan, of.weights)
-    return du, ddelta, dB, dC, dz, dA, dD, dbias, of.first
+    dB, dC = (projection[:, 0] for projection in _sum_projections(problem.scan, of.BC))
+    dbias, dA, dD = _sum_weights(problem.scan, of.weights)
+    return du, ddelta, dB, dC, dz, dA, dD, dbias, dh0
 
 
 def _problem_of(given: SelectiveScan) -> Problem:
