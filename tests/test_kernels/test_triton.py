@@ -183,7 +183,7 @@ def test_piece_by_piece():
     inputs = {name: each.detach() for name, each in scan_inputs(1, 6, 13, all_of_them=True).items()}
     whole = selective_scan(**inputs, return_last_state=True)
     inputs = {name: each.to(device_of("triton")) for name, each in inputs.items()}
-    inputs["z"] = torch.cat((inputs["z"], inputs["z"]), 1)[:, :6]
+    inputs["z"] = torch.cat((inputs["z"].mT, inputs["u"].mT), -1)[..., :6].mT
     ys, state = [], inputs.pop("h0")
     with use_backend("triton"):
         for begin, end in ((0, 5), (5, 6), (6, 13)):
