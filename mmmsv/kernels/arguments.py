@@ -106,9 +106,9 @@ class SelectiveScan(NamedTuple):
 class Scan2d(NamedTuple):
     """Sequences over maps: the arguments of :func:`mmmsv.kernels.scan2d`.
 
-    A sequence visits the tokens of a map along its routes; all sequences share one map. Kernels that walk over maps also
-    scan the one-row maps of :meth:`SelectiveScan.as_maps`, where each sequence has a map of its own, and the step is not
-    in its low-rank form.
+    A sequence visits the tokens of a map along its routes; all sequences share one map. Kernels that walk over maps
+    also scan the one-row maps of :meth:`SelectiveScan.as_maps`, where each sequence has a map of its own, and the step
+    is that of each channel.
 
     Args:
         x: Map that all sequences share, ``(batch, H, W, D)``, or one for each, ``(batch, H, W, S, D)``.
@@ -142,6 +142,17 @@ class Scan2d(NamedTuple):
     softplus: bool
     chunk: int
     dtype: torch.dtype | None
+
+    @property
+    def step_weight(self) -> Tensor:
+        """W_dt.
+
+        Raises:
+            TypeError: There is none: the step is that of each channel.
+        """
+        if self.W_dt is None:
+            raise TypeError("scan2d: W_dt is None, expected a tensor; selective_scan takes the step of each channel")
+        return self.W_dt
 
     @property
     def maps(self) -> Tensor:

@@ -1,8 +1,8 @@
 """The scan whose B or C is the same for all tokens, (D, N), as in S4D: one of N = 1 for each number of the state.
 
 Kernels take B and C of each token, for groups of channels that share them. Here each channel has its own, and it is a
-factor: of u on the way in, of the state on the way out. So a scan whose groups are the N numbers of the state, each with
-all channels and a state of one number, gives the same. It holds u, the step and y N times.
+factor: of u on the way in, of the state on the way out. So a scan whose groups are the N numbers of the state, each
+with all channels and a state of one number, gives the same. It holds u, the step and y N times.
 """
 
 from torch import Tensor

@@ -99,8 +99,8 @@ def selective_scan(
         whatever the dtype of ``u``. Both results have gradients with respect to every tensor.
 
     Raises:
-        TypeError: An argument is no tensor of real floating-point numbers, or its dtype disagrees with ``u``; a switch is
-            no bool.
+        TypeError: An argument is no tensor of real floating-point numbers, or its dtype disagrees with ``u``; a switch
+            is no bool.
         ValueError: Shapes or devices disagree; the message names the argument and both shapes.
 
     Source:

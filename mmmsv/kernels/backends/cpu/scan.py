@@ -41,7 +41,7 @@ def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
     described.place(dy=Placed.of_routes(dy.to(scan.x.dtype)), dx=Placed.of_sequences(dx.unsqueeze(3)))
     problem.wide = dx.dtype != scan.x.dtype
     problem.kept = scan.kept_states(states).data_ptr()
-    rows = padded(padded(scan.W_dt, 2), 1)
+    rows = padded(padded(scan.step_weight, 2), 1)
     problem.W_dt_rows, problem.padded_rank = rows.data_ptr(), rows.shape[2]
     groups = min(batch, GROUPS)
     token_parts = in_huge_pages(scan.A.new_empty(problem.blocks, batch, height, width, sets, rank + 2 * state))
@@ -67,10 +67,11 @@ def _describe(scan: Scan2d, blocks: int) -> Described:
     """Describe all but the results to the library."""
     codes = tuple(scan.route_codes)
     sequences = (codes,) if scan.carry else tuple((code,) for code in codes)
-    described = describe(scan.x, scan.A, scan.b_dt, scan.Dskip, *scan.x.shape[1:3], sequences, blocks)
+    size = scan.x.shape[1], scan.x.shape[2]
+    described = describe(scan.x, scan.A, scan.b_dt, scan.Dskip, size, sequences, blocks)
     x, dt, B, C = (Placed.of_sequences(each) for each in (scan.x.unsqueeze(3), scan.dt, scan.B, scan.C))
     described.place(x=x, dt=dt, B=B, C=C)
-    W_dt = padded(scan.W_dt.transpose(1, 2), 2)
+    W_dt = padded(scan.step_weight.transpose(1, 2), 2)
     described.tensors.append(W_dt)
     problem = described.problem
     problem.W_dt, problem.rank = W_dt.data_ptr(), W_dt.shape[1]

@@ -105,8 +105,7 @@ def describe(
     A: Tensor,
     bias: Tensor | None,
     skip: Tensor | None,
-    height: int,
-    width: int,
+    size: tuple[int, int],
     sequences: tuple[tuple[int, ...], ...],
     blocks: int,
 ) -> Described:
@@ -117,8 +116,7 @@ def describe(
         A: ``(S, D, N)``, as the other weights in the dtype of the state.
         bias: ``(S, D)``.
         skip: ``(S, D)``.
-        height: Rows of the map.
-        width: Columns of the map.
+        size: Rows and columns of the map.
         sequences: The routes of each sequence, by their place in ``ROUTES``.
         blocks: Number of blocks that the channels are cut into, at most.
     """
@@ -128,8 +126,8 @@ def describe(
     problem = ScanProblem(
         dtype=DTYPES.index(x.dtype),
         batch=x.shape[0],
-        height=height,
-        width=width,
+        height=size[0],
+        width=size[1],
         channels=channels,
         states=state,
         sequences=len(sequences),

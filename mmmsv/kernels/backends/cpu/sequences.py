@@ -58,8 +58,8 @@ def backward(given: SelectiveScan, dy: Tensor, dlast: Tensor | None, states: Ten
 def _describe(given: SelectiveScan, blocks: int) -> Described:
     """Describe all but the results to the library."""
     groups = len(given.A)
-    row = given.u.shape[1]
-    described = describe(given.u, given.A, given.delta_bias, given.D, 1, row, ((0,),) * groups, blocks)
+    size = 1, given.u.shape[1]
+    described = describe(given.u, given.A, given.delta_bias, given.D, size, ((0,),) * groups, blocks)
     B, C = (Placed.of_sequences(each.unsqueeze(1)) for each in (given.B, given.C))
     described.place(x=Placed.of_groups(given.u), dt=Placed.of_groups(given.delta), B=B, C=C)
     if given.z is not None:

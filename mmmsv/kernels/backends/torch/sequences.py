@@ -63,7 +63,7 @@ class Gradients(NamedTuple):
     h0: Tensor
 
 
-# Computes y, (batch, L, K, D), the last state, (batch, N, K, D), and those before each chunk, (batch, chunks, N, K * D).
+# Computes y, (batch, L, K, D), the last state, (batch, N, K, D), and those before chunks, (batch, chunks, N, K * D).
 Forward: TypeAlias = Callable[[Sequences], tuple[Tensor, Tensor, Tensor]]
 # Computes the gradients from dy, that of the last state (None where nothing has used it), and the states before chunks.
 Backward: TypeAlias = Callable[[Sequences, Tensor, Tensor | None, Tensor], Gradients]

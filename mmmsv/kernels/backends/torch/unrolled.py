@@ -1,7 +1,7 @@
 """The scan over maps made of one along sequences: unroll the maps along their routes, scan, lay the walks back.
 
-For backends that scan sequences only. Each step copies the maps; the kernels of the backends ``cpu`` and ``triton`` walk
-over the maps as they are.
+For backends that scan sequences only. Each step copies the maps; the kernels of the backends ``cpu`` and ``triton``
+walk over the maps as they are.
 """
 
 import torch
@@ -23,7 +23,7 @@ def kernel(forward: Forward, backward: Backward) -> Kernel:
     def scan_maps_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
         dt = _unroll(scan, scan.dt)
         of = backward(_sequences_of(scan, dt), _unroll_gradient(scan, dy), None, scan.kept_states(states))
-        ddt = torch.einsum("blqd,qdr->blqr", of.delta, _step_weight(scan))
+        ddt = torch.einsum("blqd,qdr->blqr", of.delta, _each(scan, scan.step_weight))
         dW_dt = torch.einsum("blqd,blqr->qdr", of.delta, dt.to(of.delta.dtype))
         sets = scan.A.shape[0]
         per_token = (_fold_sets(scan, gradient) for gradient in (ddt, of.B, of.C))
@@ -37,20 +37,13 @@ def _sequences_of(scan: Scan2d, dt: Tensor) -> Sequences:
     """Put the walks over the maps side by side; ``dt`` are those of the low-rank step, ``(batch, L, K, R)``."""
     # In the state's dtype: the step, as kernels that make it themselves hold it, and u, B and C, which several routes
     # share, so that gradients are sums over them.
-    delta = torch.einsum("blqr,qdr->blqd", dt.to(scan.A.dtype), _step_weight(scan))
+    delta = torch.einsum("blqr,qdr->blqd", dt.to(scan.A.dtype), _each(scan, scan.step_weight))
     u, B, C = (_unroll(scan, tensor).to(scan.A.dtype) for tensor in (scan.maps, scan.B, scan.C))
     skip, bias = (None if weight is None else _each(scan, weight) for weight in (scan.Dskip, scan.b_dt))
     tokens = scan.x.shape[1] * scan.x.shape[2]
     chunk = scan.chunk or CHUNK
     starts = [begin + start for begin in range(0, u.shape[1], max(tokens, 1)) for start in range(0, tokens, chunk)]
     return Sequences(u, delta, B, C, _each(scan, scan.A), skip, bias, scan.softplus, chunk, starts)
-
-
-def _step_weight(scan: Scan2d) -> Tensor:
-    """Return W_dt for each sequence, ``(K, D, R)``."""
-    if scan.W_dt is None:
-        raise TypeError("scan2d: W_dt is None, expected a tensor; a step of each channel goes through selective_scan")
-    return _each(scan, scan.W_dt)
 
 
 def _roll_up_all(scan: Scan2d, tokens: Tensor, merge: bool) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...arguments import Scan2d, SelectiveScan
-from ...strides import last_axis_innermost
+from ...strides import laid_out_as, last_axis_innermost
 from .maps import for_routes
 from .problem import Problem
 from .step import low_rank_gradients
@@ -68,23 +68,20 @@ def scan2d(scan: Scan2d) -> tuple[Tensor, Tensor]:
     return _sum_maps(y, scan.y_dtype) if scan.merge else y, states
 
 
-def scan2d_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor | None, ...]:
+def scan2d_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
     """Compute the gradients of the tensors, in their order."""
     dy = for_routes(dy.unsqueeze(3), len(scan.route_codes)) if scan.merge else last_axis_innermost(dy.flatten(2, 3))
     of = Problem.of(scan).backward(scan.kept_states(states), dy)
-    dx = _sum_maps(of.u, scan.x.dtype) if scan.x.dim() == 4 else of.u.permute(0, 2, 3, 1, 4)
-    ddt, dW_dt = of.delta.permute(0, 2, 3, 1, 4), None
-    if scan.W_dt is not None:
-        ddt, dW_dt = low_rank_gradients(scan, scan.W_dt, of.delta)
+    ddt, dW_dt = low_rank_gradients(scan, of.delta)
     dB, dC = _sum_projections(scan, of.BC)
-    return dx, ddt, dB, dC, dW_dt, *_sum_weights(scan, of.weights)
+    return _sum_maps(of.u, scan.x.dtype), ddt, dB, dC, dW_dt, *_sum_weights(scan, of.weights)
 
 
 def selective_scan(given: SelectiveScan) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y, the last state, and the states before each chunk."""
     y, last = given.u.new_empty(given.u.shape), given.A.new_empty(given.last_shape)
     states = _problem_of(given).forward(y.transpose(1, 2), given.h0, last)
-    return y, last, states
+    return laid_out_as(given.u, y), last, states
 
 
 def selective_scan_backward(

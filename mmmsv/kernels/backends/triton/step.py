@@ -33,8 +33,9 @@ def dense_step(scan: Scan2d) -> Tensor:
     return step.unflatten(1, by_set.shape[1:4]).permute(1, 2, 3, 0, 4)
 
 
-def low_rank_gradients(scan: Scan2d, W_dt: Tensor, ddelta: Tensor) -> tuple[Tensor, Tensor]:
+def low_rank_gradients(scan: Scan2d, ddelta: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of dt and of W_dt from that of the step, ``(batch, routes or 1, H, W, D)``."""
+    W_dt = scan.step_weight
     sets, channels, rank = W_dt.shape
     batch, routes, height, width, _ = ddelta.shape
     dt = for_routes(scan.dt, len(scan.route_codes))
