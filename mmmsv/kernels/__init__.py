@@ -22,6 +22,7 @@ from . import backends, flops, whole_block  # noqa: F401  which registers the fi
 from .arguments import Activation
 from .backends.cpu.memory import empty_cache
 from .bypass import is_transformed, share_memory
+from .cross_scan import cross_merge, cross_scan
 from .dispatch import BACKENDS, use_backend
 from .fused import depthwise_conv, gate, layer_norm, merge_scales, upsample
 from .linear import linear
@@ -37,6 +38,8 @@ __all__ = [
     "Route",
     "Selection",
     "branch_off",
+    "cross_merge",
+    "cross_scan",
     "depthwise_conv",
     "empty_cache",
     "gate",
