@@ -43,7 +43,7 @@ def list_implementations(device: torch.device) -> list[Implementation]:
     """Return all of them, the backend that is taken automatically on ``device`` first."""
     reasons = {name: backend.why_not(device) for name, backend in BACKENDS.items()}
     fastest = next(name for name, reason in reasons.items() if not reason)
-    public = (scan2d, _selective_scan)
+    public = (scan2d, partial(_with_softplus, selective_scan))
     notes = {fastest: ", the automatic choice here"}
     backends = (
         (name, f"backend of `mmmsv.kernels`{notes.get(name, '')}", reasons[name], *public, partial(use_backend, name))
@@ -62,11 +62,6 @@ def list_implementations(device: torch.device) -> list[Implementation]:
         *(Implementation(*backend) for backend in backends),
         *(Implementation(*about, partial(_along_routes, scan1d), scan1d) for *about, scan1d in baselines),
     ]
-
-
-def _selective_scan(*tensors: Tensor) -> Tensor:
-    *others, delta_bias = tensors
-    return selective_scan(*others, delta_bias=delta_bias, delta_softplus=True)
 
 
 def _not_installed(package: str) -> str | None:
@@ -118,8 +113,12 @@ def _mambapy(*tensors: Tensor) -> Tensor:
 def _mamba_ssm(*tensors: Tensor) -> Tensor:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # may not be installed
 
+    return _with_softplus(selective_scan_fn, *tensors)
+
+
+def _with_softplus(scan: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     *others, delta_bias = tensors
-    return selective_scan_fn(*others, None, delta_bias, True)
+    return scan(*others, None, delta_bias, True)
 
 
 def _around(

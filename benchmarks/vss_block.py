@@ -48,9 +48,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(batch, H, W, C)`` for ``(batch, H, W, C)``."""
         x, z = (x @ self.in_proj_weight.T).chunk(2, -1)
-        x = torch.conv2d(x.permute(0, 3, 1, 2), self.conv2d_weight, padding=1, groups=x.shape[-1])
-        y = self.out_norm(self.scan(silu(x)))
-        return (y * silu(z)) @ self.out_proj_weight.T
+        x = self.laid_out(x.permute(0, 3, 1, 2))
+        x = silu(torch.conv2d(x, self.conv2d_weight, padding=1, groups=x.shape[1]))
+        return (self.out_norm(self.scan(x)) * silu(z)) @ self.out_proj_weight.T
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Return ``(batch, D, H, W)`` with the layout in memory that the scans take: token by token in each channel."""
+        return x.contiguous()
 
     def scan(self, x: Tensor) -> Tensor:
         """Return ``(batch, H, W, D)`` for ``(batch, D, H, W)``: the sum over the routes."""
@@ -83,7 +87,7 @@ class FlippedBlock(Block):
     """The same block, with flips and concatenations in the place of the cross scan and merge."""
 
     def scan(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
+        height, width = x.shape[2:]
         forwards = torch.stack([x.flatten(2), x.transpose(2, 3).flatten(2)], dim=1)
         ys = self.scan_sequences(torch.cat([forwards, forwards.flip(-1)], dim=1))
         by_row, by_column = (ys[:, :2] + ys[:, 2:].flip(-1)).unbind(1)
@@ -93,6 +97,9 @@ class FlippedBlock(Block):
 
 class ConvertedBlock(Block):
     """The same block, with one call of scan2d, as docs/use_the_scan.md converts it."""
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
 
     def scan(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)

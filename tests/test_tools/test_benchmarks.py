@@ -16,6 +16,7 @@ import torch
 from benchmarks import half_precision, op_profile, scan
 from benchmarks.cases import MapCase, SequenceCase
 from benchmarks.comparison import left_out
+from mmmsv.analysis.speed import machine
 from mmmsv.analysis.speed.timing import Timing
 from mmmsv.kernels import BACKENDS, __main__, whole_block
 from mmmsv.kernels.backends.cpu import library
@@ -207,6 +208,7 @@ BAD = {
     "benchmarks.scan --device cuda": "--device cuda: torch sees no CUDA device here",
     "benchmarks.gpu --out x": "torch sees no CUDA device here; --dry goes through the round on a CPU",
     "benchmarks.scan --output docs": "--output docs: is a folder, expected a file",
+    "benchmarks.sequences --maps 56x56": "argument --maps: '56x56' is no size of a map, expected HxWxC, as 56x56x96",
 }
 
 
@@ -216,6 +218,22 @@ def test_bad_arguments_end_in_one_line(line, run, monkeypatch):
     status, _, errors = run(line)
     assert status == 2
     assert errors.splitlines()[-1] == f"python -m {line.split()[0]}: error: {BAD[line]}"
+
+
+def test_ways_to_scan_sequences(run, monkeypatch):
+    """Whatever is compared computes the same, or there is an error."""
+    monkeypatch.setattr(machine, "facts", lambda device: {"processor": "this one"})
+    sizes = "--channels 8 --length 16 --state 2 --maps 3x5x8 --seconds 0"
+    status, output, errors = run(f"benchmarks.sequences --only scan block {sizes}")
+    assert status == 0, errors
+    _, scans, *blocks = tables_of(output)
+    assert {"token loop", "token loop, as in mamba-ssm"} < {row[0] for row in scans[1:]}
+    assert [row[0] for row in blocks[0][1:]] == ["one scan2d", "cross_scan, selective_scan, cross_merge", "flips"]
+    assert len(blocks) == 4
+    for table in (scans, *blocks):
+        for _, forward, _, both, _, difference in table[1:]:
+            assert 0 < float(forward.split()[0]) < float(both.split()[0])
+            assert float(difference) < 1e-4
 
 
 def test_runtimes_that_are_missing(run, monkeypatch):
