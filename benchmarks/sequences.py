@@ -1,11 +1,13 @@
 """Time the scan along sequences beside other ways to compute it, Mamba's mixer with it, and a VSS block as one scan2d.
 
     pip install mambapy transformers                 # in an environment without OpenMMLab, which transformers 5 breaks
-    python -m benchmarks.sequences                   # about five minutes on two cores
+    python -m benchmarks.sequences                   # about half an hour on two cores
     python -m benchmarks.sequences --channels 64 --length 128 --maps 7x7x32 --seconds 0.1    # does it all work?
 
 The tables are for reading. What a table compares has to give the same numbers and gradients before it is timed, and
-takes turns in one process. Times are medians, with the 10th and the 90th percentile in brackets.
+takes turns in one process. Times are medians, with the 10th and the 90th percentile in brackets; what takes longer than
+a second is timed once. Most of the half hour goes into the backward passes of the token loops of mamba-ssm and
+transformers: each token is cut out of a whole array, and its gradient is as large as that array.
 """
 
 import argparse
@@ -137,7 +139,7 @@ def compare(variants: Mapping[str, Variant], device: torch.device, seconds: floa
         for name, variant in variants.items()
         for mode, call in ((FORWARD, torch.no_grad()(variant.forward)), (BOTH, variant.both))
     }
-    timings, failed = take_turns(calls, device, seconds)
+    timings, failed = take_turns(calls, device, seconds, short=True)
     if failed:
         raise RuntimeError("; ".join(f"{name}, {mode}: {reason}" for (name, mode), reason in failed.items()))
     columns = [cell for mode in (FORWARD, BOTH) for cell in (f"{mode}, ms", "time / first")]
