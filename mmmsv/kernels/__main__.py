@@ -4,15 +4,18 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .dispatch import BACKENDS, Backend, automatic, select, use_backend
-from .scan import scan2d
+from .scan import scan2d, selective_scan
 
 _CHANNELS, _RANK = 192, 6
-# Sides of the square maps, each tried when the one before says that it takes no longer than this.
+_STATE, _GROUPS = 16, 2
+# Sides of the square maps, each tried when the one before says that it takes no longer than this; sequences have as
+# many tokens.
 _SIDES = (8, 14, 56)
 _SECONDS = 0.3
 _CALLS = 5
@@ -26,8 +29,10 @@ def main() -> None:
     )
     parser.parse_args()
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
-    print(f"ns per token and channel: scan2d of 1 x side x side x {_CHANNELS}, N = 1, R = {_RANK}, float32, one route")
-    print(f"\n{'device':8}{'backend':12}{'side':>6}{'forward':>10}{'forward+backward':>18}")
+    print("ns per token and channel, float32, of as many tokens as the backend was tried with:")
+    print(f"  maps       scan2d of 1 x side x side x {_CHANNELS}, N = 1, R = {_RANK}, one route")
+    print(f"  sequences  selective_scan of 1 x {_CHANNELS} x tokens, N = {_STATE}, {_GROUPS} groups, with z")
+    print(f"\n{'device':8}{'backend':12}{'':11}{'tokens':>6}{'forward':>10}{'forward+backward':>18}")
     for device in _devices():
         for line in report(device):
             print(line)
@@ -38,18 +43,21 @@ def _devices() -> list[torch.device]:
 
 
 def report(device: torch.device) -> list[str]:
-    """Return a line for each backend, and one where the automatic choice is overruled or cannot be."""
+    """Return the lines of each backend, and one where the automatic choice is overruled or cannot be."""
     chosen = automatic(_name, device)
     lines = []
     for name, backend in BACKENDS.items():
+        row, note = f"{device.type:8}{name:12}", "  automatic choice" if name == chosen else ""
         if reason := "it has no scan" if backend.scan2d is None else backend.why_not(device):
-            text = f"  cannot run: {reason}"
-        else:
-            side, forward, both = measure(name, device)
-            text = f"{side:6}{forward:10.2f}{both:18.2f}{'  automatic choice' if name == chosen else ''}"
-        lines.append(f"{device.type:8}{name:12}{text}")
-        if not reason:
-            lines += [f"{'':10}{what}: {choice}" for what, choice in backend.choices().items()]
+            lines.append(f"{row}cannot run: {reason}")
+            continue
+        for what, workload in WORKLOADS.items():
+            if what == "sequences" and backend.selective_scan is None:
+                continue
+            tokens, forward, both = measure(name, workload, device)
+            lines.append(f"{row}{what:11}{tokens:6}{forward:10.2f}{both:18.2f}{note}")
+            row, note = f"{'':20}", ""
+        lines += [f"{'':10}{what}: {choice}" for what, choice in backend.choices().items()]
     try:
         asked = select(_name, device)
     except (ValueError, RuntimeError) as error:
@@ -64,43 +72,66 @@ def _name(backend: Backend) -> str | None:
     return None if backend.scan2d is None else backend.name
 
 
-def measure(name: str, device: torch.device) -> tuple[int, float, float]:
-    """Return the side of the largest map tried, and ns a pair of the forward pass and of forward and backward."""
+class Workload(NamedTuple):
+    """What is timed: inputs for a map of some side, or for as many tokens, and the call that takes them."""
+
+    inputs: Callable[[int], list[Tensor]]
+    call: Callable[[list[Tensor]], Tensor]
+
+
+def _of_maps(side: int) -> list[Tensor]:
+    tokens, weights = (1, side, side), (1, _CHANNELS)
+    shapes = ((*tokens, _CHANNELS), (*tokens, 1, _RANK), (*tokens, 1, 1), (*tokens, 1, 1))
+    *others, skip = _drawn(*shapes, (*weights, _RANK), weights, weights)
+    return [*others, -torch.ones(*weights, 1), skip]
+
+
+def _of_sequences(side: int) -> list[Tensor]:
+    of_channels, of_groups = (1, _CHANNELS, side * side), (1, _GROUPS, _STATE, side * side)
+    u, delta, B, C, D, z, bias = _drawn(
+        *(of_channels, of_channels, of_groups, of_groups), (_CHANNELS,), of_channels, (_CHANNELS,)
+    )
+    return [u, delta, -torch.ones(_CHANNELS, _STATE), B, C, D, z, bias]
+
+
+def _drawn(*shapes: tuple[int, ...]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+WORKLOADS = {
+    "maps": Workload(_of_maps, lambda inputs: scan2d(*inputs, routes=("row",))),
+    "sequences": Workload(_of_sequences, lambda inputs: selective_scan(*inputs, delta_softplus=True)),
+}
+
+
+def measure(name: str, workload: Workload, device: torch.device) -> tuple[int, float, float]:
+    """Return the most tokens tried, and ns a token and channel of the forward pass and of forward and backward."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            workload.call(inputs)
+
+    def forward_and_backward() -> None:
+        y = workload.call(inputs)
+        torch.autograd.grad(y, inputs, torch.ones_like(y))
+
     with use_backend(name):
         for side, larger in zip(_SIDES, (*_SIDES[1:], None), strict=True):
-            inputs = _inputs(side, device)
-            forward, both = (_median_seconds(call, inputs, device) for call in (_forward, _forward_and_backward))
+            inputs = [tensor.to(device).requires_grad_() for tensor in workload.inputs(side)]
+            seconds, both = (_median_seconds(call, device) for call in (forward, forward_and_backward))
             if larger is None or both * (larger / side) ** 2 > _SECONDS:
                 break
     pairs = side * side * _CHANNELS
-    return side, 1e9 * forward / pairs, 1e9 * both / pairs
+    return side * side, 1e9 * seconds / pairs, 1e9 * both / pairs
 
 
-def _inputs(side: int, device: torch.device) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    tokens, weights = (1, side, side), (1, _CHANNELS)
-    shapes = ((*tokens, _CHANNELS), (*tokens, 1, _RANK), (*tokens, 1, 1), (*tokens, 1, 1))
-    drawn = [torch.randn(shape, generator=generator) for shape in (*shapes, (*weights, _RANK), weights, weights)]
-    *others, skip = drawn
-    return [tensor.to(device).requires_grad_() for tensor in (*others, -torch.ones(*weights, 1), skip)]
-
-
-def _forward(inputs: list[Tensor]) -> None:
-    with torch.no_grad():
-        scan2d(*inputs, routes=("row",))
-
-
-def _forward_and_backward(inputs: list[Tensor]) -> None:
-    y = scan2d(*inputs, routes=("row",))
-    torch.autograd.grad(y, inputs, torch.ones_like(y))
-
-
-def _median_seconds(call: Callable[[list[Tensor]], None], inputs: list[Tensor], device: torch.device) -> float:
+def _median_seconds(call: Callable[[], None], device: torch.device) -> float:
     seconds = []
     for _ in range(1 + _CALLS):  # the first one warms up
         _synchronize(device)
         begin = time.perf_counter()
-        call(inputs)
+        call()
         _synchronize(device)
         seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds[1:])

@@ -156,14 +156,22 @@ def test_a_gpu_does_not_go_through_long_sequences_token_by_token():
 def test_the_report_lists_every_backend(run):
     status, output, errors = run("mmmsv.kernels")
     assert status == 0, errors
-    lines = {line.split()[1]: line for line in output.splitlines() if line.startswith("cpu ")}
+    printed = output.splitlines()
+    lines = {line.split()[1]: line for line in printed if line.startswith("cpu ")}
     assert list(lines) == list(BACKENDS)
+    of_sequences = [line.split() for line in printed if line.startswith(" " * 20 + "sequences")]
+    can_run = [name for name in BACKENDS if BACKENDS[name].why_not(torch.device("cpu")) is None]
+    assert len(of_sequences) == len(can_run)
+    for _, tokens, forward, both in of_sequences:
+        assert int(tokens) > 0
+        assert 0 < float(forward) < float(both)
     for name, line in lines.items():
         if reason := BACKENDS[name].why_not(torch.device("cpu")):
             assert f"cannot run: {reason}" in line
         else:
-            side, forward, both = line.split()[2:5]
-            assert int(side) > 0
+            what, tokens, forward, both = line.split()[2:6]
+            assert what == "maps"
+            assert int(tokens) > 0
             assert 0 < float(forward) < float(both)
     assert sum("automatic choice" in line for line in lines.values()) == 1
 
