@@ -185,13 +185,13 @@ def test_the_report_lists_every_backend(run):
     ids=["reference", "nonsense"],
 )
 def test_the_report_heeds_the_environment(asked, last, monkeypatch):
-    monkeypatch.setattr(__main__, "measure", lambda name, device: (56, 1.0, 3.0))
+    monkeypatch.setattr(__main__, "measure", lambda name, workload, device: (56, 1.0, 3.0))
     monkeypatch.setenv("MMMSV_BACKEND", asked)
     assert re.fullmatch(last, __main__.report(torch.device("cpu"))[-1])
 
 
 def test_the_report_is_quiet_about_what_is_not_asked_for(monkeypatch):
-    monkeypatch.setattr(__main__, "measure", lambda name, device: (56, 1.0, 3.0))
+    monkeypatch.setattr(__main__, "measure", lambda name, workload, device: (56, 1.0, 3.0))
     monkeypatch.delenv("MMMSV_BACKEND", raising=False)
     choices = [line for line in __main__.report(torch.device("cpu")) if line.startswith(" ")]
     assert len(__main__.report(torch.device("cpu"))) == len(BACKENDS) + len(choices)
@@ -199,7 +199,7 @@ def test_the_report_is_quiet_about_what_is_not_asked_for(monkeypatch):
 
 @needs_library
 def test_the_report_tells_what_the_processor_is_given(monkeypatch):
-    monkeypatch.setattr(__main__, "measure", lambda name, device: (56, 1.0, 3.0))
+    monkeypatch.setattr(__main__, "measure", lambda name, workload, device: (56, 1.0, 3.0))
     for faster, rows, pairs in ((True, 288, True), (True, 288, False), (False, 0, False)):
         found = library.loaded_library()._replace(
             blocks_are_faster=faster, linear_most_rows=rows, multiplies_pairs=pairs
