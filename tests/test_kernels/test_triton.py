@@ -26,7 +26,6 @@ from .scan_inputs import (
     device_of,
     exact,
     exact_map,
-    loss,
     run,
     run_map,
     run_with_last_state,
@@ -151,47 +150,14 @@ def test_gate_or_first_state(monkeypatch, left_out, state):
     check_sequence(torch.float32, inputs)
 
 
-@pytest.mark.parametrize(("used", "state"), [("y", 1), ("last state", 2)])
-def test_one_result_is_used(monkeypatch, used, state):
-    set_spans(monkeypatch, many=False)
-    inputs = scan_inputs(1, 6, 11, state, dtype=torch.float32, all_of_them=True)
-    gradients = []
-    for backend, given in (("triton", inputs), ("reference", exact(inputs))):
-        moved = {name: each.detach().to(device_of(backend)).requires_grad_() for name, each in given.items()}
-        with use_backend(backend):
-            y, last = selective_scan(**moved, return_last_state=True)
-            gradients.append(torch.autograd.grad(loss(y if used == "y" else last), list(moved.values())))
-    for name, ours, theirs in zip(inputs, *gradients, strict=True):
-        assert_near(ours.cpu(), theirs, TOLERANCE[torch.float32], name)
-
-
-@pytest.mark.parametrize(("batch", "length"), [(0, 5), (2, 0)])
-def test_no_tokens(batch, length):
-    """The last state is the first one, and so are their gradients."""
-    inputs = scan_inputs(batch, length=length, dtype=torch.float32, all_of_them=True)
-    y, last, *gradients = run_with_last_state("triton", inputs)
-    assert y.shape == inputs["u"].shape
-    assert torch.equal(last, inputs["h0"])
-    of = dict(zip(inputs, gradients, strict=True))
-    assert torch.equal(of.pop("h0"), torch.autograd.grad(loss(inputs["h0"]), inputs["h0"])[0])
-    for name, gradient in of.items():
-        assert torch.equal(gradient, torch.zeros_like(inputs[name])), name
-
-
-def test_piece_by_piece():
-    """Without gradients, a state goes from call to call; the gate lies beside another tensor, and u does not."""
-    inputs = {name: each.detach() for name, each in scan_inputs(1, 6, 13, all_of_them=True).items()}
-    whole = selective_scan(**inputs, return_last_state=True)
-    inputs = {name: each.to(device_of("triton")) for name, each in inputs.items()}
-    inputs["z"] = torch.cat((inputs["z"].mT, inputs["u"].mT), -1)[..., :6].mT
-    ys, state = [], inputs.pop("h0")
+def test_a_gate_that_lies_apart():
+    """As in Mamba, where it is a half of another tensor, and u is a whole one."""
+    inputs = {name: each.detach().to(device_of("triton")) for name, each in scan_inputs(all_of_them=True).items()}
+    apart = torch.cat((inputs["u"].mT, inputs["z"].mT), -1)[..., 6:].mT
     with use_backend("triton"):
-        for begin, end in ((0, 5), (5, 6), (6, 13)):
-            piece = {name: each[..., begin:end] if each.dim() > 2 else each for name, each in inputs.items()}
-            y, state = selective_scan(**piece, return_last_state=True, h0=state)
-            ys.append(y)
-    assert_near(torch.cat(ys, -1).cpu(), whole[0], TOLERANCE[torch.float64])
-    assert_near(state.cpu(), whole[1], TOLERANCE[torch.float64])
+        y, y_apart = selective_scan(**inputs), selective_scan(**{**inputs, "z": apart})
+    assert apart.stride() != inputs["u"].stride()
+    assert torch.equal(y, y_apart)
 
 
 @pytest.mark.slow
