@@ -51,6 +51,15 @@ def check_bool(op: str, name: str, value: bool) -> None:
         raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected True or False")
 
 
+def refuse_complex(op: str, A: Tensor) -> None:
+    """Raise TypeError for a complex A, which mamba-ssm takes."""
+    if isinstance(A, Tensor) and A.is_complex():
+        raise TypeError(
+            f"{op}: A is {A.dtype}, and the states of this scan are real; take a model with a real A (S4D-Real), or "
+            "mamba-ssm's own kernel"
+        )
+
+
 def one_dtype(op: str, per_token: Mapping[str, Tensor]) -> list[Tensor]:
     """Return the tensors in one dtype: under autocast the widest of theirs, since it leaves them in different ones.
 
