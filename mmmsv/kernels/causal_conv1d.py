@@ -52,11 +52,7 @@ def causal_conv1d_fn(
         The short convolution of H3 and Mamba, arXiv 2312.00752, Section 3.4. The arguments are those of causal-conv1d.
     """
     op = "causal_conv1d_fn"
-    if seq_idx is not None:
-        raise NotImplementedError(
-            f"{op}: seq_idx is given, and sequences one behind the other in a row are not supported; put each in a row "
-            "of the batch (activation is the last argument)"
-        )
+    refuse_seq_idx(op, seq_idx)
     check_bool(op, "return_final_states", return_final_states)
     y, last = convolve(op, x, weight, bias, initial_states, activation)
     if not return_final_states:
@@ -66,6 +62,15 @@ def causal_conv1d_fn(
     check_tensors(op, {"x": x, "final_states_out": final_states_out})
     check_shape(op, "final_states_out", final_states_out, last.shape, "x", x)
     return y, final_states_out.copy_(last)
+
+
+def refuse_seq_idx(op: str, seq_idx: None) -> None:
+    """Raise NotImplementedError for anything but None."""
+    if seq_idx is not None:
+        raise NotImplementedError(
+            f"{op}: seq_idx is given, and sequences one behind the other in a row are not supported; put each in a row "
+            "of the batch"
+        )
 
 
 def convolve(
@@ -107,8 +112,8 @@ def causal_conv1d_update(
         activation: ``'silu'``, ``'swish'`` (the same), or None.
         cache_seqlens: Number of tokens before these, ``(batch,)``, integers. Then ``conv_state`` is a ring: token ``t``
             is at ``t % S``. When omitted, the tokens are moved along, and the newest one is the last.
-        conv_state_indices: Row of ``conv_state`` for each row of x, ``(batch,)``, integers: ``conv_state`` may then have
-            any number of rows. A row at a negative index is padding, whose result is 0.
+        conv_state_indices: Row of ``conv_state`` for each row of x, ``(batch,)``, integers: ``conv_state`` may have any
+            number of rows then. A row at a negative index is padding, whose result is 0.
 
     Returns:
         y, shape and dtype of ``x``.

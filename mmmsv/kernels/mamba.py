@@ -1,8 +1,8 @@
 """The functions of mamba-ssm's interface, made of this package's scan: import them in the place of that package's.
 
-Names, order of arguments, shapes and dtypes are those of ``mamba_ssm.ops.selective_scan_interface``, of Vim's copy
-of it, of ``mamba_ssm.ops.triton.selective_state_update`` and of causal-conv1d. There is no build, CPUs can run them, and
-gradients come from autograd. States are real: a complex A is refused.
+Names, arguments, shapes and dtypes are those of ``mamba_ssm.ops.selective_scan_interface``, of Vim's copy of it, of
+``mamba_ssm.ops.triton.selective_state_update`` and of causal-conv1d. There is no build, CPUs run them, and gradients
+come from autograd. States are real: a complex A is refused.
 """
 
 import torch
@@ -39,9 +39,9 @@ def selective_scan_fn(
     delta_softplus: bool = False,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Run the S6 recurrence along the last axis, with the equation and the shapes of :func:`mmmsv.kernels.selective_scan`.
+    """Run the S6 recurrence along the last axis, as :func:`mmmsv.kernels.selective_scan` does, which has the equation.
 
-    Here u, delta, B, C and z may have different dtypes: then all are cast to float32, to float64 if one of them is that.
+    Here u, delta, B, C and z may have different dtypes: all are then cast to float32, or to float64 if one is that.
 
     Args:
         u: Input, ``(batch, D, L)``.
@@ -277,7 +277,7 @@ def _project(
     if x_proj_weight.shape != (sum(sizes), channels):
         raise ValueError(
             f"{op}: x_proj_weight has shape {tuple(x_proj_weight.shape)}, expected {(sum(sizes), channels)}: "
-            f"R = {rank} rows for the step, N = {state} for each of B and C that is not given, and D = {channels} columns"
+            f"R = {rank} rows for the step, N = {state} for each of B and C that is not given, D = {channels} columns"
         )
     x, z = xz.chunk(2, 1)
     u, _ = convolve(op, x, conv1d_weight.squeeze(1), conv1d_bias, None, "silu")

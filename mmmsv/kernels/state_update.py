@@ -41,8 +41,8 @@ def selective_state_update(
         z: Gate, shape of ``x``.
         dt_bias: ``(D,)`` or ``(H, D)``.
         dt_softplus: Whether the step goes through a softplus.
-        state_batch_indices: Row of ``state`` for each row of x, ``(batch,)``, integers: ``state`` may then have any
-            number of rows. A row at a negative index is padding, whose result is 0.
+        state_batch_indices: Row of ``state`` for each row of x, ``(batch,)``, integers: ``state`` may have any number
+            of rows then. A row at a negative index is padding, whose result is 0.
 
     Returns:
         y, shape and dtype of ``x``; sums are in float32, in float64 where ``x`` or ``state`` is.
