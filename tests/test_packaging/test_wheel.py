@@ -1,5 +1,6 @@
 """What goes into a wheel, and mim in a checkout. ``make test-wheel`` builds the wheel and uses it (wheel.py)."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,23 @@ def test_wheel_holds_the_data_of_the_bundled_configs(package):
     data = Path(cfg.data_root).resolve()
     assert data.is_relative_to(package)
     assert (data / cfg.train_dataloader.dataset.ann_file).is_file()
+
+
+@pytest.mark.parametrize(("value", "found"), [("", False), ("0", False), ("1", True), ("yes", False)])
+def test_stand_ins_are_found_where_the_environment_asks(package, value, found):
+    """At the start of Python, which imports neither torch nor this package, and says what a bad value is."""
+    script = (
+        "import site, sys\n"
+        "site.addsitedir(sys.argv[1])\n"
+        "from importlib.util import find_spec\n"
+        "print(find_spec('mamba_ssm') is not None, find_spec('selective_scan') is not None)\n"
+        "print({'torch', 'mmmsv'} & set(sys.modules))\n"
+    )
+    line = [sys.executable, "-I", "-S", "-c", script, package.parent]
+    done = subprocess.run(line, env={**os.environ, "MMMSV_STAND_IN": value}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{found} False", "set()"]
+    said = "environment variable MMMSV_STAND_IN is 'yes'; set it to 1, or to 0 for no stand-ins" in done.stderr
+    assert said == (value == "yes")
 
 
 def test_wheel_holds_all_modules_and_says_that_they_are_typed(package):
