@@ -283,12 +283,10 @@ def _project(
     u, _ = convolve(op, x, conv1d_weight.squeeze(1), conv1d_bias, None, "silu")
     # Channels-last, for the products of matrices and the scan alike.
     tokens = u.transpose(1, 2).contiguous()
-    step, *projections = F.linear(tokens, x_proj_weight).split(sizes, 2)
-    delta = F.linear(step, delta_proj_weight).transpose(1, 2)
-    if C is None:
-        C = _with_bias(projections.pop(), C_proj_bias)
-    if B is None:
-        B = _with_bias(projections.pop(), B_proj_bias)
+    parts = F.linear(tokens, x_proj_weight).split(sizes, 2)
+    delta = F.linear(parts[0], delta_proj_weight).transpose(1, 2)
+    B = _with_bias(parts[1], B_proj_bias) if B is None else B
+    C = _with_bias(parts[-1], C_proj_bias) if C is None else C
     return tokens.transpose(1, 2), delta, B, C, z
 
 

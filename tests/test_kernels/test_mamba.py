@@ -139,6 +139,13 @@ def test_block_under_autocast():
         assert_near(y, exact, 3e-2)
 
 
+def test_block_compiles():
+    weights, xz = block_weights(), normal(BATCH, 2 * CHANNELS, LENGTH).requires_grad_()
+    compiled = torch.compile(mamba.mamba_inner_fn, fullgraph=True, backend="aot_eager")
+    leaves = {"xz": xz, **weights}
+    assert_gradients(compiled(xz, **weights), mamba.mamba_inner_fn(xz, **weights), leaves, leaves)
+
+
 @pytest.mark.parametrize("heads", [(), (4,)], ids=["channels", "heads"])
 @pytest.mark.parametrize("indexed", [False, True])
 def test_state_update(heads, indexed):

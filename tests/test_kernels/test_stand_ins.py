@@ -119,6 +119,14 @@ def test_autograd_function_around_a_stand_in(stood_in, name, leave):
     check_calls(CALLS[name](stood_in(name)), of_sizes(leave=("z", *leave)))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "selective_scan_cuda_ndstate"])
+def test_autograd_function_on_a_gpu(stood_in, name):
+    """Chunks have another length there."""
+    given = {each: tensor.detach().cuda().requires_grad_() for each, tensor in of_sizes(leave=("z",)).items()}
+    check_calls(CALLS[name](stood_in(name)), given)
+
+
 @pytest.mark.parametrize("batch", [0, 2])
 @pytest.mark.parametrize("length", [1, 64, 65])
 def test_lengths(stood_in, batch, length):

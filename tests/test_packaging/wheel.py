@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -19,6 +22,13 @@ def test_nothing_comes_from_the_checkout(tmp_path):
     shown = run(tmp_path, "show").splitlines()
     assert shown[:2] == [str(PACKAGE / "__init__.py"), str(PACKAGE / "kernels/__init__.py")]
     assert str(ROOT) not in shown
+
+
+def test_stand_ins_for_a_script_that_cannot_be_edited(tmp_path):
+    line = [sys.executable, "-c", "import selective_scan_cuda; print(selective_scan_cuda.__file__)"]
+    environment = {**os.environ, "MMMSV_STAND_IN": "1"}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(PACKAGE / "kernels/stand_ins/packages/selective_scan_cuda.py")
 
 
 def test_mim(tmp_path):
