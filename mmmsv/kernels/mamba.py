@@ -153,7 +153,7 @@ def mamba_inner_fn(
             keeps less.
         b_rms_weight: Weight of an RMSNorm of B, ``(N,)``; no norm when omitted.
         c_rms_weight: Weight of an RMSNorm of C, ``(N,)``.
-        dt_rms_weight: Weight of an RMSNorm of the step, before ``delta_bias`` is added, ``(D,)``.
+        dt_rms_weight: Weight of an RMSNorm of the step, after its projection and before ``delta_bias``, ``(D,)``.
         b_c_dt_rms_eps: Added to the mean squares in these norms.
 
     Returns:

@@ -1,5 +1,6 @@
 """What is imported by the names of compiled scans, used as VMamba, Vim and mamba-ssm use the real ones."""
 
+import dataclasses
 import importlib
 import importlib.util
 import logging
@@ -11,11 +12,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmmsv.kernels import stand_in
+from mmmsv.kernels import BACKENDS, stand_in, use_backend
+from mmmsv.kernels.dispatch import Kernel
 from mmmsv.kernels.stand_ins import finder, is_asked_for, log
 
 from . import mamba_oracle
-from .scan_inputs import TOLERANCE, assert_near, loss
+from .scan_inputs import SLOW_WHERE_INTERPRETED, TOLERANCE, assert_near, device_of, loss
 
 NAMES = list(finder.NAMES)
 INSTALLED = [name for name in NAMES if importlib.util.find_spec(name) is not None]
@@ -117,6 +119,38 @@ def of_sizes(dtype=torch.float64, leave=(), **sizes):
 @pytest.mark.parametrize("leave", [(), ("D", "delta_bias")], ids=["all", "few"])
 def test_autograd_function_around_a_stand_in(stood_in, name, leave):
     check_calls(CALLS[name](stood_in(name)), of_sizes(leave=("z", *leave)))
+
+
+@pytest.mark.parametrize("backend", SLOW_WHERE_INTERPRETED)
+def test_the_backward_pass_of_each_backend_begins_at_the_states_in_x(stood_in, backend):
+    given = {name: tensor.detach().to(device_of(backend)) for name, tensor in of_sizes(leave=("z",)).items()}
+    with use_backend(backend):
+        check_calls(
+            CALLS["selective_scan_cuda_core"](stood_in("selective_scan_cuda_core")),
+            {name: tensor.requires_grad_() for name, tensor in given.items()},
+        )
+
+
+def test_x_has_the_states_that_the_op_keeps(stood_in, monkeypatch):
+    """The same bits: nothing is computed again, and kernels that begin at each of them have what they need."""
+    torch_backend, kept = BACKENDS["torch"], []
+
+    def forward(given):
+        *results, states = torch_backend.selective_scan.forward(given)
+        kept.append(states.flatten())
+        return *results, states
+
+    def backward(given, dy, dlast, states):
+        kept.append(states)
+        return torch_backend.selective_scan.backward(given, dy, dlast, states)
+
+    watched = dataclasses.replace(torch_backend, selective_scan=Kernel(forward, backward))
+    monkeypatch.setitem(BACKENDS, "torch", watched)
+    with use_backend("torch"):
+        check_calls(CALLS["selective_scan_cuda_core"](stood_in("selective_scan_cuda_core")), of_sizes(leave=("z",)))
+    assert len(kept) == 2
+    assert torch.equal(*kept)
+    assert kept[0].any()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -298,7 +332,7 @@ def test_interfaces_of_mamba_ssm_and_causal_conv1d(stood_in):
     from mmmsv.kernels import mamba
 
     for module, names in (
-        (package, ("selective_scan_fn", "mamba_inner_fn")),
+        (package, ("selective_scan_fn", "mamba_inner_fn", "selective_state_update")),
         (
             package.ops.selective_scan_interface,
             ("selective_scan_ref", "bimamba_inner_fn", "mamba_inner_fn_no_out_proj"),
