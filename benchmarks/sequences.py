@@ -1,12 +1,13 @@
 """Time the scan along sequences beside other ways to compute it, Mamba's mixer with it, and a VSS block as one scan2d.
 
     pip install mambapy transformers                 # in an environment without OpenMMLab, which transformers 5 breaks
-    python -m benchmarks.sequences                   # about half an hour on two cores
+    python -m benchmarks.sequences                   # an hour on two cores
+    python -m benchmarks.sequences --loops-forward-only                                      # a few minutes
     python -m benchmarks.sequences --channels 64 --length 128 --maps 7x7x32 --seconds 0.1    # does it all work?
 
 The tables are for reading. What a table compares has to give the same numbers and gradients before it is timed, and
 takes turns in one process. Times are medians, with the 10th and the 90th percentile in brackets; what takes longer than
-a second is timed once. Most of the half hour goes into the backward passes of the token loops of mamba-ssm and
+a second is timed once. Most of the hour goes into the backward passes of the token loops of mamba-ssm and
 transformers: each token is cut out of a whole array, and its gradient is as large as that array.
 """
 
@@ -17,7 +18,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -50,12 +51,19 @@ class Variant:
         inputs: Leaves with gradients.
         dy: Gradient of the result.
         active: The context that the forward and the backward pass need.
+        has_backward: Whether the backward pass is timed, too.
     """
 
     forward: Callable[[], Tensor]
     inputs: Sequence[Tensor]
     dy: Tensor
     active: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+    has_backward: bool = True
+
+    def modes(self) -> dict[str, Callable[[], object]]:
+        """Return what is timed."""
+        forward = {FORWARD: torch.no_grad()(self.forward)}
+        return {**forward, BOTH: self.both} if self.has_backward else forward
 
     def both(self) -> tuple[Tensor, ...]:
         """Return the result and the gradients of all inputs."""
@@ -80,6 +88,9 @@ def main() -> None:
         metavar="HxWxC",
         help="inputs of VSS blocks (56x56x96 14x14x384)",
     )
+    parser.add_argument(
+        "--loops-forward-only", action="store_true", help="leave out the backward passes that take minutes"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="that the rounds of a table take (%(default)s)")
     args = parser.parse_args()
     device = torch.device("cpu")
@@ -92,9 +103,14 @@ def main() -> None:
     torch.manual_seed(0)
     case = SequenceCase(args.batch, args.channels, args.length, args.state, channels_last=False)
     if "scan" in args.only:
-        print(f"\n## The scan, {case}, float32\n\n{compare(scans(case, device), device, args.seconds)}", flush=True)
+        variants = scans(case, device, not args.loops_forward_only)
+        print(f"\n## The scan, {case}, float32\n\n{compare(variants, device, args.seconds)}", flush=True)
     if "mixer" in args.only and not missing("transformers"):
-        print(f"\n## Mamba's mixer of transformers, {case}, float32\n\n{compare(mixers(case), device, args.seconds)}")
+        variants = mixers(case, not args.loops_forward_only)
+        print(
+            f"\n## Mamba's mixer of transformers, {case}, float32\n\n{compare(variants, device, args.seconds)}",
+            flush=True,
+        )
     if "block" in args.only:
         for height, width, channels in args.maps:
             for state in dict.fromkeys((1, args.state)):
@@ -129,7 +145,7 @@ def compare(variants: Mapping[str, Variant], device: torch.device, seconds: floa
     differences = {}
     for name, variant in variants.items():
         with variant.active():
-            results = variant.both()
+            results = variant.both() if variant.has_backward else (variant.forward().detach(),)
         expected = expected or results
         differences[name] = max(map(_difference, results, expected))
         if not differences[name] <= _CLOSE:
@@ -137,7 +153,7 @@ def compare(variants: Mapping[str, Variant], device: torch.device, seconds: floa
     calls = {
         (name, mode): Candidate(call, variant.active)
         for name, variant in variants.items()
-        for mode, call in ((FORWARD, torch.no_grad()(variant.forward)), (BOTH, variant.both))
+        for mode, call in variant.modes().items()
     }
     timings, failed = take_turns(calls, device, seconds, short=True)
     if failed:
@@ -147,10 +163,10 @@ def compare(variants: Mapping[str, Variant], device: torch.device, seconds: floa
         (
             name,
             *_cells(timings[name, FORWARD], timings[first, FORWARD]),
-            *_cells(timings[name, BOTH], timings[first, BOTH]),
+            *(_cells(timings[name, BOTH], timings[first, BOTH]) if variant.has_backward else ("", "")),
             f"{differences[name]:.1e}",
         )
-        for name in variants
+        for name, variant in variants.items()
     ]
     return table(("", *columns, "largest difference"), rows)
 
@@ -163,8 +179,11 @@ def _difference(got: Tensor, expected: Tensor) -> float:
     return ((got - expected).abs().max() / expected.abs().max()).item()
 
 
-def scans(case: SequenceCase, device: torch.device) -> dict[str, Variant]:
-    """Return the scan along a sequence: by the backend that is taken here, by others, and by packages."""
+def scans(case: SequenceCase, device: torch.device, cut_loops_have_backward: bool = True) -> dict[str, Variant]:
+    """Return the scan along a sequence: by the backend that is taken here, by others, and by packages.
+
+    The backward passes of the loops that cut each token out of a whole array are left out if so asked.
+    """
     inputs = case.inputs(device)
     dy = case.output_gradient(inputs)
     fastest, *others = list_implementations(device)
@@ -173,9 +192,11 @@ def scans(case: SequenceCase, device: torch.device) -> dict[str, Variant]:
         for one in (fastest, *(one for one in others if one.name in ("torch", "mambapy", "token loop")))
         if not one.why_not
     }
-    variants["token loop, as in mamba-ssm"] = Variant(partial(_reference_loop, *inputs), inputs, dy)
+    loops = {"token loop, as in mamba-ssm": _reference_loop}
     if not missing("transformers"):
-        variants["token loop of transformers"] = Variant(partial(_transformers_loop, *inputs), inputs, dy)
+        loops["token loop of transformers"] = _transformers_loop
+    for name, loop in loops.items():
+        variants[name] = Variant(partial(loop, *inputs), inputs, dy, has_backward=cut_loops_have_backward)
     return variants
 
 
@@ -198,8 +219,8 @@ def _transformers_loop(
     return scan(u, delta, A, B[:, 0], C[:, 0], D=D, delta_bias=delta_bias, delta_softplus=True)
 
 
-def mixers(case: SequenceCase) -> dict[str, Variant]:
-    """Return Mamba's mixer of transformers with ``selective_scan``, and as it is."""
+def mixers(case: SequenceCase, loop_has_backward: bool = True) -> dict[str, Variant]:
+    """Return Mamba's mixer of transformers with ``selective_scan``, and as it is: with a loop, or with mambapy."""
     modeling = _modeling_mamba()
     from transformers import MambaConfig  # may not be installed
 
@@ -216,7 +237,7 @@ def mixers(case: SequenceCase) -> dict[str, Variant]:
 
     variants = {
         "with selective_scan": variant(mixer, with_our_scan),
-        "as it is": variant(mixer, contextlib.nullcontext),
+        "as it is": replace(variant(mixer, contextlib.nullcontext), has_backward=loop_has_backward),
     }
     if not missing("mambapy"):
         with_mambapy = copy.deepcopy(mixer)
