@@ -53,7 +53,7 @@ def check_bool(op: str, name: str, value: bool) -> None:
 
 def refuse_complex(op: str, A: Tensor) -> None:
     """Raise TypeError for a complex A, which mamba-ssm takes."""
-    if isinstance(A, Tensor) and A.is_complex():
+    if isinstance(A, Tensor) and A.dtype.is_complex:
         raise TypeError(
             f"{op}: A is {A.dtype}, and the states of this scan are real; take a model with a real A (S4D-Real), or "
             "mamba-ssm's own kernel"

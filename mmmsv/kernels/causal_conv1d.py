@@ -157,7 +157,7 @@ def _convolved(padded: Tensor, weight: Tensor, bias: Tensor | None, activation: 
     channels, width = weight.shape
     if padded.shape[2] < width:  # no token
         return padded[:, :, width - 1 :]
-    dtype = torch.promote_types(torch.promote_types(padded.dtype, weight.dtype), torch.float32)
+    dtype = torch.float64 if torch.float64 in (padded.dtype, weight.dtype) else torch.float32
     with torch.autocast(padded.device.type, enabled=False):
         bias = None if bias is None else bias.to(dtype)
         y = F.conv1d(padded.to(dtype), weight.to(dtype).unsqueeze(1), bias, groups=channels)

@@ -92,8 +92,8 @@ def _scan(
     if z is not None:
         given["z"] = z
     check_tensors(op, given)
-    dtypes = {each.dtype for each in given.values() if each.dim() > 2}
-    if len(dtypes) > 1:
+    dtypes = [each.dtype for each in given.values() if each.dim() > 2]
+    if [dtype for dtype in dtypes if dtype != u.dtype]:
         widest = torch.float64 if torch.float64 in dtypes else torch.float32
         given = {name: each.to(widest) for name, each in given.items()}
     y, last = selective_scan(

@@ -116,8 +116,9 @@ def selective_scan(
     if z is not None:
         maps["z"] = z
     maps = {name: each for name, each in maps.items() if each.dim() > 2}
-    # Lists, here and below: torch.compile of torch 2.1 cannot unpack a generator.
-    maps = dict(zip(maps, one_dtype(op, maps), strict=True))
+    # Lists, here and below, and no zip: torch.compile of torch 2.1 traces neither generators nor a strict zip.
+    cast = one_dtype(op, maps)
+    maps = {name: cast[place] for place, name in enumerate(list(maps))}
     of_each = {"B": B, "C": C, **maps}
     chunk = _chunk(u, A, *of_each.values(), D, delta_bias, h0)
 

@@ -287,7 +287,10 @@ def test_compiles_without_graph_break(dynamic):
     for size in (x, torch.randn(1, 4, 9, 6)):
         for ours, theirs in zip(gradients_of(compiled, module, size), gradients_of(module, module, size), strict=True):
             torch.testing.assert_close(ours, theirs)
-    sequences = functools.partial(selective_scan, return_last_state=True, delta_softplus=True)
+
+    def sequences(**tensors):
+        return selective_scan(**tensors, return_last_state=True, delta_softplus=True)
+
     compiled = torch.compile(sequences, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     for length, state in ((37, 1), (20, 2)):
         inputs = scan_inputs(length=length, state=state, dtype=torch.float32, all_of_them=True)
