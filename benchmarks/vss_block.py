@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from mmmsv.kernels import Route, cross_merge, cross_scan, scan2d, selective_scan
-from mmmsv.kernels.cross_scan import Scans
+from mmmsv.kernels.vmamba import Scans
 
 ROUTES: dict[int, tuple[Route, ...]] = {
     0: ("row", "col", "row_rev", "col_rev"),

@@ -256,8 +256,8 @@ class _Convention:
         elementwise: Norms and interpolations.
     """
 
-    projections: Callable[..., int]
-    recurrence: Callable[..., int]
+    projections: Callable[[ScanSizes], int]
+    recurrence: Callable[[ScanSizes], int]
     elementwise: _Formulas
 
 
@@ -265,11 +265,16 @@ def _run(convention: _Convention, part: Callable[..., T], *arguments: object) ->
     """Call a part of a model; return its count, and what it returned."""
     recurrences = []
 
-    def scan(*arguments: object, **_: object) -> int:
-        recurrences.append(convention.recurrence(*arguments))
-        return convention.projections(*arguments)
+    def of_scan(read_sizes: Callable[..., ScanSizes]) -> Callable[..., int]:
+        def scan(*arguments: object, **_: object) -> int:
+            sizes = read_sizes(*arguments)
+            recurrences.append(convention.recurrence(sizes))
+            return convention.projections(sizes)
 
-    formulas = {_SCAN: scan, **_ATTENTION, **convention.elementwise}
+        return scan
+
+    scans = {op: of_scan(read_sizes) for op, read_sizes in _SCANS.items()}
+    formulas = {**scans, **_ATTENTION, **convention.elementwise}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         output = part(*arguments)
     counts = counter.get_flop_counts().get("Global", {})
@@ -277,23 +282,21 @@ def _run(convention: _Convention, part: Callable[..., T], *arguments: object) ->
     return Macs((sum(counts.values()) - elementwise) // 2, sum(recurrences), elementwise), output
 
 
-def _published_projections(*arguments: object) -> int:
-    pairs, routes, sets, rank, state, _ = ScanSizes.of(*arguments)
+def _published_projections(sizes: ScanSizes) -> int:
+    pairs, routes, sets, rank, state, _ = sizes
     # Per token and channel, not per pair: what each token of a set is projected to, once more for each other route.
     return 2 * pairs * rank + 2 * (pairs // routes) * (routes - sets) * (rank + 2 * state)
 
 
-def _our_projections(*arguments: object) -> int:
-    sizes = ScanSizes.of(*arguments)
+def _our_projections(sizes: ScanSizes) -> int:
     return 2 * sizes.pairs * sizes.rank
 
 
-def _published_recurrence(*arguments: object) -> int:
-    return ScanSizes.of(*arguments).recurrence
+def _published_recurrence(sizes: ScanSizes) -> int:
+    return sizes.recurrence
 
 
-def _our_recurrence(*arguments: object) -> int:
-    sizes = ScanSizes.of(*arguments)
+def _our_recurrence(sizes: ScanSizes) -> int:
     return sizes.pairs * (4 * sizes.state + 1 + sizes.skip)
 
 
@@ -321,7 +324,7 @@ def _attention_with_projections(query: tuple, key: tuple, *_: object, **__: obje
     return 2 * batch * tokens * channels * (4 * channels + 2 * key[1])
 
 
-_SCAN = torch.ops.mmmsv.scan2d
+_SCANS = {torch.ops.mmmsv.scan2d: ScanSizes.of, torch.ops.mmmsv.selective_scan: ScanSizes.of_sequences}
 # What torch's counter leaves out of attention on a CPU; the first came with torch 2.2.
 _ATTENTION: _Formulas = {
     getattr(torch.ops.aten, op): formula

@@ -22,7 +22,6 @@ from . import backends, flops, whole_block  # noqa: F401  which registers the fi
 from .arguments import Activation
 from .backends.cpu.memory import empty_cache
 from .bypass import is_transformed, share_memory
-from .cross_scan import cross_merge, cross_scan
 from .dispatch import BACKENDS, use_backend
 from .fused import depthwise_conv, gate, layer_norm, merge_scales, upsample
 from .linear import linear
@@ -31,6 +30,7 @@ from .routes import ROUTES, Route
 from .scan import scan2d, selective_scan
 from .selection import Selection
 from .stand_ins import is_asked_for, stand_in
+from .vmamba import cross_merge, cross_scan
 
 __all__ = [
     "BACKENDS",

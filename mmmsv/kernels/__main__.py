@@ -29,10 +29,10 @@ def main() -> None:
     )
     parser.parse_args()
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
-    print("ns per token and channel, float32, of as many tokens as the backend was tried with:")
+    print("Times for each token and channel, float32, of as many tokens as the backend was tried with:")
     print(f"  maps       scan2d of 1 x side x side x {_CHANNELS}, N = 1, R = {_RANK}, one route")
     print(f"  sequences  selective_scan of 1 x {_CHANNELS} x tokens, N = {_STATE}, {_GROUPS} groups, with z")
-    print(f"\n{'device':8}{'backend':12}{'':11}{'tokens':>6}{'forward':>10}{'forward+backward':>18}")
+    print(f"\n{'device':8}{'backend':12}{'':11}{'tokens':>6}{'forward, ns':>13}{'forward+backward, ns':>22}")
     for device in _devices():
         for line in report(device):
             print(line)
@@ -55,7 +55,7 @@ def report(device: torch.device) -> list[str]:
             if what == "sequences" and backend.selective_scan is None:
                 continue
             tokens, forward, both = measure(name, workload, device)
-            lines.append(f"{row}{what:11}{tokens:6}{forward:10.2f}{both:18.2f}{note}")
+            lines.append(f"{row}{what:11}{tokens:6}{forward:13.2f}{both:22.2f}{note}")
             row, note = f"{'':20}", ""
         lines += [f"{'':10}{what}: {choice}" for what, choice in backend.choices().items()]
     try:

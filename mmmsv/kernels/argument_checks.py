@@ -132,7 +132,7 @@ def check_sequence_shapes(
         raise _misshapen(op, "u", u, "(batch, D, L)")
     batch, channels, length = u.shape
     if A.dim() != 2 or A.shape[0] != channels or A.shape[1] == 0:
-        raise _misshapen(op, "A", A, f"(D, N) = ({channels}, N >= 1) for u {tuple(u.shape)}")
+        raise _misshapen(op, "A", A, f"(D, N) = ({channels}, N >= 1) for u (batch, D, L) = {tuple(u.shape)}")
     state = A.shape[1]
     for name, tensor in (("delta", delta), ("z", z)):
         if tensor is not None and tensor.shape != u.shape:

@@ -38,6 +38,12 @@ class ScanSizes(NamedTuple):
         pairs = prod(x) * (routes if len(x) == 4 else 1)
         return cls(pairs, routes, sets, W_dt[2] if W_dt else 0, state, int(Dskip is not None))
 
+    @classmethod
+    def of_sequences(cls, *arguments: Any) -> "ScanSizes":
+        """Read the sizes off the arguments of ``mmmsv::selective_scan``."""
+        u, _, _, _, _, (groups, _, state), D, *_ = arguments
+        return cls(prod(u), groups, groups, 0, state, int(D is not None))
+
     @property
     def recurrence(self) -> int:
         """Operations of the recurrence, 9 L D N + L D a sequence (github.com/state-spaces/mamba, issue 110)."""
@@ -46,19 +52,14 @@ class ScanSizes(NamedTuple):
 
 @register_flop_formula(torch.ops.mmmsv.selective_scan)
 def _selective_scan(*arguments: Any, **_: object) -> int:
-    return _sizes_of_sequences(*arguments).recurrence
+    return ScanSizes.of_sequences(*arguments).recurrence
 
 
 @register_flop_formula(torch.ops.mmmsv.selective_scan_backward)
 def _selective_scan_backward(dy: tuple, dlast: tuple, kept: tuple, *arguments: Any, **_: object) -> int:
     """Count as for a map."""
-    sizes = _sizes_of_sequences(*arguments)
+    sizes = ScanSizes.of_sequences(*arguments)
     return sizes.pairs * (23 * sizes.state + 8)
-
-
-def _sizes_of_sequences(*arguments: Any) -> ScanSizes:
-    u, _, _, _, _, (groups, _, state), D, *_ = arguments
-    return ScanSizes(prod(u), groups, groups, 0, state, int(D is not None))
 
 
 @register_flop_formula(torch.ops.mmmsv.scan2d)

@@ -179,7 +179,7 @@ def mamba_inner_fn(
     if c_rms_weight is not None:
         C = _rms_norm(op, "c_rms_weight", C, c_rms_weight, b_c_dt_rms_eps)
     y, _ = _scan(op, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+    return _project_out(op, y, out_proj_weight, out_proj_bias)
 
 
 mamba_inner_ref = mamba_inner_fn
@@ -243,7 +243,7 @@ def bimamba_inner_fn(
     forth, _ = _scan(op, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     B, C = [each.flip(-1) if each.dim() > 2 else each for each in (B, C)]
     back, _ = _scan(op, u.flip(-1), delta.flip(-1), A_b, B, C, D, z.flip(-1), delta_bias, delta_softplus)
-    return F.linear((forth + back.flip(-1)).transpose(1, 2), out_proj_weight, out_proj_bias)
+    return _project_out(op, forth + back.flip(-1), out_proj_weight, out_proj_bias)
 
 
 def _project(
@@ -272,7 +272,11 @@ def _project(
         raise ValueError(
             f"{op}: conv1d_weight has shape {tuple(conv1d_weight.shape)}, expected (D, 1, W) = ({channels}, 1, W)"
         )
-    rank = delta_proj_weight.shape[-1]
+    if delta_proj_weight.dim() != 2 or delta_proj_weight.shape[0] != channels:
+        raise ValueError(
+            f"{op}: delta_proj_weight has shape {tuple(delta_proj_weight.shape)}, expected (D, R) = ({channels}, R)"
+        )
+    rank = delta_proj_weight.shape[1]
     sizes = [rank, *(state for each in (B, C) if each is None)]
     if x_proj_weight.shape != (sum(sizes), channels):
         raise ValueError(
@@ -288,6 +292,14 @@ def _project(
     B = _with_bias(parts[1], B_proj_bias) if B is None else B
     C = _with_bias(parts[-1], C_proj_bias) if C is None else C
     return tokens.transpose(1, 2), delta, B, C, z
+
+
+def _project_out(op: str, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``(batch, L, E)`` for the result of the scan, ``(batch, D, L)``."""
+    check_tensors(op, {"xz": y, "out_proj_weight": weight})
+    if weight.dim() != 2 or weight.shape[1] != y.shape[1]:
+        raise ValueError(f"{op}: out_proj_weight has shape {tuple(weight.shape)}, expected (E, D) = (E, {y.shape[1]})")
+    return F.linear(y.transpose(1, 2), weight, bias)
 
 
 def _with_bias(projection: Tensor, bias: Tensor | None) -> Tensor:

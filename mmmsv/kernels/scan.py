@@ -14,6 +14,7 @@ from .argument_checks import (
     check_sequence_shapes,
     check_tensors,
     one_dtype,
+    refuse_complex,
     route_codes,
     state_dtype,
 )
@@ -109,6 +110,7 @@ def selective_scan(
     op = "selective_scan"
     maps, weights = {"u": u, "delta": delta, "B": B, "C": C}, {"D": D, "delta_bias": delta_bias, "h0": h0}
     optional = {name: each for name, each in {"z": z, **weights}.items() if each is not None}
+    refuse_complex(op, A)
     check_tensors(op, {**maps, "A": A, **optional})
     check_bool(op, "delta_softplus", delta_softplus)
     check_bool(op, "return_last_state", return_last_state)

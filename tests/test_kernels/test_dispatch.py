@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import mmmsv
 from mmmsv.kernels import BACKENDS, dispatch, selective_scan, use_backend
 from mmmsv.kernels.backends.cpu import library as native_library
 
@@ -103,7 +105,9 @@ def asked_anew():
 
 def test_without_the_library(monkeypatch, asked_anew):
     monkeypatch.setattr(native_library, "library_path", lambda: None)
-    assert "was not built when mmmsv was installed" in native_library.why_not(CPU)
+    reason = native_library.why_not(CPU)
+    assert "was not built when mmmsv was installed" in reason
+    assert reason.endswith(f"that was never installed: {Path(mmmsv.__file__).parents[1]}")
 
 
 def test_a_library_that_does_not_load(monkeypatch, tmp_path, asked_anew):

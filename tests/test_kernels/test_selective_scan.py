@@ -246,7 +246,12 @@ def test_bit_for_bit(backend, contiguous):
         ("h0", torch.ones(2, 1, 6), ValueError, r"h0 has shape \(2, 1, 6\), expected"),
         ("h0", 0, TypeError, "h0 is a int, expected a torch.Tensor"),
         ("return_last_state", 1, TypeError, "return_last_state is a int, expected True or False"),
-        ("A", torch.ones(6, 1, dtype=torch.complex64), TypeError, "A is torch.complex64, expected one of float16"),
+        (
+            "A",
+            torch.ones(6, 1, dtype=torch.complex64),
+            TypeError,
+            "A is torch.complex64, and the states of this scan are real",
+        ),
         ("B", torch.ones(1, 6), ValueError, r"B has shape \(1, 6\), expected .* or \(D, N\) = \(6, 1\)"),
         ("C", torch.ones(2, 2, 1, 37), ValueError, r"B .* and C \(2, 2, 1, 37\) must have one number of groups"),
     ],

@@ -27,16 +27,28 @@ _ENVIRONMENT = "MMMSV_STAND_IN"
 
 
 class StandInFinder(MetaPathFinder):
-    """Find the modules of ``packages/`` by their own names; as the last finder, only those that no other has."""
+    """Find the modules of ``packages/`` by their own names; as the last finder, only those that no other has.
+
+    A module that one of them lacks, and that nobody else has, is a ModuleNotFoundError that says so.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        package = find_spec("mmmsv") if fullname in NAMES else None
+        name, _, submodule = fullname.partition(".")
+        package = find_spec("mmmsv") if name in NAMES else None
         if package is None or package.origin is None:
             return None
         folder = Path(package.origin).parent / "kernels/stand_ins/packages"
-        return PathFinder.find_spec(fullname, [str(folder)], target)
+        if not submodule:
+            return PathFinder.find_spec(fullname, [str(folder)], target)
+        if any(Path(each).is_relative_to(folder) for each in path or ()):
+            raise ModuleNotFoundError(
+                f"mmmsv.kernels stands in for functions of {name}, and has no {fullname}; mmmsv's page "
+                "docs/use_the_scan.md says how to install the rest of it",
+                name=fullname,
+            )
+        return None
 
 
 def append_finder() -> None:

@@ -8,7 +8,15 @@ what the op keeps; the other half, products of decays in those modules, is 0.
 import torch
 from torch import Tensor
 
-from ..argument_checks import check_bool, check_sequence_shapes, check_shape, check_tensors, one_dtype, state_dtype
+from ..argument_checks import (
+    check_bool,
+    check_sequence_shapes,
+    check_shape,
+    check_tensors,
+    one_dtype,
+    refuse_complex,
+    state_dtype,
+)
 from ..arguments import SelectiveScan, ceil_div, choose_chunk
 
 
@@ -100,6 +108,7 @@ def _arguments(
 ) -> SelectiveScan:
     """Return the arguments of the op; where B or C is one for all tokens, with a group for each channel."""
     weights = {"D": D, "delta_bias": delta_bias}
+    refuse_complex(op, A)
     check_tensors(op, {"u": u, "delta": delta, "A": A, "B": B, "C": C, **_given(weights)})
     check_bool(op, "delta_softplus", delta_softplus)
     groups = check_sequence_shapes(u, delta, A, B, C, D, None, delta_bias, None)

@@ -23,6 +23,7 @@ LANES = 16
 # Gradients of weights are summed over images in at most 8 groups, which other numbers of threads do not change.
 GROUPS = 8
 
+_PLACE = Path(__file__).parents[4]
 _REINSTALL = "install mmmsv again (pip install --force-reinstall --no-deps --no-cache-dir)"
 
 
@@ -118,7 +119,7 @@ def library() -> Library | str:
     if path is None:
         return (
             "its C++ library was not built when mmmsv was installed, for lack of a compiler or because it failed; with "
-            f"GCC at hand, {_REINSTALL}"
+            f"GCC at hand, {_REINSTALL}; or a checkout is imported that was never installed: {_PLACE}"
         )
     try:
         loaded = load(path)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmmsv.kernels import cross_merge, cross_scan
-from mmmsv.kernels.cross_scan import CrossMerge, CrossScan
+from mmmsv.kernels.vmamba import CrossMerge, CrossScan
 
 LAYOUTS = list(itertools.product((True, False), repeat=2))
 
