@@ -350,7 +350,7 @@ def test_interfaces_of_mamba_ssm_and_causal_conv1d(stood_in):
     ):
         from mamba_ssm import Mamba  # noqa: F401
     with pytest.raises(
-        ModuleNotFoundError, match=r"stands in for functions of mamba_ssm, and has no mamba_ssm\.modules;"
+        ModuleNotFoundError, match=r"mamba_ssm\.modules"
     ):
         stood_in("mamba_ssm.modules.mamba_simple")
 

@@ -27,28 +27,16 @@ _ENVIRONMENT = "MMMSV_STAND_IN"
 
 
 class StandInFinder(MetaPathFinder):
-    """Find the modules of ``packages/`` by their own names; as the last finder, only those that no other has.
-
-    A module that one of them lacks, and that nobody else has, is a ModuleNotFoundError that says so.
-    """
+    """Find the modules of ``packages/`` by their own names; as the last finder, only those that no other has."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        name, _, submodule = fullname.partition(".")
-        package = find_spec("mmmsv") if name in NAMES else None
+        package = find_spec("mmmsv") if fullname in NAMES else None
         if package is None or package.origin is None:
             return None
         folder = Path(package.origin).parent / "kernels/stand_ins/packages"
-        if not submodule:
-            return PathFinder.find_spec(fullname, [str(folder)], target)
-        if any(Path(each).is_relative_to(folder) for each in path or ()):
-            raise ModuleNotFoundError(
-                f"mmmsv.kernels stands in for functions of {name}, and has no {fullname}; mmmsv's page "
-                "docs/use_the_scan.md says how to install the rest of it",
-                name=fullname,
-            )
-        return None
+        return PathFinder.find_spec(fullname, [str(folder)], target)
 
 
 def append_finder() -> None:

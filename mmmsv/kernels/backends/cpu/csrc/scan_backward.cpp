@@ -95,6 +95,18 @@ INLINE Vec<Real> backward_state(const Scan& scan, int count, int64_t n, Vec<Real
     return dA;
 }
 
+// All numbers of the states of one register of channels, each from where the chunk begins; adds to dA.
+template <bool gated, bool full, class Real>
+void backward_states(const Scan& scan, int count, const Real* kept, Real* wanted, int64_t padded, int lanes,
+                     const Weights<Real>& weights, Real* dA, const Workspace<Real> work) {
+    for (int64_t n = 0; n < scan.states; ++n) {
+        const Vec<Real> start = read_real<full>(kept + n * scan.sequences * scan.channels, lanes);
+        const Vec<Real> sum = backward_state<gated>(scan, count, n, start, wanted + n * padded,
+                                                    load(weights.A + n * scan.padded), work);
+        store(dA + n * scan.padded, load(dA + n * scan.padded) + sum);
+    }
+}
+
 // Add sum_t dstep_t dt_t[r] of `count` ranks from r on to the gradient of W_dt, (R, padded).
 template <int count, class Real>
 INLINE void add_dW_dt(const Scan& scan, int tokens, int64_t r, const Real* dstep, int64_t stride, const Real* shared,
@@ -167,14 +179,8 @@ void backward_register(const Scan& scan, const Block<Real>& block, const Chunk<T
 
     Real* dW_dt = weight_parts + set * (rank + states + 2) * scan.padded + block.begin + d;
     Real *dA = dW_dt + rank * scan.padded, *db_dt = dA + states * scan.padded, *dDskip = db_dt + scan.padded;
-    for (int64_t n = 0; n < states; ++n) {
-        const Vec<Real> start = read_real<full>(kept + n * scan.sequences * scan.channels + d, lanes);
-        const Vec<Real> A = load(weights.A + n * scan.padded);
-        Real* wanted = work.wanted + n * padded + d;
-        const Vec<Real> sum = gated ? backward_state<true>(scan, count, n, start, wanted, A, work)
-                                    : backward_state<false>(scan, count, n, start, wanted, A, work);
-        store(dA + n * scan.padded, load(dA + n * scan.padded) + sum);
-    }
+    const auto back = gated ? backward_states<true, full, Real> : backward_states<false, full, Real>;
+    back(scan, count, kept + d, work.wanted + d, padded, lanes, weights, dA, work);
 
     // The walk goes backwards: at each place of the map the last route comes first, and others add to what it left.
     const int64_t last_route = scan.one_map ? scan.sequences * scan.routes - 1 : -1;
