@@ -1,5 +1,6 @@
 """Provide functions of torch under one name, whatever the version: needed until 2.7 is the oldest one supported."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -58,3 +59,10 @@ else:
             return formula
 
         return register
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Compute in the dtypes that are given, whatever autocast would make of them, while a ``with`` block runs."""
+    if device.type != "meta" and is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()

@@ -40,18 +40,18 @@ def _states(kept: Tensor, chunk: int, shape: tuple[int, ...], op: str) -> Tensor
 class SelectiveScan(NamedTuple):
     """Arguments of :func:`mmmsv.kernels.selective_scan`; weights and h0 are in the dtype of the state.
 
-    G groups of D channels are scanned, each with B and C of its own. Kernels keep the state before each chunk.
+    The D channels are G groups, each with B and C of its own. Kernels keep the state before each chunk.
 
     Args:
-        u: ``(batch, L, G, D)``.
-        delta: Step before bias and softplus, ``(batch, L, G, D)``.
+        u: ``(batch, L, D)``.
+        delta: Step before bias and softplus, ``(batch, L, D)``.
         B: ``(batch, L, G, N)``.
         C: ``(batch, L, G, N)``.
-        z: Gate, ``(batch, L, G, D)``.
-        A: ``(G, D, N)``.
-        D: ``(G, D)``.
-        delta_bias: ``(G, D)``.
-        h0: State before the first token, ``(batch, N, G, D)``; 0 where it is None.
+        z: Gate, ``(batch, L, D)``.
+        A: ``(D, N)``.
+        D: ``(D,)``.
+        delta_bias: ``(D,)``.
+        h0: State before the first token, ``(batch, N, D)``; 0 where it is None.
         softplus: Whether the step goes through a softplus, after ``delta_bias`` was added.
         chunk: As that of :class:`Scan2d`.
     """
@@ -70,15 +70,9 @@ class SelectiveScan(NamedTuple):
 
     @property
     def states_shape(self) -> tuple[int, ...]:
-        """Shape of the states before each chunk, ``(batch, chunks, N, G * D)``."""
-        batch, length, groups, channels = self.u.shape
-        return batch, ceil_div(length, self.chunk), self.A.shape[2], groups * channels
-
-    @property
-    def last_shape(self) -> tuple[int, ...]:
-        """Shape of the last state, ``(batch, N, G, D)``."""
-        batch, _, groups, channels = self.u.shape
-        return batch, self.A.shape[2], groups, channels
+        """Shape of the states before each chunk, ``(batch, chunks, N, D)``."""
+        batch, length, channels = self.u.shape
+        return batch, ceil_div(length, self.chunk), self.A.shape[1], channels
 
     def kept_states(self, kept: Tensor) -> Tensor:
         """View what a forward pass has kept as the states.
@@ -88,19 +82,31 @@ class SelectiveScan(NamedTuple):
         """
         return _states(kept, self.chunk, self.states_shape if self.chunk else (), "selective_scan")
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """The groups and the channels of each, (G, D / G)."""
+        return self.B.shape[2], self.A.shape[0] // self.B.shape[2]
+
+    def by_group(self) -> "SelectiveScan":
+        """View the channels as G groups of D / G: ``(batch, L, G, D / G)``, ``(G, D / G, N)`` and so on."""
+        sizes = self.sizes
+        z, h0 = (None if each is None else each.unflatten(2, sizes) for each in (self.z, self.h0))
+        D, bias = (None if each is None else each.unflatten(0, sizes) for each in (self.D, self.delta_bias))
+        u, delta, A = self.u.unflatten(2, sizes), self.delta.unflatten(2, sizes), self.A.unflatten(0, sizes)
+        return self._replace(u=u, delta=delta, z=z, h0=h0, A=A, D=D, delta_bias=bias)
+
     def as_maps(self) -> "Scan2d":
         """Return the scan over maps of one row, a map and a sequence for each group."""
-        u, delta, B, C = (tensor.unsqueeze(1) for tensor in self[:4])
-        routes = [0] * u.shape[3]
-        return Scan2d(
-            *(u, delta, B, C, None, self.delta_bias, self.A, self.D),
-            *(routes, False, False, self.softplus, self.chunk, None),
-        )
+        u, delta, B, C, _, A, D, bias, _, softplus, chunk = self.by_group()
+        routes = [0] * len(A)
+        x, dt, B, C = (each.unsqueeze(1) for each in (u, delta, B, C))
+        return Scan2d(x, dt, B, C, None, bias, A, D, routes, False, False, softplus, chunk, None)
 
     def new_results(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Make an uninitialised y, the last state, and what is kept: the states, flat."""
-        kept = self.A.new_empty(prod(self.states_shape) if self.chunk else 0)
-        return torch.empty_like(self.u), self.A.new_empty(self.last_shape), kept
+        """Make an uninitialised y, the last state, ``(batch, N, D)``, and what is kept: the states, flat."""
+        batch, _, channels = self.u.shape
+        last = self.A.new_empty(batch, self.A.shape[1], channels)
+        return torch.empty_like(self.u), last, self.A.new_empty(prod(self.states_shape) if self.chunk else 0)
 
 
 class Scan2d(NamedTuple):

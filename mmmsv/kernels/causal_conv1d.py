@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmmsv.compat.torch_versions import without_autocast
+
 from .argument_checks import check_bool, check_shape, check_tensors
-from .state_rows import rows_of, write_rows
+from .state_rows import check_indices, rows_of, write_rows
 
 Activation: TypeAlias = Literal["silu", "swish"] | None
 
@@ -138,9 +140,7 @@ def causal_conv1d_update(
         seen = torch.cat((state, tokens), 2)
         padded, state = seen[:, :, size - before :], seen[:, :, length:]
     else:
-        if cache_seqlens.shape != (len(x),) or cache_seqlens.is_floating_point():
-            given = f"{tuple(cache_seqlens.shape)}, {cache_seqlens.dtype}"
-            raise ValueError(f"{op}: cache_seqlens is {given}, expected integers of shape (batch,) = ({len(x)},)")
+        check_indices(op, "cache_seqlens", cache_seqlens, len(x))
         places = torch.arange(-before, length, device=x.device) + cache_seqlens.long().unsqueeze(1)
         places = (places % max(size, 1)).unsqueeze(1).expand(-1, x.shape[1], -1)
         padded = torch.cat((state.gather(2, places[:, :, :before]), tokens), 2)
@@ -158,7 +158,7 @@ def _convolved(padded: Tensor, weight: Tensor, bias: Tensor | None, activation: 
     if padded.shape[2] < width:  # no token
         return padded[:, :, width - 1 :]
     dtype = torch.float64 if torch.float64 in (padded.dtype, weight.dtype) else torch.float32
-    with torch.autocast(padded.device.type, enabled=False):
+    with without_autocast(padded.device):
         bias = None if bias is None else bias.to(dtype)
         y = F.conv1d(padded.to(dtype), weight.to(dtype).unsqueeze(1), bias, groups=channels)
     return (y if activation is None else F.silu(y)).to(padded.dtype)

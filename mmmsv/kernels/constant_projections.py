@@ -10,7 +10,6 @@ from torch.nn.functional import silu
 
 from . import ops
 from .argument_checks import state_dtype
-from .strides import laid_out_as
 
 
 def scan_with_constants(
@@ -26,48 +25,49 @@ def scan_with_constants(
     softplus: bool,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return what ``ops.selective_scan`` does, where B, C, or both are weights, ``(G, D, N)``.
+    """Return what ``ops.selective_scan`` does, where B, C, or both are weights, ``(D, N)``.
 
     Args:
-        u: ``(batch, L, G, D)``; this and the others as in :class:`.arguments.SelectiveScan`.
-        delta: ``(batch, L, G, D)``.
-        B: ``(batch, L, G, N)`` or ``(G, D, N)``.
-        C: ``(batch, L, G, N)`` or ``(G, D, N)``.
-        z: ``(batch, L, G, D)``.
-        A: ``(G, D, N)``.
-        D: ``(G, D)``.
-        delta_bias: ``(G, D)``.
-        h0: ``(batch, N, G, D)``.
+        u: ``(batch, L, D)``; this and the others as in :class:`.arguments.SelectiveScan`.
+        delta: ``(batch, L, D)``.
+        B: ``(batch, L, G, N)`` or ``(D, N)``.
+        C: ``(batch, L, G, N)`` or ``(D, N)``.
+        z: ``(batch, L, D)``.
+        A: ``(D, N)``.
+        D: ``(D,)``.
+        delta_bias: ``(D,)``.
+        h0: ``(batch, N, D)``.
         softplus: Whether the step goes through a softplus.
         chunk: Tokens of a chunk.
     """
-    groups, _, state = A.shape
-    dtype = state_dtype(u)
+    dtype, state = state_dtype(u), A.shape[1]
+    groups = next((each.shape[2] for each in (B, C) if each.dim() == 4), 1)
+    sizes = groups, A.shape[0] // groups
+    # Each channel becomes N, in the order (G, N, D / G).
     wide = u.to(dtype)
-    driven = wide.unsqueeze(3) * B.to(dtype).mT if B.dim() == 3 else _for_each_number(wide, state)
+    # Contiguous before axes are merged: torch.export cannot tell whether others can be, where a size is dynamic.
+    one, step = (each.unflatten(2, sizes).unsqueeze(3) for each in (wide, delta.to(dtype)))
+    driven = one * B.to(dtype).unflatten(0, sizes).mT if B.dim() == 2 else one.expand(-1, -1, -1, state, -1)
     ones = wide.new_ones(1).expand(*u.shape[:2], groups * state, 1)
-    of_numbers = [ones if each.dim() == 3 else each.to(dtype).flatten(2).unsqueeze(3) for each in (B, C)]
+    of_numbers = [ones if each.dim() == 2 else each.to(dtype).contiguous().flatten(2).unsqueeze(3) for each in (B, C)]
+    bias = None if delta_bias is None else delta_bias.unflatten(0, sizes).unsqueeze(1).expand(-1, state, -1).flatten()
+    start = None if h0 is None else h0.unflatten(2, sizes).transpose(1, 2).flatten(1).unsqueeze(1)
     y, last = ops.selective_scan(
-        driven.flatten(2, 3),
-        _for_each_number(delta.to(dtype), state).flatten(2, 3),
+        driven.contiguous().flatten(2),
+        step.expand(-1, -1, -1, state, -1).flatten(2),
         *of_numbers,
         None,
-        A.to(dtype).mT.flatten(0, 1).unsqueeze(2),
+        A.to(dtype).unflatten(0, sizes).mT.flatten().unsqueeze(1),
         None,
-        None if delta_bias is None else delta_bias.unsqueeze(1).expand(-1, state, -1).flatten(0, 1),
-        None if h0 is None else h0.transpose(1, 2).flatten(1, 2).unsqueeze(1),
+        bias,
+        start,
         softplus,
         chunk,
     )
-    y = y.unflatten(2, (groups, state))
-    y = (y * C.to(dtype).mT if C.dim() == 3 else y).sum(3)
+    y = y.unflatten(2, (groups, state, sizes[1]))
+    y = (y * C.to(dtype).unflatten(0, sizes).mT if C.dim() == 2 else y).sum(3).flatten(2)
     if D is not None:
         y = y + D * wide
     if z is not None:
         y = y * silu(z.to(dtype))
-    return laid_out_as(u, y.to(u.dtype)), last[:, 0].unflatten(1, (groups, state)).transpose(1, 2)
-
-
-def _for_each_number(x: Tensor, state: int) -> Tensor:
-    """Repeat ``(batch, L, G, D)`` to ``(batch, L, G, N, D)``, without a copy."""
-    return x.unsqueeze(3).expand(-1, -1, -1, state, -1)
+    return y.to(u.dtype), last[:, 0].unflatten(1, (groups, state, sizes[1])).transpose(1, 2).flatten(2)

@@ -41,7 +41,7 @@ class ScanSizes(NamedTuple):
     @classmethod
     def of_sequences(cls, *arguments: Any) -> "ScanSizes":
         """Read the sizes off the arguments of ``mmmsv::selective_scan``."""
-        u, _, _, _, _, (groups, _, state), D, *_ = arguments
+        u, _, (_, _, groups, state), _, _, _, D, *_ = arguments
         return cls(prod(u), groups, groups, 0, state, int(D is not None))
 
     @property

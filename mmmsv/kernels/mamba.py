@@ -289,8 +289,8 @@ def _project(
     tokens = u.transpose(1, 2).contiguous()
     parts = F.linear(tokens, x_proj_weight).split(sizes, 2)
     delta = F.linear(parts[0], delta_proj_weight).transpose(1, 2)
-    B = _with_bias(parts[1], B_proj_bias) if B is None else B
-    C = _with_bias(parts[-1], C_proj_bias) if C is None else C
+    B = _with_bias(op, "B_proj_bias", parts[1], B_proj_bias) if B is None else B
+    C = _with_bias(op, "C_proj_bias", parts[-1], C_proj_bias) if C is None else C
     return tokens.transpose(1, 2), delta, B, C, z
 
 
@@ -302,8 +302,10 @@ def _project_out(op: str, y: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     return F.linear(y.transpose(1, 2), weight, bias)
 
 
-def _with_bias(projection: Tensor, bias: Tensor | None) -> Tensor:
+def _with_bias(op: str, name: str, projection: Tensor, bias: Tensor | None) -> Tensor:
     """Return ``(batch, L, N)`` with a bias, as ``(batch, N, L)``."""
+    if bias is not None and bias.shape != projection.shape[2:]:
+        raise ValueError(f"{op}: {name} has shape {tuple(bias.shape)}, expected (N,) = ({projection.shape[2]},)")
     return (projection if bias is None else projection + bias.to(projection.dtype)).transpose(1, 2)
 
 

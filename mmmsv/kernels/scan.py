@@ -84,7 +84,7 @@ def selective_scan(
         delta: Step before bias and softplus, shape and dtype of ``u``.
         A: Decay rate, ``(D, N)``, as a rule negative (a positive one makes the state grow). It is real.
         B: Input projection, ``(batch, G, N, L)`` or ``(batch, N, L)`` for one group, in the dtype of ``u``; or
-            ``(D, N)``, one for all tokens, which takes N times the memory.
+            ``(D, N)``, one for all tokens, which takes N times the memory and more than N times as long.
         C: Output projection, likewise. B and C of tokens have the same groups.
         D: Skip weight, ``(D,)``; none when omitted.
         z: Gate, shape and dtype of ``u``; none when omitted.
@@ -95,9 +95,10 @@ def selective_scan(
             next: a sequence may be scanned piece by piece.
 
     Returns:
-        y, ``(batch, D, L)`` in ``u.dtype``, with the layout of ``u``; with ``return_last_state`` also the last state,
-        ``(batch, D, N)``. The state, ``A`` and the exponential are held in float32 (float64 when ``u`` is float64),
-        whatever the dtype of ``u``. Both results have gradients with respect to every tensor.
+        y, ``(batch, D, L)`` in ``u.dtype``, with the layout of ``u`` unless B or C is ``(D, N)``; with
+        ``return_last_state`` also the last state, ``(batch, D, N)``. The state, ``A`` and the exponential are held in
+        float32 (float64 when ``u`` is float64), whatever the dtype of ``u``. Both results have gradients with respect
+        to every tensor.
 
     Raises:
         TypeError: An argument is no tensor of real floating-point numbers, or its dtype disagrees with ``u``; a switch
@@ -114,7 +115,7 @@ def selective_scan(
     check_tensors(op, {**maps, "A": A, **optional})
     check_bool(op, "delta_softplus", delta_softplus)
     check_bool(op, "return_last_state", return_last_state)
-    groups = check_sequence_shapes(u, delta, A, B, C, D, z, delta_bias, h0)
+    check_sequence_shapes(u, delta, A, B, C, D, z, delta_bias, h0)
     if z is not None:
         maps["z"] = z
     maps = {name: each for name, each in maps.items() if each.dim() > 2}
@@ -124,28 +125,20 @@ def selective_scan(
     of_each = {"B": B, "C": C, **maps}
     chunk = _chunk(u, A, *of_each.values(), D, delta_bias, h0)
 
-    sizes = (groups, A.shape[0] // groups)
-    x, step = [_with_channels_last(maps[name], sizes) for name in ("u", "delta")]
-    gate = None if z is None else _with_channels_last(maps["z"], sizes)
-    B, C = [_with_states_last(of_each[name], sizes) for name in ("B", "C")]
-    skip, bias = [None if each is None else each.unflatten(0, sizes) for each in (D, delta_bias)]
-    start = None if h0 is None else h0.unflatten(1, sizes).permute(0, 3, 1, 2)
-    compute = scan_with_constants if B.dim() == 3 or C.dim() == 3 else ops.selective_scan
-    y, last = compute(x, step, B, C, gate, A.unflatten(0, sizes), skip, bias, start, delta_softplus, chunk)
-
-    y = y.flatten(2).transpose(1, 2)
-    return (y, last.permute(0, 2, 3, 1).flatten(1, 2)) if return_last_state else y
+    x, step = [maps[name].transpose(1, 2) for name in ("u", "delta")]
+    gate = None if z is None else maps["z"].transpose(1, 2)
+    B, C = [_of_tokens(of_each[name]) for name in ("B", "C")]
+    start = None if h0 is None else h0.transpose(1, 2)
+    compute = scan_with_constants if B.dim() == 2 or C.dim() == 2 else ops.selective_scan
+    y, last = compute(x, step, B, C, gate, A, D, delta_bias, start, delta_softplus, chunk)
+    y = y.transpose(1, 2)
+    return (y, last.transpose(1, 2)) if return_last_state else y
 
 
-def _with_channels_last(x: Tensor, sizes: tuple[int, int]) -> Tensor:
-    """View ``(batch, D, L)`` as ``(batch, L, G, D / G)``."""
-    return x.unflatten(1, sizes).permute(0, 3, 1, 2)
-
-
-def _with_states_last(projection: Tensor, sizes: tuple[int, int]) -> Tensor:
-    """View B or C of tokens as ``(batch, L, G, N)``, and of channels as ``(G, D / G, N)``."""
+def _of_tokens(projection: Tensor) -> Tensor:
+    """View B or C of tokens as ``(batch, L, G, N)``; those of channels, ``(D, N)``, as they are."""
     if projection.dim() == 2:
-        return projection.unflatten(0, sizes)
+        return projection
     return (projection.unsqueeze(1) if projection.dim() == 3 else projection).permute(0, 3, 1, 2)
 
 

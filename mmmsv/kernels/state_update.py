@@ -61,7 +61,7 @@ def selective_state_update(
     given = {"state": state, "x": x, "dt": dt, "A": A, "B": B, "C": C}
     given |= {name: each for name, each in optional.items() if each is not None}
     check_tensors(op, given)
-    if state.dim() not in (3, 4):
+    if state.dim() not in (3, 4) or x.dim() != state.dim() - 1:
         raise ValueError(f"{op}: state has shape {tuple(state.shape)}, expected (batch, D, N) or (batch, H, D, N)")
     batch, (*heads, dim, number) = len(x), state.shape[1:]
     of_groups = list(B.shape[1:-1])

@@ -102,13 +102,12 @@ def test_gradcheck_of_maps(backend, case):
 @pytest.mark.parametrize("optional", [True, False])
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_opcheck_of_sequences(state, groups, optional, contiguous):
-    channels = 6 // groups
-    u, delta, z = torch.randn(3, 2, groups, channels, 9).permute(0, 1, 4, 2, 3)
+    u, delta, z = torch.randn(3, 2, 6, 9).transpose(2, 3)
     if not contiguous:
         u, delta, z = (tensor.contiguous() for tensor in (u, delta, z))
     B, C = torch.randn(2, 2, 9, groups, state)
-    bias, skip = torch.randn(2, groups, channels)
-    h0, A = torch.randn(2, state, groups, channels), -torch.rand(groups, channels, state)
+    bias, skip = torch.randn(2, 6)
+    h0, A = torch.randn(2, state, 6), -torch.rand(6, state)
     optionals = (skip, bias, h0) if optional else (None, None, None)
     tensors = (u, delta, B, C, z if optional else None, A, *optionals)
     leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in tensors]
@@ -292,8 +291,12 @@ def test_compiles_without_graph_break(dynamic):
         return selective_scan(**tensors, return_last_state=True, delta_softplus=True)
 
     compiled = torch.compile(sequences, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    for length, state in ((37, 1), (20, 2)):
-        inputs = scan_inputs(length=length, state=state, dtype=torch.float32, all_of_them=True)
+    for length, state, groups, contiguous in ((37, 1, 1, False), (20, 2, 2, True), (21, 2, 1, True)):
+        inputs = scan_inputs(length=length, state=state, groups=groups, dtype=torch.float32, all_of_them=True)
+        if contiguous:
+            inputs = {name: tensor.detach().contiguous().requires_grad_() for name, tensor in inputs.items()}
+        if length == 21:
+            inputs["C"] = inputs["A"].detach().clone().requires_grad_()
         results = [each(**inputs) for each in (compiled, sequences)]
         gradients = [torch.autograd.grad(loss(y) + loss(h), list(inputs.values())) for y, h in results]
         for ours, theirs in zip((*results[0], *gradients[0]), (*results[1], *gradients[1]), strict=True):
@@ -332,16 +335,22 @@ class Sequences(nn.Module):
 
 
 @needs_dim
-def test_exports_sequences():
+@pytest.mark.parametrize("contiguous", [False, True])
+@pytest.mark.parametrize("B", ["tokens", "channels"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_exports_sequences(groups, B, contiguous):
     module = Sequences()
 
     def arguments(batch, length):
-        inputs = scan_inputs(batch, length=length, state=2, dtype=torch.float32, all_of_them=True)
-        return tuple(inputs[name].detach() for name in ("u", "delta", "B", "C", "z", "h0"))
+        inputs = scan_inputs(batch, length=length, state=2, groups=groups, dtype=torch.float32, all_of_them=True)
+        if B == "channels":
+            inputs["B"] = inputs["A"]
+        given = tuple(inputs[name].detach() for name in ("u", "delta", "B", "C", "z", "h0"))
+        return tuple(each.contiguous() for each in given) if contiguous else given
 
     batch, length = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("length", min=2, max=4096)
-    last_axis = ({0: batch, 2: length}, {0: batch, 2: length}, {0: batch, 3: length}, {0: batch, 3: length})
-    shapes = (*last_axis, {0: batch, 2: length}, {0: batch})
+    of_tokens, of_states = {0: batch, 2: length}, {0: batch, 3: length}
+    shapes = (of_tokens, of_tokens, of_states if B == "tokens" else {}, of_states, of_tokens, {0: batch})
     exported = torch.export.export(module, arguments(2, 20), dynamic_shapes=shapes)
     assert any("mmmsv.selective_scan" in str(node.target) for node in exported.graph.nodes)
     for ours, theirs in zip(exported.module()(*arguments(3, 131)), module(*arguments(3, 131)), strict=True):
@@ -355,13 +364,16 @@ def test_activation_checkpointing():
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("function", ["selective_scan", "scan2d"])
+@pytest.mark.parametrize("function", ["selective_scan", "selective_scan with B of channels", "scan2d"])
 def test_vmap(function):
     """Of all tensors, and of some while the samples share the others."""
     if function == "scan2d":
         inputs, scan = CARRIED.inputs(), functools.partial(scan2d, **CARRIED.options)
     else:
-        inputs = scan_inputs(all_of_them=True)
+        inputs = scan_inputs(groups=3, all_of_them=True)
+        if function != "selective_scan":
+            inputs["B"] = inputs["A"]
+            function = "selective_scan"
 
         def scan(*tensors):
             return torch.cat(

@@ -128,7 +128,7 @@ def test_arguments_are_in_the_order_of_mamba_ssm(backend):
     assert_near(last.cpu(), theirs[1], 1e-12)
 
 
-@pytest.mark.parametrize("backend", RUNNABLE)
+@pytest.mark.parametrize("backend", FULL)
 def test_piece_by_piece(backend):
     """The last state of a piece is the h0 of the next; values and gradients are those of the whole."""
     whole = scan_inputs(**ALL, length=29)
@@ -157,7 +157,7 @@ def test_empty(backend, batch, length):
         assert gradient.any() == (name == "h0" and batch > 0), name
 
 
-@pytest.mark.parametrize("backend", RUNNABLE)
+@pytest.mark.parametrize("backend", FULL)
 def test_one_of_two_results(backend):
     """The gradients of y alone and of the last state alone add up to those of both."""
     inputs = {
@@ -173,6 +173,23 @@ def test_one_of_two_results(backend):
     both = run_with_last_state(backend, inputs, softplus=False)[2:]
     for name, one, other, together in zip(inputs, *of_each, both, strict=True):
         assert_near((one + other).cpu(), together, 1e-12, name)
+
+
+@pytest.mark.parametrize("B", ["tokens", "channels"])
+def test_gradients_of_each_sample(B):
+    """By torch.func, of a sum that takes both results."""
+    inputs = {name: tensor.detach() for name, tensor in scan_inputs(**ALL, length=9).items()}
+    if B == "channels":
+        inputs["B"] = inputs["A"].clone()
+
+    def total(inputs):
+        y, last = selective_scan(**inputs, delta_softplus=True, return_last_state=True)
+        return loss(y) + loss(last)
+
+    ours = torch.func.grad(total)(inputs)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
+    for name, theirs in zip(leaves, torch.autograd.grad(total(leaves), list(leaves.values())), strict=True):
+        torch.testing.assert_close(ours[name], theirs)
 
 
 LAYOUTS = {

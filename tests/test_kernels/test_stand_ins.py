@@ -349,9 +349,7 @@ def test_interfaces_of_mamba_ssm_and_causal_conv1d(stood_in):
         ImportError, match="stands in for the functions of mamba_ssm, and has no Mamba; install mamba-ssm"
     ):
         from mamba_ssm import Mamba  # noqa: F401
-    with pytest.raises(
-        ModuleNotFoundError, match=r"mamba_ssm\.modules"
-    ):
+    with pytest.raises(ModuleNotFoundError, match=r"mamba_ssm\.modules"):
         stood_in("mamba_ssm.modules.mamba_simple")
 
 

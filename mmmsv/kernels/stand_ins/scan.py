@@ -47,10 +47,10 @@ def forward(
     """
     given = _arguments("fwd", u, delta, A, B, C, D, delta_bias, delta_softplus, in_float)
     y, last, kept = torch.ops.mmmsv.selective_scan(*given)
-    after = torch.cat((given.kept_states(kept)[:, 1:], last.flatten(2).unsqueeze(1)), 1)
+    after = torch.cat((given.kept_states(kept)[:, 1:], last.unsqueeze(1)), 1)
     x = after.new_zeros(len(u), u.shape[1], after.shape[1], 2 * A.shape[1])
     x[..., 1::2] = after.permute(0, 3, 1, 2)
-    y = y.flatten(2).transpose(1, 2).contiguous()
+    y = y.transpose(1, 2).contiguous()
     return (y if in_float else y.to(u.dtype)), x
 
 
@@ -81,14 +81,13 @@ def backward(
     check_shape(op, "x", x, (len(u), u.shape[1], max(chunks, 1), 2 * A.shape[1]), "u", u)
     after = x[..., 1::2].permute(0, 2, 3, 1)
     before = torch.cat((torch.zeros_like(after[:, :1]), after[:, :-1]), 1)[:, :chunks]
-    dy = dy.to(given.u.dtype).unflatten(1, given.A.shape[:2]).permute(0, 3, 1, 2)
+    dy = dy.to(given.u.dtype).transpose(1, 2)
     results = torch.ops.mmmsv.selective_scan_backward(dy, None, before.flatten(), *given)
     du, ddelta, dB, dC, _, dA, dD, ddelta_bias, _ = results
-    du, ddelta = [gradient.permute(0, 2, 3, 1).flatten(1, 2) for gradient in (du, ddelta)]
-    dA = dA.flatten(0, 1)
+    du, ddelta = [gradient.transpose(1, 2) for gradient in (du, ddelta)]
     dB, dC = [_of_projection(gradient, like) for gradient, like in ((dB, B), (dC, C))]
     of_D, of_bias = [
-        None if weight is None else gradient.flatten().to(weight.dtype)
+        None if weight is None else gradient.to(weight.dtype)
         for weight, gradient in ((D, dD), (delta_bias, ddelta_bias))
     ]
     return du.to(u.dtype), ddelta.to(delta.dtype), dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype), of_D, of_bias
@@ -117,13 +116,12 @@ def _arguments(
     dtype = one_dtype(op, maps)[0].dtype
     of_state = state_dtype(u.new_empty(0, dtype=dtype))
     dtype = of_state if in_float or apart else dtype
-    sizes = (A.shape[0], 1) if apart else (groups, A.shape[0] // groups)
-    u, delta = [each.to(dtype).unflatten(1, sizes).permute(0, 3, 1, 2) for each in (u, delta)]
-    B, C = [_of_tokens(each.to(dtype), u, sizes[0]) for each in (B, C)]
-    A = A.to(of_state).unflatten(0, sizes)
-    D, delta_bias = [None if each is None else each.to(of_state).unflatten(0, sizes) for each in weights.values()]
+    u, delta = [each.to(dtype).transpose(1, 2) for each in (u, delta)]
+    B, C = [_of_tokens(each.to(dtype), u, u.shape[2] if apart else groups) for each in (B, C)]
+    A = A.to(of_state)
+    D, delta_bias = [None if each is None else each.to(of_state) for each in weights.values()]
     return SelectiveScan(
-        u, delta, B, C, None, A, D, delta_bias, None, delta_softplus, choose_chunk(u.device, A.shape[2])
+        u, delta, B, C, None, A, D, delta_bias, None, delta_softplus, choose_chunk(u.device, A.shape[1])
     )
 
 

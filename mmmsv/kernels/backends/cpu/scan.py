@@ -21,7 +21,7 @@ def forward(scan: Scan2d) -> tuple[Tensor, Tensor]:
     dtype = scan.map_dtype(scan.x.dtype, scan.merge)
     y = in_huge_pages(scan.new_merged(dtype) if scan.merge else scan.new_routes(dtype))
     states = scan.A.new_empty(scan.states_shape if scan.chunk else 0)
-    described = _describe(scan, forward_blocks(scan.x, FORWARD_CHANNELS))
+    described = _describe(scan, forward_blocks(scan.x.shape[0], scan.x.shape[-1], FORWARD_CHANNELS))
     described.place(y=Placed.of_routes(y))
     problem = described.problem
     problem.wide = dtype != scan.x.dtype
@@ -55,12 +55,12 @@ def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
     return dx, ddt, dB, dC, dW_dt, db_dt[..., 0], dA, dDskip[..., 0]
 
 
-def forward_blocks(x: Tensor, most_channels: int) -> int:
-    """Return into how many blocks a forward pass cuts the channels of x, ``(batch, ..., D)``.
+def forward_blocks(batch: int, channels: int, most_channels: int) -> int:
+    """Return into how many blocks a forward pass cuts the channels of a sequence.
 
     Enough for two tasks a thread; each channel is computed alone, so the number changes no bit of the results.
     """
-    return max(ceil_div(2 * torch.get_num_threads(), max(x.shape[0], 1)), ceil_div(x.shape[-1], most_channels))
+    return max(ceil_div(2 * torch.get_num_threads(), max(batch, 1)), ceil_div(channels, most_channels))
 
 
 def _describe(scan: Scan2d, blocks: int) -> Described:

@@ -17,9 +17,9 @@ def forward(given: SelectiveScan) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y, the last state, and the states before each chunk."""
     check_chunk(given.chunk)
     y, last, states = given.new_results()
-    copied = given.u.stride(3) != 1
-    described = _describe(given, forward_blocks(given.u, _COPIED_CHANNELS if copied else FORWARD_CHANNELS))
-    described.place(y=Placed.of_groups(in_huge_pages(y)))
+    most = FORWARD_CHANNELS if given.u.stride(2) == 1 else _COPIED_CHANNELS
+    described = _describe(given, forward_blocks(len(y), given.sizes[1], most))
+    described.place(y=_placed(given, in_huge_pages(y)))
     problem = described.problem
     problem.kept = states.data_ptr() if given.chunk else None
     h0 = None if given.h0 is None else given.h0.contiguous()
@@ -30,18 +30,18 @@ def forward(given: SelectiveScan) -> tuple[Tensor, Tensor, Tensor]:
 
 def backward(given: SelectiveScan, dy: Tensor, dlast: Tensor | None, states: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients of the tensors, in their order."""
-    batch, length, groups, channels = given.u.shape
-    state = given.A.shape[2]
+    batch, length, groups, state = given.B.shape
+    channels = given.sizes[1]
     described = _describe(given, 2 * ceil_div(channels, 2 * BACKWARD_CHANNELS))
     du, ddelta = (in_huge_pages(torch.empty_like(each)) for each in (given.u, given.delta))
-    described.place(dy=Placed.of_groups(dy), dx=Placed.of_groups(du), ddelta=Placed.of_groups(ddelta))
+    described.place(dy=_placed(given, dy), dx=_placed(given, du), ddelta=_placed(given, ddelta))
     dz = None if given.z is None else in_huge_pages(torch.empty_like(given.z))
     if dz is not None:
-        described.place(dz=Placed.of_groups(dz))
+        described.place(dz=_placed(given, dz))
     problem = described.problem
     problem.kept = given.kept_states(states).data_ptr()
     dlast = None if dlast is None else dlast.contiguous()
-    dh0 = None if given.h0 is None else given.A.new_empty(given.last_shape)
+    dh0 = None if given.h0 is None else given.h0.new_empty(given.h0.shape)
     # The walk begins with the last token.
     problem.entering, problem.leaving = _address(dlast), _address(dh0)
     images = min(batch, GROUPS)
@@ -51,21 +51,28 @@ def backward(given: SelectiveScan, dy: Tensor, dlast: Tensor | None, states: Ten
     loaded_library().scan.backward(problem, given.A)
 
     dB, dC = token_parts.sum(0).chunk(2, 3)
-    dA, dbias, dD = weight_parts.sum(0)[..., :channels].transpose(1, 2).split((state, 1, 1), 2)
-    return du, ddelta, dB, dC, dz, dA, dD[..., 0], dbias[..., 0], dh0
+    weights = weight_parts.sum(0)[..., :channels].transpose(1, 2).flatten(0, 1)
+    dA, dbias, dD = weights.split((state, 1, 1), 1)
+    return du, ddelta, dB, dC, dz, dA, dD[:, 0], dbias[:, 0], dh0
 
 
 def _describe(given: SelectiveScan, blocks: int) -> Described:
     """Describe all but the results to the library."""
-    groups = len(given.A)
-    size = 1, given.u.shape[1]
-    described = describe(given.u, given.A, given.delta_bias, given.D, size, ((0,),) * groups, blocks)
+    groups, size = given.sizes, (1, given.u.shape[1])
+    A = given.A.unflatten(0, groups)
+    bias, skip = (None if each is None else each.unflatten(0, groups) for each in (given.delta_bias, given.D))
+    described = describe(given.u, A, bias, skip, size, ((0,),) * len(A), blocks)
     B, C = (Placed.of_sequences(each.unsqueeze(1)) for each in (given.B, given.C))
-    described.place(x=Placed.of_groups(given.u), dt=Placed.of_groups(given.delta), B=B, C=C)
+    described.place(x=_placed(given, given.u), dt=_placed(given, given.delta), B=B, C=C)
     if given.z is not None:
-        described.place(z=Placed.of_groups(given.z))
+        described.place(z=_placed(given, given.z))
     described.problem.softplus = given.softplus
     return described
+
+
+def _placed(given: SelectiveScan, tensor: Tensor) -> Placed:
+    """Place ``(batch, L, D)``, a row of a map for each group."""
+    return Placed.of_groups(tensor.unflatten(2, given.sizes))
 
 
 def _address(state: Tensor | None) -> int | None:

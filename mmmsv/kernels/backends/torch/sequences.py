@@ -74,19 +74,23 @@ def kernel(forward: Forward, backward: Backward) -> Kernel:
 
     def scan(given: SelectiveScan) -> tuple[Tensor, Tensor, Tensor]:
         y, last, states = forward(_sequences_of(given))
-        return laid_out_as(given.u, y), last, states if given.chunk else states.new_empty(0)
+        return laid_out_as(given.u, y.flatten(2)), last.flatten(2), states if given.chunk else states.new_empty(0)
 
     def scan_backward(
         given: SelectiveScan, dy: Tensor, dlast: Tensor | None, states: Tensor
     ) -> tuple[Tensor | None, ...]:
-        of = backward(_sequences_of(given), dy, dlast, given.kept_states(states))
-        return of.u, of.delta, of.B, of.C, of.z, of.A, of.skip, of.bias, of.h0
+        sequences = _sequences_of(given)
+        sizes = sequences.A.shape[:2]
+        dlast = None if dlast is None else dlast.unflatten(2, sizes)
+        of = backward(sequences, dy.unflatten(2, sizes), dlast, given.kept_states(states))
+        du, ddelta, dz, dh0 = (None if one is None else one.flatten(2) for one in (of.u, of.delta, of.z, of.h0))
+        return du, ddelta, of.B, of.C, dz, of.A.flatten(0, 1), of.skip.flatten(), of.bias.flatten(), dh0
 
     return Kernel(scan, scan_backward)
 
 
 def _sequences_of(given: SelectiveScan) -> Sequences:
-    u, delta, B, C, z, A, D, delta_bias, h0, softplus, chunk = given
+    u, delta, B, C, z, A, D, delta_bias, h0, softplus, chunk = given.by_group()
     chunk = chunk or CHUNK
     starts = list(range(0, u.shape[1], chunk))
     return Sequences(u, delta, B, C, A, D, delta_bias, softplus, chunk, starts, z, h0)

@@ -79,27 +79,35 @@ def scan2d_backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, .
 
 def selective_scan(given: SelectiveScan) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y, the last state, and the states before each chunk."""
-    y, last = given.u.new_empty(given.u.shape), given.A.new_empty(given.last_shape)
-    states = _problem_of(given).forward(y.transpose(1, 2), given.h0, last)
-    return laid_out_as(given.u, y), last, states
+    grouped = given.by_group()
+    y = grouped.u.new_empty(grouped.u.shape)
+    last = given.A.new_empty(len(y), given.A.shape[1], *y.shape[2:])
+    states = _problem_of(given).forward(y.transpose(1, 2), grouped.h0, last)
+    return laid_out_as(given.u, y.flatten(2)), last.flatten(2), states
 
 
 def selective_scan_backward(
     given: SelectiveScan, dy: Tensor, dlast: Tensor | None, states: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of the tensors, in their order."""
-    dy = last_axis_innermost(dy).transpose(1, 2)
-    dh0 = None if given.h0 is None else given.A.new_empty(given.last_shape)
-    problem = _problem_of(given)
+    grouped, problem = given.by_group(), _problem_of(given)
+    sizes = grouped.A.shape[:2]
+    dy = last_axis_innermost(dy).unflatten(2, sizes).transpose(1, 2)
+    dlast = None if dlast is None else dlast.unflatten(2, sizes)
+    dh0 = None if grouped.h0 is None else grouped.h0.new_empty(grouped.h0.shape)
     of = problem.backward(given.kept_states(states), dy, dlast, dh0)
-    du, ddelta, dz = (None if one is None else one[:, :, 0].transpose(1, 2) for one in (of.u, of.delta, of.z))
+    du, ddelta, dz = (
+        None if one is None else one[:, :, 0].transpose(1, 2).flatten(2) for one in (of.u, of.delta, of.z)
+    )
     dB, dC = (projection[:, 0] for projection in _sum_projections(problem.scan, of.BC))
     dbias, dA, dD = _sum_weights(problem.scan, of.weights)
-    return du, ddelta, dB, dC, dz, dA, dD, dbias, dh0
+    dh0 = None if dh0 is None else dh0.flatten(2)
+    return du, ddelta, dB, dC, dz, dA.flatten(0, 1), dD.flatten(), dbias.flatten(), dh0
 
 
 def _problem_of(given: SelectiveScan) -> Problem:
-    return Problem.of(given.as_maps(), None if given.z is None else given.z.unsqueeze(1))
+    z = given.by_group().z
+    return Problem.of(given.as_maps(), None if z is None else z.unsqueeze(1))
 
 
 def _sum_projections(scan: Scan2d, parts: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,9 @@
 """The step of each channel, made of its low-rank form by products of matrices, and their gradients."""
 
-import contextlib
-
 import torch
 from torch import Tensor
 
-from mmmsv.compat.torch_versions import is_autocast_enabled
+from mmmsv.compat.torch_versions import without_autocast
 
 from ...arguments import Scan2d, ceil_div
 from .maps import for_routes
@@ -14,18 +12,12 @@ from .maps import for_routes
 _PRODUCTS_WANTED, _TOKENS_OF_A_SUM = 256, 256
 
 
-def _as_given(scan: Scan2d) -> contextlib.AbstractContextManager:
-    """Compute products in the dtype of their factors, whatever autocast would make of them."""
-    kind = scan.x.device.type
-    return torch.autocast(kind, enabled=False) if is_autocast_enabled(kind) else contextlib.nullcontext()
-
-
 def dense_step(scan: Scan2d) -> Tensor:
     """Make the step of each channel before its bias, ``(batch, H, W, S, D)``."""
     if scan.W_dt is None:
         return scan.dt
     weight = scan.W_dt.to(scan.dt.dtype)
-    with _as_given(scan):
+    with without_autocast(scan.x.device):
         if len(weight) == 1:
             return torch.mm(scan.dt.flatten(0, 3), weight[0].t()).view(*scan.dt.shape[:4], weight.shape[1])
         by_set = scan.dt.permute(3, 0, 1, 2, 4)
@@ -40,7 +32,7 @@ def low_rank_gradients(scan: Scan2d, ddelta: Tensor) -> tuple[Tensor, Tensor]:
     batch, routes, height, width, _ = ddelta.shape
     dt = for_routes(scan.dt, len(scan.route_codes))
     by_route, dt = ddelta.flatten(2, 3), dt[:, :routes]  # (batch, routes or 1, tokens, D or R)
-    with _as_given(scan):
+    with without_autocast(scan.x.device):
         # Weights as the step was made of.
         weight = W_dt.to(scan.dt.dtype).to(ddelta.dtype).expand(batch, sets, channels, rank).flatten(0, 1)
         # Sums over routes are rounded, not what is summed.
