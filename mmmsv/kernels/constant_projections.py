@@ -41,12 +41,13 @@ def scan_with_constants(
         chunk: Tokens of a chunk.
     """
     dtype, state = state_dtype(u), A.shape[1]
-    groups = next((each.shape[2] for each in (B, C) if each.dim() == 4), 1)
+    of_tokens = [each for each in (B, C) if each.dim() == 4]
+    groups = of_tokens[0].shape[2] if of_tokens else 1
     sizes = groups, A.shape[0] // groups
     # Each channel becomes N, in the order (G, N, D / G).
     wide = u.to(dtype)
     # Contiguous before axes are merged: torch.export cannot tell whether others can be, where a size is dynamic.
-    one, step = (each.unflatten(2, sizes).unsqueeze(3) for each in (wide, delta.to(dtype)))
+    one, step = [each.unflatten(2, sizes).unsqueeze(3) for each in (wide, delta.to(dtype))]
     driven = one * B.to(dtype).unflatten(0, sizes).mT if B.dim() == 2 else one.expand(-1, -1, -1, state, -1)
     ones = wide.new_ones(1).expand(*u.shape[:2], groups * state, 1)
     of_numbers = [ones if each.dim() == 2 else each.to(dtype).contiguous().flatten(2).unsqueeze(3) for each in (B, C)]

@@ -53,7 +53,7 @@ def _roll_up_all(scan: Scan2d, tokens: Tensor, merge: bool) -> Tensor:
     for routes, sequence in zip(scan.sequences, tokens.unbind(2), strict=True):
         walks = sequence.unflatten(1, (len(routes), height * width)).unbind(1)
         maps += [roll_up(walk, (route,), height, width) for walk, route in zip(walks, routes, strict=True)]
-    return sum(maps[1:], start=maps[0]).contiguous() if merge else torch.stack(maps, 1)
+    return (sum(maps[1:], start=maps[0]) if merge else torch.stack(maps, 1)).contiguous()
 
 
 def _each(scan: Scan2d, weight: Tensor) -> Tensor:
