@@ -29,12 +29,12 @@ def ceil_div(count: int, by: int) -> int:
     return -(-count // by)
 
 
-def _states(kept: Tensor, chunk: int, shape: tuple[int, ...], op: str) -> Tensor:
+def _check_kept(op: str, chunk: int) -> None:
+    """Raise RuntimeError where a forward pass has kept no states."""
     if not chunk:
         raise RuntimeError(
             f"{op}: this program was recorded without gradients; record it with inputs that require them"
         )
-    return kept.view(shape)
 
 
 class SelectiveScan(NamedTuple):
@@ -80,7 +80,8 @@ class SelectiveScan(NamedTuple):
         Raises:
             RuntimeError: It has kept none: a program was recorded without gradients, and is asked for some.
         """
-        return _states(kept, self.chunk, self.states_shape if self.chunk else (), "selective_scan")
+        _check_kept("selective_scan", self.chunk)
+        return kept.view(self.states_shape)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -185,7 +186,8 @@ class Scan2d(NamedTuple):
         Raises:
             RuntimeError: It has kept none: a program was recorded without gradients, and is asked for some.
         """
-        return _states(kept, self.chunk, self.states_shape if self.chunk else (), "scan2d")
+        _check_kept("scan2d", self.chunk)
+        return kept.view(self.states_shape)
 
     @property
     def y_dtype(self) -> torch.dtype:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ...arguments import Scan2d, ceil_div
-from .library import GROUPS, loaded_library
+from .library import loaded_library
 from .memory import in_huge_pages
 from .scan_problem import Described, Placed, check_chunk, describe, padded
 
@@ -33,8 +33,7 @@ def forward(scan: Scan2d) -> tuple[Tensor, Tensor]:
 def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
     """Compute the gradients of the tensors, in their order."""
     scan = scan.in_one_dtype()
-    batch, height, width, channels = scan.x.shape
-    sets, _, state = scan.A.shape
+    _, channels, state = scan.A.shape
     described = _describe(scan, 2 * ceil_div(channels, 2 * BACKWARD_CHANNELS))
     problem, rank = described.problem, described.problem.rank
     dx = in_huge_pages(scan.x.new_empty(scan.x.shape, dtype=scan.map_dtype(scan.x.dtype, True)))
@@ -43,15 +42,11 @@ def backward(scan: Scan2d, dy: Tensor, states: Tensor) -> tuple[Tensor, ...]:
     problem.kept = scan.kept_states(states).data_ptr()
     rows = padded(padded(scan.step_weight, 2), 1)
     problem.W_dt_rows, problem.padded_rank = rows.data_ptr(), rows.shape[2]
-    groups = min(batch, GROUPS)
-    token_parts = in_huge_pages(scan.A.new_empty(problem.blocks, batch, height, width, sets, rank + 2 * state))
-    weight_parts = scan.A.new_zeros(groups, sets, rank + state + 2, problem.padded)
-    problem.token_parts, problem.weight_parts, problem.groups = token_parts.data_ptr(), weight_parts.data_ptr(), groups
+    token_parts, weight_parts = described.new_parts(scan.A)
     loaded_library().scan.backward(problem, scan.A)
 
     ddt, dB, dC = token_parts.sum(0).split((rank, state, state), 4)
-    weights = weight_parts.sum(0)[..., :channels].transpose(1, 2)
-    dW_dt, dA, db_dt, dDskip = weights.split((rank, state, 1, 1), 2)
+    dW_dt, dA, db_dt, dDskip = weight_parts.sum(0).split((rank, state, 1, 1), 2)
     return dx, ddt, dB, dC, dW_dt, db_dt[..., 0], dA, dDskip[..., 0]
 
 

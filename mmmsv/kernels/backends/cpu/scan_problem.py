@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ...arguments import CHUNK, ceil_div
 from ...strides import last_axis_innermost
-from .library import DTYPES, LANES
+from .library import DTYPES, GROUPS, LANES
+from .memory import in_huge_pages
 
 
 class _PerToken(ctypes.Structure):
@@ -98,6 +99,24 @@ class Described(NamedTuple):
         for name, each in placed.items():
             setattr(self.problem, name, each.fields)
             self.tensors.append(each)
+
+    def new_parts(self, A: Tensor) -> tuple[Tensor, Tensor]:
+        """Make and describe the parts of a backward pass, sums of which are gradients.
+
+        Args:
+            A: ``(S, D, N)``, in the dtype of the parts.
+
+        Returns:
+            Those of dt, B and C, ``(blocks, batch, H, W, S, R + 2 N)``, and those of W_dt, A, bias and skip, of each
+            group of images, ``(groups, S, D, R + N + 2)``, where R may be 0.
+        """
+        problem, (sets, channels, state) = self.problem, A.shape
+        size = problem.batch, problem.height, problem.width, sets, problem.rank + 2 * state
+        of_tokens = in_huge_pages(A.new_empty(problem.blocks, *size))
+        problem.groups = min(problem.batch, GROUPS)
+        of_weights = A.new_zeros(problem.groups, sets, problem.rank + state + 2, problem.padded)
+        problem.token_parts, problem.weight_parts = of_tokens.data_ptr(), of_weights.data_ptr()
+        return of_tokens, of_weights[..., :channels].transpose(2, 3)
 
 
 def describe(

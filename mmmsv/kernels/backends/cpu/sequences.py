@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ...arguments import SelectiveScan, ceil_div
-from .library import GROUPS, loaded_library
+from .library import loaded_library
 from .memory import in_huge_pages
 from .scan import BACKWARD_CHANNELS, FORWARD_CHANNELS, forward_blocks
 from .scan_problem import Described, Placed, check_chunk, describe
@@ -30,9 +30,7 @@ def forward(given: SelectiveScan) -> tuple[Tensor, Tensor, Tensor]:
 
 def backward(given: SelectiveScan, dy: Tensor, dlast: Tensor | None, states: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients of the tensors, in their order."""
-    batch, length, groups, state = given.B.shape
-    channels = given.sizes[1]
-    described = _describe(given, 2 * ceil_div(channels, 2 * BACKWARD_CHANNELS))
+    described = _describe(given, 2 * ceil_div(given.sizes[1], 2 * BACKWARD_CHANNELS))
     du, ddelta = (in_huge_pages(torch.empty_like(each)) for each in (given.u, given.delta))
     described.place(dy=_placed(given, dy), dx=_placed(given, du), ddelta=_placed(given, ddelta))
     dz = None if given.z is None else in_huge_pages(torch.empty_like(given.z))
@@ -44,15 +42,11 @@ def backward(given: SelectiveScan, dy: Tensor, dlast: Tensor | None, states: Ten
     dh0 = None if given.h0 is None else given.h0.new_empty(given.h0.shape)
     # The walk begins with the last token.
     problem.entering, problem.leaving = _address(dlast), _address(dh0)
-    images = min(batch, GROUPS)
-    token_parts = in_huge_pages(given.A.new_empty(problem.blocks, batch, length, groups, 2 * state))
-    weight_parts = given.A.new_zeros(images, groups, state + 2, problem.padded)
-    problem.token_parts, problem.weight_parts, problem.groups = token_parts.data_ptr(), weight_parts.data_ptr(), images
+    token_parts, weight_parts = described.new_parts(given.A.unflatten(0, given.sizes))
     loaded_library().scan.backward(problem, given.A)
 
-    dB, dC = token_parts.sum(0).chunk(2, 3)
-    weights = weight_parts.sum(0)[..., :channels].transpose(1, 2).flatten(0, 1)
-    dA, dbias, dD = weights.split((state, 1, 1), 1)
+    dB, dC = token_parts.sum(0)[:, 0].chunk(2, 3)
+    dA, dbias, dD = weight_parts.sum(0).flatten(0, 1).split((given.A.shape[1], 1, 1), 1)
     return du, ddelta, dB, dC, dz, dA, dD[:, 0], dbias[:, 0], dh0
 
 

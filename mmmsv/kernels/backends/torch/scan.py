@@ -91,7 +91,7 @@ def backward(given: Sequences, dy: Tensor, dlast: Tensor | None, states: Tensor)
         dy_ = dy[:, where].to(walk.A.dtype)
         if given.z is not None and dz is not None:
             gate = given.z[:, where].to(walk.A.dtype)
-            dz[:, where] = walk.outputs(chunk) * dy_ * _silu_slope(gate)
+            dz[:, where] = torch.ops.aten.silu_backward(walk.outputs(chunk).mul_(dy_), gate)
             dy_ = dy_ * silu(gate)
 
         # g_t = dL/dh_t = C_t dy_t + exp(step_{t+1} A) g_{t+1}
@@ -117,11 +117,6 @@ def backward(given: Sequences, dy: Tensor, dlast: Tensor | None, states: Tensor)
         du[:, where] = gB
 
     return Gradients(du, ddelta, dB, dC, dA.movedim(0, 2), dskip, dbias, dz, wanted)
-
-
-def _silu_slope(z: Tensor) -> Tensor:
-    sigmoid = torch.sigmoid(z)
-    return sigmoid * (1 + z * (1 - sigmoid))
 
 
 def _contract(weight: Tensor, state: Tensor) -> Tensor:
